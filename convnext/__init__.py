@@ -1,0 +1,59 @@
+"""Train, measure and use a ConvNeXt on the images and the machine that you have."""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convnext.config import ModelSettings, RunSettings
+    from convnext.errors import UserError
+    from convnext.evaluation.evaluator import evaluate
+    from convnext.inference.predictor import Prediction, Predictor
+    from convnext.models.convnext import ConvNeXt
+    from convnext.models.registry import create_model
+    from convnext.recipes import recipe
+    from convnext.training.run import Run
+    from convnext.training.trainer import train
+
+__version__ = _version("convnext")
+
+# Loaded on first use, so that `import convnext` and the command's help do not wait for torch.
+_HOMES = {
+    "ConvNeXt": "models.convnext",
+    "ModelSettings": "config",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "Run": "training.run",
+    "RunSettings": "config",
+    "UserError": "errors",
+    "create_model": "models.registry",
+    "evaluate": "evaluation.evaluator",
+    "recipe": "recipes",
+    "train": "training.trainer",
+}
+
+__all__ = [
+    "ConvNeXt",
+    "ModelSettings",
+    "Prediction",
+    "Predictor",
+    "Run",
+    "RunSettings",
+    "UserError",
+    "create_model",
+    "evaluate",
+    "recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'convnext' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"convnext.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,243 @@
+"""Every setting of a run: its type, bounds, unit, default, and one sentence that is also its ``--help``."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from tyro.conf import Suppress
+
+from convnext.errors import SettingsError, did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
+def _name(value: str) -> str:
+    if not value or Path(value).name != value:
+        raise ValueError("must be a plain folder name")
+    return value
+
+
+class Settings(BaseModel):
+    """Immutable settings; a mistake raises `convnext.errors.SettingsError`, in one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    section: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(self._explain(error)) from None
+
+    @classmethod
+    def _explain(cls, error: ValidationError) -> str:
+        problem = error.errors()[0]
+        # Nested locations go on with pydantic's own names for the branches of a union: only the field's is the user's.
+        name = cls.section + str(problem["loc"][0]) if problem["loc"] else cls.section.rstrip(".") or "settings"
+        if problem["type"] == "extra_forbidden":
+            return f"no setting is called {name}: {did_you_mean(name, [cls.section + f for f in cls.model_fields])}"
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}" if problem["loc"] else message
+
+    def replace(self, **changes: Any) -> "Any":
+        """A validated copy with ``changes``: plain (``epochs=5``), nested (``model={"dims": …}``) or dotted
+        (``**{"model.dims": …}``).
+
+        Raises:
+            SettingsError: an unknown setting, or a value out of its bounds.
+        """
+        values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        nested: dict[str, dict[str, Any]] = {}
+        for key, value in changes.items():
+            name, _, rest = key.partition(".")
+            if rest:
+                nested.setdefault(name, {})[rest] = value
+            elif isinstance(value, dict):
+                nested.setdefault(name, {}).update(value)
+            else:
+                values[name] = value
+        for name, inner in nested.items():
+            if not isinstance(values.get(name), Settings):
+                raise SettingsError(f"no group of settings is called {name}: {did_you_mean(name, values)}")
+            values[name] = values[name].replace(**inner)
+        return type(self)(**values)
+
+
+class ModelSettings(Settings):
+    """The architecture; what is left at None comes from the named variant."""
+
+    section: ClassVar[str] = "model."
+
+    name: str = "convnext_tiny"
+    """Variant to start from; `convnext models` lists them."""
+    depths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Blocks of each stage."""
+    dims: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Channels of each stage, as many as depths."""
+    patch_size: Annotated[int, Field(ge=1, le=32)] | None = None
+    """Kernel size and stride of the stem in pixels: 4 in the paper, 1 or 2 for images below 100 px."""
+    kernel_size: Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)] | None = None
+    """Side of the depthwise kernels; odd."""
+    expansion: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Width of a block's hidden layer as a multiple of its channels."""
+    in_channels: Positive | None = None
+    """Channels of the images; None takes the data set's (3 colour, 1 grey)."""
+    stochastic_depth: Fraction = 0.0
+    """Skip probability of the last block (drop path); blocks before it rise linearly from 0."""
+    layer_scale: float | None = 1e-6
+    """Initial per-channel factor on each residual branch; None for no layer scale."""
+    head_init_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the classifier's initial weights."""
+    init: Literal["paper", "torch"] = "paper"
+    """Initial weights: the paper's (normal, 0.02) or PyTorch's default, which learns faster in short runs."""
+
+    @model_validator(mode="after")
+    def _one_entry_a_stage(self) -> "ModelSettings":
+        if self.depths is not None and self.dims is not None and len(self.depths) != len(self.dims):
+            raise ValueError(
+                f"model.depths and model.dims need one entry a stage each: got {len(self.depths)} depths "
+                f"{list(self.depths)} and {len(self.dims)} dims {list(self.dims)}"
+            )
+        return self
+
+
+class DataSettings(Settings):
+    """The images, their splits, and how they are read."""
+
+    section: ClassVar[str] = "data."
+
+    name: str = "folder"
+    """Data set; `convnext datasets` lists them. 'folder' is any folder of class folders."""
+    root: Path | None = None
+    """Folder of the data set; downloaded into it where the data set can be and is not there yet."""
+    image_size: Positive = 224
+    """Side in pixels of the square images that the model sees."""
+    center_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the resized shorter side that evaluation keeps: 0.875 is ImageNet's custom at 224 px."""
+    val_fraction: Fraction = 0.1
+    """Share of the training set held out, stratified, to choose `best`; ignored where the folder has val/."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of all images held out, stratified, for the final test of a folder without test/ and val/."""
+    mean: tuple[float, ...] | None = None
+    """Channel means for normalisation, on a scale of 0 to 1; None takes the data set's own."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Channel standard deviations for normalisation; None takes the data set's own."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
+    strict: bool = False
+    """Stop at the first unreadable image instead of leaving it out and counting it."""
+
+
+class AugmentSettings(Settings):
+    """Random changes to the training images."""
+
+    section: ClassVar[str] = "augment."
+
+    crop: Literal["none", "padding", "resized"] = "resized"
+    """Random crop: of the padded image (small images), or of a random area resized (RandomResizedCrop)."""
+    crop_padding: Annotated[int, Field(ge=0)] = 4
+    """Pixels of reflected border for crop 'padding'."""
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    """Range of the area kept by crop 'resized', as a share of the image."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Strength of random changes of brightness, contrast and saturation; 0 for none."""
+    policy: Literal["none", "randaugment", "autoaugment", "trivialaugment"] = "none"
+    """Augmentation policy."""
+    autoaugment: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
+    """Data set whose learned AutoAugment policy is used."""
+    randaugment_ops: Positive = 2
+    """Operations per image of RandAugment."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of RandAugment's operations."""
+    erasing: Probability = 0.0
+    """Probability that a random rectangle is painted in the data set's mean colour."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of Mixup; 0 for none."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of CutMix; 0 for none. With mixup too, each batch draws one of the two."""
+    mix_probability: Probability = 1.0
+    """Probability that a batch is mixed by Mixup or CutMix."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule; norms, biases and layer scale are not decayed."""
+
+    section: ClassVar[str] = "optimizer."
+
+    lr: Annotated[float, Field(gt=0)] = 4e-3
+    """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
+    reference_batch_size: Positive = 4096
+    """Batch size that lr is meant for: 4096 in the paper."""
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate at the end of the cosine, scaled like lr."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 20.0
+    """Epochs of linear rise from 0 to the peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled weight decay of convolution and linear weights."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the whole gradient; larger ones are scaled down. None for no clipping."""
+
+
+class RunSettings(Settings):
+    """Train a ConvNeXt, report its accuracy on the test split, and keep everything in the run's folder."""
+
+    recipe: Suppress[str] = ""
+    """Recipe that the settings started from."""
+    name: Annotated[str, AfterValidator(_name)] = "run"
+    """Name of the run's folder; numbered where it exists."""
+    output: Path = Path("runs")
+    """Folder of the runs."""
+    epochs: Positive = 300
+    """Passes over the training set."""
+    batch_size: Positive = 4096
+    """Images of one optimizer step, over all processes and accumulated parts."""
+    accumulate: Positive = 1
+    """Parts into which each batch is split to save memory; the gradient is that of the whole batch."""
+    label_smoothing: Fraction = 0.1
+    """Share of each target spread evenly over all classes."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the moving average of the weights, which is then what is evaluated; None for none. It warms up."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto: bf16 (else fp16) on CUDA, fp32 on CPU and MPS."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto takes the first of CUDA, MPS, CPU that is there."""
+    channels_last: bool = True
+    """Keep images in NHWC order in memory, the faster one for ConvNeXt."""
+    eval_every: Positive = 1
+    """Epochs from one evaluation on the validation split to the next."""
+    tensorboard: bool = True
+    """Write TensorBoard's event files into the run's folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of initial weights, splits, order and augmentation."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunSettings":
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate: {self.accumulate} parts of a batch of {self.batch_size} would be empty")
+        if self.optimizer.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs: a warm-up of {self.optimizer.warmup_epochs:g} epochs leaves nothing of "
+                f"the {self.epochs} epochs; lower it (0 for none) or raise epochs"
+            )
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at this batch size (linear scaling, Goyal et al. 2017)."""
+        return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch_size

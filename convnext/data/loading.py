@@ -1,0 +1,179 @@
+"""Batches as pure functions of the settings: which images, in which order, and with which random changes.
+
+A batch's images and augmentation depend on (seed, epoch, index) alone, so they are the same for any number of
+workers, and after any interruption.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from convnext.data.images import UnreadableImageError
+from convnext.data.sources import ImageSource
+from convnext.data.transforms import Transform
+from convnext.errors import DataError, SettingsError
+
+Key = tuple[int, int]  # epoch, index
+
+
+class Batch(NamedTuple):
+    """``n`` images, their labels, and what could not be read.
+
+    Attributes:
+        images: ``(n, C, H, W)`` uint8.
+        targets: ``(n,)`` int64.
+        unreadable: a line for each image left out.
+    """
+
+    images: Tensor
+    targets: Tensor
+    unreadable: list[str]
+
+
+def seed_for(*numbers: int) -> int:
+    """A 63-bit seed that depends on all the numbers and on their order."""
+    digest = blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class AugmentedImages(Dataset[tuple[Tensor, int] | str]):
+    """Transformed images by (epoch, index); an unreadable one is the line that says so."""
+
+    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | str:
+        epoch, index = key
+        try:
+            image = self.source.load(index)
+        except UnreadableImageError as error:
+            return str(error)
+        generator = torch.default_generator
+        state = generator.get_state()
+        generator.manual_seed(seed_for(self.seed, epoch, index))
+        try:
+            return self.transform(image), int(self.source.targets[index])
+        finally:
+            generator.set_state(state)
+
+
+def collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
+    """Stack the readable samples, and keep the lines of the others."""
+    read = [sample for sample in samples if not isinstance(sample, str)]
+    unreadable = [sample for sample in samples if isinstance(sample, str)]
+    if not read:
+        return Batch(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), unreadable)
+    images = torch.stack([image for image, _ in read])
+    return Batch(images, torch.tensor([target for _, target in read]), unreadable)
+
+
+class TrainSampler(Sampler[list[Key]]):
+    """The batches of steps ``start_step`` to the end of training; each epoch is a new permutation.
+
+    Args:
+        length: images of the training set.
+        batch_size: images of one step, over all processes; the last, incomplete batch of an epoch is left out.
+        epochs: passes.
+        seed: the run's.
+        start_step: first step, counted over all epochs from 0.
+        rank: this process's number; it takes every ``world_size``-th image of the batch.
+        world_size: number of processes.
+
+    Raises:
+        SettingsError: a batch larger than the training set.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size > length:
+            raise SettingsError(
+                f"batch_size {batch_size} is more than the {length} training images: lower --batch-size"
+            )
+        self.length, self.batch_size, self.epochs, self.seed = length, batch_size, epochs, seed
+        self.start_step, self.rank, self.world_size = start_step, rank, world_size
+        self.steps_per_epoch = length // batch_size
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.start_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            generator = torch.Generator().manual_seed(seed_for(self.seed, epoch))
+            order = torch.randperm(self.length, generator=generator)
+            for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
+                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+                yield [(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
+
+
+class EvalSampler(Sampler[list[Key]]):
+    """Each image once, in order; a process takes every ``world_size``-th, from ``rank`` on."""
+
+    def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, length, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+def make_loader(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> "DataLoader[Batch]":
+    """A loader of `Batch`; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
+    workers = default_workers(dataset.source) if workers is None else workers
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # keys are (epoch, index)
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,  # type: ignore[arg-type]
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_quiet_worker,
+    )
+
+
+def default_workers(source: ImageSource) -> int:
+    """Workers for files: one a core, at most 8; none for images in memory beside a CPU that is busy computing."""
+    if source.root is None and not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def _quiet_worker(_: int) -> None:
+    import signal
+
+    # Ctrl-C reaches the whole group; the main process finishes its step and stops its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def raise_if_strict(unreadable: list[str], strict: bool) -> None:
+    """Stop at unreadable images where the settings say so.
+
+    Raises:
+        DataError: ``strict``, and there are some.
+    """
+    if strict and unreadable:
+        raise DataError(f"{unreadable[0]}; repair or remove it, or train without --data.strict to leave it out")

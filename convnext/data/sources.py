@@ -1,0 +1,148 @@
+"""Labelled images by index, in arrays or in files, and their seeded, stratified division."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext.data.images import read_image
+from convnext.errors import DataError
+
+_SUFFIXES = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """``N`` labelled images.
+
+    Args:
+        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8 pixels, or ``N`` paths relative to ``root`` as bytes: one
+            array, so that worker processes share its memory.
+        targets: ``(N,)`` class indices.
+        channels: 3 or 1: what `load` returns.
+        root: folder of the files.
+    """
+
+    images: NDArray[Any]
+    targets: NDArray[np.int64]
+    channels: int
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def load(self, index: int) -> Image.Image:
+        """The image, mode ``RGB`` or ``L``.
+
+        Raises:
+            UnreadableImageError: a file that cannot be decoded; the message names it.
+        """
+        if self.root is None:
+            return Image.fromarray(self.images[index])
+        return read_image(self.root / os.fsdecode(self.images[index]), self.channels)
+
+    def label(self, index: int) -> str:
+        """What to call the image in a report: its path, or its number."""
+        return f"#{index}" if self.root is None else str(self.root / os.fsdecode(self.images[index]))
+
+    def subset(self, indices: NDArray[np.int64]) -> "ImageSource":
+        """The images at ``indices``, in that order."""
+        return replace(self, images=self.images[indices], targets=self.targets[indices])
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends like an image's; hidden files are left out."""
+    return not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the sub-folders of ``folder``, sorted; hidden ones left out."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def scan_folder(folder: Path, classes: list[str]) -> ImageSource:
+    """All images below ``folder/<class>/``, sorted by path.
+
+    Raises:
+        DataError: a class folder without images, or one that is not among ``classes``.
+    """
+    unknown = [name for name in class_folders(folder) if name not in classes]
+    if unknown:
+        raise DataError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
+    paths: list[bytes] = []
+    targets: list[int] = []
+    for target, name in enumerate(classes):
+        found = sorted(_image_files(folder / name, folder))
+        paths += found
+        targets += [target] * len(found)
+    if not paths:
+        raise DataError(f"{folder} has no images in its class folders: expected {folder}/<class>/*.jpg (or .png, …)")
+    # Colour always: one grey picture among the files says nothing about the others.
+    return ImageSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
+
+
+def _image_files(folder: Path, root: Path) -> Iterator[bytes]:
+    for directory, subfolders, files in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in files:
+            if is_image_name(name):
+                yield os.fsencode(os.path.relpath(Path(directory, name), root))
+
+
+def stratified_split(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
+    """Hold out a share of every class.
+
+    Args:
+        source: what to divide.
+        fraction: share to hold out, between 0 and 1.
+        seed: the same seed gives the same division.
+
+    Returns:
+        The images that stay and those held out, each in the source's order.
+
+    Raises:
+        DataError: a class has too few images to stand on both sides.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, held_out = train_test_split(
+            np.arange(len(source)), test_size=fraction, random_state=seed % 2**32, stratify=source.targets
+        )
+    except ValueError as error:
+        raise DataError(
+            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides ({error}); "
+            f"add images, provide val/ and test/ folders, or change data.val_fraction"
+        ) from None
+    return source.subset(np.sort(kept)), source.subset(np.sort(held_out))
+
+
+def statistics(source: ImageSource, limit: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel means and standard deviations of the pixels, on a scale of 0 to 1.
+
+    Measured on at most ``limit`` images spread evenly over the source, each at no more than 256 px; unreadable
+    images are left out.
+    """
+    total, squares, count = np.zeros(source.channels), np.zeros(source.channels), 0
+    for index in np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int):
+        try:
+            image = source.load(int(index))
+        except DataError:
+            continue
+        image.thumbnail((256, 256))
+        pixels = np.asarray(image, np.float64).reshape(-1, source.channels) / 255
+        total += pixels.sum(0)
+        squares += (pixels**2).sum(0)
+        count += len(pixels)
+    if not count:
+        raise DataError(f"none of the first images can be read, such as {source.label(0)}")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

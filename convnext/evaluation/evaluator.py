@@ -1,0 +1,137 @@
+"""A model over every image of a split, each exactly once, and the report and pictures of a whole run."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext.config import RunSettings
+from convnext.data.catalog import Splits, load_splits
+from convnext.data.loading import AugmentedImages, EvalSampler, make_loader, raise_if_strict
+from convnext.data.sources import ImageSource
+from convnext.data.transforms import Normalize, eval_transform
+from convnext.errors import CheckpointError, DataError
+from convnext.evaluation.metrics import Report, compute_report
+from convnext.training import checkpoint
+from convnext.training.checkpoint import ModelInfo
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits ``(N, K)`` and targets ``(N,)``, on the CPU, with a line for each image that could not be read."""
+
+    logits: Tensor
+    targets: Tensor
+    unreadable: list[str]
+
+
+@torch.inference_mode()
+def predict_source(
+    model: nn.Module,
+    source: ImageSource,
+    info: ModelInfo,
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    workers: int | None = None,
+    strict: bool = False,
+    autocast: Any = nullcontext,
+) -> Predictions:
+    """The model's logits for every image of ``source``, in order, as one process sees them.
+
+    Raises:
+        DataError: no image could be read; or ``strict`` and one could not.
+    """
+    model.eval()
+    normalize = Normalize(info.mean, info.std).to(device)
+    dataset = AugmentedImages(source, eval_transform(info.image_size, info.center_crop), seed=0)
+    logits, targets, unreadable = [], [], list[str]()
+    for batch in make_loader(dataset, EvalSampler(len(source), batch_size), workers):
+        unreadable += batch.unreadable
+        raise_if_strict(batch.unreadable, strict)
+        if not len(batch.targets):
+            continue
+        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        with autocast():
+            logits.append(model(normalize(images)).float().cpu())
+        targets.append(batch.targets)
+    if not logits:
+        raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
+    return Predictions(torch.cat(logits), torch.cat(targets), unreadable)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    split: str = "test",
+    which: str = "last",
+    root: str | Path | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Report:
+    """Evaluate a run's checkpoint, and write the report and its pictures into the run's folder.
+
+    Args:
+        run: the run's folder.
+        split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
+        which: checkpoint: ``"last"`` or ``"best"``.
+        root: the data's folder, where it is no longer the one trained on.
+        batch_size: images at a time.
+        device: as in `convnext.config.RunSettings`.
+        workers: processes that read images; None chooses.
+
+    Raises:
+        CheckpointError: no such checkpoint, or one for other classes than the data's.
+        DataError: the data is missing or cannot be read.
+    """
+    from convnext.training.devices import keep_freed_memory, pick_device
+
+    run = Path(run)
+    folder = checkpoint.find(run, which)
+    model, info = checkpoint.load_model(folder)
+    settings: RunSettings = checkpoint.read_json(run / "settings.json", RunSettings)
+    data = settings.data if root is None else settings.data.replace(root=Path(root))
+    splits = load_splits(data)
+    check_classes(info, splits, folder)
+    source = {"test": splits.test, "val": splits.val, "train": splits.train}.get(split)
+    if source is None:
+        raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
+    keep_freed_memory()
+    chosen = torch.device(pick_device(device))
+    model = model.to(device=chosen, memory_format=torch.channels_last)
+    predictions = predict_source(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
+    stem = split if which == "last" else f"{split}-{which}"
+    return write_report(run, stem, predictions, source, info)
+
+
+def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
+    """Refuse data with other classes than the checkpoint's.
+
+    Raises:
+        CheckpointError: the first few differences.
+    """
+    if info.classes == splits.classes:
+        return
+    missing = [name for name in info.classes if name not in splits.classes]
+    added = [name for name in splits.classes if name not in info.classes]
+    raise CheckpointError(
+        f"checkpoint {folder} knows {len(info.classes)} classes and the data has {len(splits.classes)}: "
+        f"only in the checkpoint: {', '.join(missing[:3]) or 'none'}; only in the data: {', '.join(added[:3]) or 'none'}"
+    )
+
+
+def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSource, info: ModelInfo) -> Report:
+    """Write ``<stem>_report.json``, ``<stem>_confusion_matrix.png`` and ``<stem>_predictions.png`` into the run."""
+    from convnext.evaluation import plots
+
+    report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
+    checkpoint.write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
+    plots.confusion_matrix(predictions, info.classes, run / f"{stem}_confusion_matrix.png")
+    if not predictions.unreadable:  # else logits and images are no longer in step
+        plots.prediction_grid(predictions, source, info.classes, run / f"{stem}_predictions.png")
+    return report

@@ -1,0 +1,109 @@
+"""Class names and probabilities for images, from a run's folder alone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from convnext.data.images import read_image, to_mode
+from convnext.data.transforms import Normalize, eval_transform
+from convnext.training import checkpoint
+from convnext.training.checkpoint import ModelInfo
+
+ImageLike: TypeAlias = str | Path | BinaryIO | Image.Image
+
+
+class Prediction(NamedTuple):
+    """A class and its probability, between 0 and 1."""
+
+    class_name: str
+    probability: float
+
+
+class Predictor:
+    """A trained model with its class names and preprocessing.
+
+    Args:
+        model: from normalised images ``(N, C, H, W)`` to logits ``(N, K)``.
+        info: classes, statistics and image size.
+        device: where to compute, as in `convnext.config.RunSettings`.
+    """
+
+    def __init__(self, model: nn.Module, info: ModelInfo, device: str = "auto") -> None:
+        from convnext.training.devices import pick_device
+
+        self.info = info
+        self.device = torch.device(pick_device(device))
+        self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()
+        self._transform = eval_transform(info.image_size, info.center_crop)
+        self._normalize = Normalize(info.mean, info.std).to(self.device)
+
+    @classmethod
+    def load(cls, run: str | Path, which: str = "last", device: str = "auto") -> "Predictor":
+        """The predictor of a run's checkpoint ``which``, ``"last"`` or ``"best"``.
+
+        Raises:
+            CheckpointError: no such run or checkpoint, or a damaged one.
+        """
+        return cls(*checkpoint.load_model(checkpoint.find(Path(run), which)), device)
+
+    def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
+        """The ``top_k`` most probable classes of one image, best first.
+
+        Args:
+            image: path, binary stream or Pillow image.
+            top_k: how many; all classes where there are fewer.
+
+        Raises:
+            UnreadableImageError: the image cannot be decoded.
+        """
+        return self._predict([self._prepare(image)], top_k)[0]
+
+    def batches(
+        self, images: Iterable[ImageLike], top_k: int = 5, batch_size: int = 32
+    ) -> Iterator[list[Prediction] | Exception]:
+        """Predictions for many images, in order; an unreadable one yields its `UnreadableImageError`."""
+        chunk: list[ImageLike] = []
+        with ThreadPoolExecutor() as threads:
+            for image in images:
+                chunk.append(image)
+                if len(chunk) == batch_size:
+                    yield from self._chunk(chunk, top_k, threads)
+                    chunk = []
+            if chunk:
+                yield from self._chunk(chunk, top_k, threads)
+
+    def _chunk(
+        self, images: Sequence[ImageLike], top_k: int, threads: ThreadPoolExecutor
+    ) -> Iterator[list[Prediction] | Exception]:
+        prepared = list(threads.map(self._try_prepare, images))
+        readable = [pixels for pixels in prepared if isinstance(pixels, Tensor)]
+        predictions = iter(self._predict(readable, top_k) if readable else [])
+        for pixels in prepared:
+            yield next(predictions) if isinstance(pixels, Tensor) else pixels
+
+    def _try_prepare(self, image: ImageLike) -> Tensor | Exception:
+        from convnext.data.images import UnreadableImageError
+
+        try:
+            return self._prepare(image)
+        except UnreadableImageError as error:
+            return error
+
+    def _prepare(self, image: ImageLike) -> Tensor:
+        channels = self.info.channels
+        picture = to_mode(image, channels) if isinstance(image, Image.Image) else read_image(image, channels)
+        return self._transform(picture)
+
+    @torch.inference_mode()
+    def _predict(self, pixels: Sequence[Tensor], top_k: int) -> list[list[Prediction]]:
+        batch = torch.stack(list(pixels)).to(self.device, memory_format=torch.channels_last)
+        best = self.model(self._normalize(batch)).float().softmax(1).topk(min(top_k, len(self.info.classes)))
+        return [
+            [Prediction(self.info.classes[index], probability) for index, probability in zip(*row, strict=True)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]

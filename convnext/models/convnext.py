@@ -1,0 +1,160 @@
+"""ConvNeXt, op for op as in "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545).
+
+Modules and parameters carry the names of the authors' release (``downsample_layers``, ``stages``, ``dwconv``,
+``norm``, ``pwconv1``, ``pwconv2``, ``gamma``, ``head``), so that its checkpoints load with ``strict=True``.
+Shapes: ``N`` images, ``C`` channels, ``H`` by ``W`` pixels.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalization over the channels of ``(N, C, H, W)``; returns the same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Under the channels_last memory format both permutations are views, and no data moves.
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """The ConvNeXt block (section 2, figure 4): depthwise convolution, LayerNorm, two linear layers around a GELU.
+
+    Args:
+        dim: channels ``C``.
+        kernel_size: side of the depthwise kernel, in positions; odd.
+        expansion: width of the hidden layer, as a multiple of ``dim``.
+        stochastic_depth: probability with which a sample skips the block in training (section 2.1).
+        layer_scale: initial value of the per-channel factor ``gamma`` on the residual branch; ``None`` for no factor.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kernel_size: int = 7,
+        expansion: int = 4,
+        stochastic_depth: float = 0.0,
+        layer_scale: float | None = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, expansion * dim)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(expansion * dim, dim)
+        self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        shortcut = x
+        x = self.dwconv(x)
+        x = x.permute(0, 2, 3, 1)  # linear layers act on the last dimension
+        x = self.norm(x)
+        x = self.pwconv1(x)
+        x = self.act(x)
+        x = self.pwconv2(x)
+        if self.gamma is not None:
+            x = self.gamma * x
+        x = x.permute(0, 3, 1, 2)
+        return shortcut + self.drop_path(x)
+
+
+class ConvNeXt(nn.Module):
+    """ConvNeXt image classifier.
+
+    The paper has four stages behind a stem of patch size 4; any number of stages and other patch sizes are allowed,
+    so that small images keep enough resolution. The image side must be at least ``stride`` pixels.
+
+    Args:
+        in_channels: channels of the images: 3 for RGB, 1 for grey.
+        num_classes: size of the output; 0 leaves the classifier out and returns the normalized features.
+        depths: blocks of each stage (section 2.2).
+        dims: channels of each stage; as many as ``depths``.
+        patch_size: kernel size and stride of the stem's convolution (section 2.2).
+        kernel_size: side of the depthwise kernels; odd (section 2.5).
+        expansion: width of a block's hidden layer, as a multiple of the stage's channels (section 2.4).
+        stochastic_depth: skip probability of the last block; those before rise linearly from 0.
+        layer_scale: initial value of ``gamma``; ``None`` for no layer scale.
+        head_init_scale: factor on the initial weights of the classifier (used by the authors when fine-tuning).
+        init: ``"paper"`` draws weights from a normal distribution of standard deviation 0.02, truncated, with zero
+            biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs.
+
+    Raises:
+        ValueError: ``depths`` and ``dims`` differ in length, or an even ``kernel_size``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        patch_size: int = 4,
+        kernel_size: int = 7,
+        expansion: int = 4,
+        stochastic_depth: float = 0.0,
+        layer_scale: float | None = 1e-6,
+        head_init_scale: float = 1.0,
+        init: Literal["paper", "torch"] = "paper",
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(dims) or not depths:
+            raise ValueError(f"depths and dims must have one entry a stage: got depths {depths} and dims {dims}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd to keep the feature map's size: got {kernel_size}")
+        self.stride = patch_size * 2 ** (len(depths) - 1)
+        self.num_features = dims[-1]
+
+        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], patch_size, patch_size), LayerNorm2d(dims[0], eps=1e-6))
+        self.downsample_layers = nn.ModuleList([stem])
+        for dim, next_dim in pairwise(dims):
+            downsample = nn.Sequential(LayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, next_dim, kernel_size=2, stride=2))
+            self.downsample_layers.append(downsample)
+
+        last = max(sum(depths) - 1, 1)
+        rates = (stochastic_depth * number / last for number in range(sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(dim, kernel_size, expansion, next(rates), layer_scale) for _ in range(depth)))
+            for depth, dim in zip(depths, dims, strict=True)
+        )
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        if init == "paper":
+            self.apply(_init_weights)
+        if isinstance(self.head, nn.Linear):
+            with torch.no_grad():
+                self.head.weight.mul_(head_init_scale)
+                self.head.bias.mul_(head_init_scale)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to the last stage's feature map ``(N, dims[-1], H / stride, W / stride)``."""
+        if min(x.shape[-2:]) < self.stride:
+            raise ValueError(f"images of {tuple(x.shape[-2:])} pixels are smaller than the model's stride {self.stride}")
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+
+        Raises:
+            ValueError: the images are smaller than the model's stride.
+        """
+        x = self.forward_features(x)
+        return self.head(self.norm(x.mean((-2, -1))))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

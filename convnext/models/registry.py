@@ -1,0 +1,99 @@
+"""Name to model: the published variants, and one door to build any of them with changed settings."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from convnext.config import ModelSettings
+from convnext.errors import SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    from convnext.models.convnext import ConvNeXt
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published configuration."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    source: str
+    patch_size: int = 4
+    kernel_size: int = 7
+    expansion: int = 4
+
+
+_PAPER = "Liu et al. 2022, section 3"
+
+VARIANTS: dict[str, Variant] = {
+    "convnext_tiny": Variant((3, 3, 9, 3), (96, 192, 384, 768), _PAPER),
+    "convnext_small": Variant((3, 3, 27, 3), (96, 192, 384, 768), _PAPER),
+    "convnext_base": Variant((3, 3, 27, 3), (128, 256, 512, 1024), _PAPER),
+    "convnext_large": Variant((3, 3, 27, 3), (192, 384, 768, 1536), _PAPER),
+    "convnext_xlarge": Variant((3, 3, 27, 3), (256, 512, 1024, 2048), _PAPER),
+}
+
+
+def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
+    """The settings with every None taken from the named variant.
+
+    Raises:
+        SettingsError: unknown name, or depths and dims that do not fit each other.
+    """
+    try:
+        variant = VARIANTS[settings.name]
+    except KeyError:
+        raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, VARIANTS)}") from None
+    resolved: ModelSettings = settings.replace(
+        depths=settings.depths or variant.depths,
+        dims=settings.dims or variant.dims,
+        patch_size=settings.patch_size or variant.patch_size,
+        kernel_size=settings.kernel_size or variant.kernel_size,
+        expansion=settings.expansion or variant.expansion,
+        in_channels=settings.in_channels or in_channels,
+    )
+    return resolved
+
+
+def check_image_size(settings: ModelSettings, image_size: int) -> None:
+    """Refuse images too small for the model's strides.
+
+    Args:
+        settings: resolved settings.
+        image_size: side of the images in pixels.
+
+    Raises:
+        SettingsError: the last stage's feature map would be empty.
+    """
+    assert settings.depths is not None and settings.patch_size is not None
+    stride = settings.patch_size * 2 ** (len(settings.depths) - 1)
+    if image_size < stride:
+        raise SettingsError(
+            f"images of {image_size} px are too small for {len(settings.depths)} stages behind a stem of patch size "
+            f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or the "
+            f"number of stages (model.depths, model.dims)"
+        )
+
+
+def build(settings: ModelSettings, num_classes: int) -> "ConvNeXt":
+    """The model of the settings, with random weights."""
+    from convnext.models.convnext import ConvNeXt
+
+    values = resolve(settings).model_dump(exclude={"name"})
+    return ConvNeXt(num_classes=num_classes, **values)
+
+
+def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "ConvNeXt":
+    """Build a model by name, with random weights.
+
+    Args:
+        name: a variant's name; ``convnext models`` lists them.
+        num_classes: classes of the classifier; 0 leaves it out.
+        settings: any field of `convnext.config.ModelSettings`, such as ``depths`` or ``patch_size``.
+
+    Returns:
+        A module from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
+
+    Raises:
+        SettingsError: unknown name or setting, or an impossible value.
+    """
+    return build(ModelSettings(name=name, **settings), num_classes)

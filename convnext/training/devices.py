@@ -1,0 +1,63 @@
+"""Where a run computes, in which arithmetic, and with which memory allocator settings."""
+
+import ctypes
+import platform
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from convnext.config import RunSettings
+from convnext.errors import SettingsError
+
+
+def make_accelerator(settings: RunSettings) -> Accelerator:
+    """The processes, device and precision of the settings.
+
+    Raises:
+        SettingsError: a device that this machine lacks, or a precision that the device lacks.
+    """
+    device = pick_device(settings.device)
+    keep_freed_memory()
+    # Accelerate keeps one state a process, and would refuse a second run with another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    precision = {"fp32": "no"}.get(name := _precision(settings.precision, device), name)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+
+
+def pick_device(name: str) -> str:
+    """``name``, or for ``"auto"`` the first of CUDA, MPS and CPU that is there.
+
+    Raises:
+        SettingsError: the device named is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, available in there.items() if available)
+    if not there[name]:
+        raise SettingsError(f"device {name} is not available to PyTorch on this machine: use --device auto")
+    return name
+
+
+def _precision(name: str, device: str) -> str:
+    if name == "auto":
+        if device != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if name == "fp16" and device != "cuda":
+        raise SettingsError(f"precision fp16 needs a CUDA device, and this run uses {device}: use bf16 or fp32")
+    return name
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what a training step frees for the next step.
+
+    By default it returns large blocks to the kernel, which clears and maps every page again at each step: with
+    activations of hundreds of megabytes a step on CPU that is a large part of the time. Does nothing elsewhere.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,0 +1,389 @@
+"""The training loop.
+
+A run is a stream of optimizer steps, numbered from 0 over all epochs. Images, augmentation, learning rate and dropped
+paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later.
+"""
+
+import signal
+import time
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convnext.config import RunSettings
+from convnext.data.catalog import Splits, load_splits
+from convnext.data.loading import AugmentedImages, Batch, TrainSampler, make_loader, raise_if_strict, seed_for
+from convnext.data.transforms import Normalize, batch_mix, train_transform
+from convnext.errors import CheckpointError, SettingsError, UserError
+from convnext.evaluation import plots
+from convnext.evaluation.evaluator import check_classes, predict_source, write_report
+from convnext.evaluation.metrics import Report, compute_report
+from convnext.models import registry
+from convnext.training import checkpoint
+from convnext.training.checkpoint import ModelInfo, TrainingState
+from convnext.training.devices import make_accelerator
+from convnext.training.optimization import average_weights, learning_rate, make_optimizer
+from convnext.training.progress import Display
+from convnext.training.run import Run, check_same_settings, new_folder, newest_folder, write_settings
+from convnext.training.tracking import Tracker
+
+
+class InterruptedRunError(Exception):
+    """A run stopped by a signal, after its step was finished and saved.
+
+    Attributes:
+        folder: the run's folder.
+        signal: the signal's number.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; everything is saved in {folder}")
+        self.folder = folder
+        self.signal = number
+
+
+def train(settings: RunSettings, *, resume: bool = False) -> Run:
+    """Train, evaluate on the test split, and keep everything in the run's folder.
+
+    Args:
+        settings: what to do; see `convnext.recipe`.
+        resume: go on with the newest run of this name where there is one.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: settings, data or an output folder that cannot be used; nothing is written then.
+        InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
+    """
+    found = newest_folder(settings.output, settings.name) if resume else None
+    splits = load_splits(settings.data)
+    settings = _resolve(settings, splits)
+    if found is not None:
+        check_same_settings(found, settings)
+    trainer = Trainer(settings, splits)
+    if found is None:
+        found = new_folder(settings.output, settings.name)
+        write_settings(found, settings)
+    trainer.open(found)
+    trainer.fit()
+    return trainer.finish()
+
+
+def _resolve(settings: RunSettings, splits: Splits) -> RunSettings:
+    """The settings with every open choice made by the data and the model's variant."""
+    model = registry.resolve(settings.model, splits.channels)
+    if model.in_channels != splits.channels:
+        raise SettingsError(
+            f"model.in_channels is {model.in_channels}, but the images of data set {settings.data.name!r} have "
+            f"{splits.channels}: leave model.in_channels out"
+        )
+    registry.check_image_size(model, settings.data.image_size)
+    root = settings.data.root and settings.data.root.absolute()
+    data = settings.data.replace(root=root, mean=splits.mean, std=splits.std)
+    resolved: RunSettings = settings.replace(model=model, data=data)
+    return resolved
+
+
+class _StopSignals:
+    """While active, SIGTERM and the first SIGINT are kept in `received` for the loop to see."""
+
+    def __enter__(self) -> "_StopSignals":
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # only the main thread may handle signals
+            self._before = {}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """One run: its model, optimizer and data, and the step at which it stands.
+
+    Args:
+        settings: resolved settings.
+        splits: the data.
+
+    Raises:
+        UserError: settings that the data or the machine do not allow.
+    """
+
+    def __init__(self, settings: RunSettings, splits: Splits) -> None:
+        self.settings, self.splits = settings, splits
+        self.accelerator = make_accelerator(settings)
+        self.device = self.accelerator.device
+        self.sampler = TrainSampler(
+            len(splits.train),
+            settings.batch_size,
+            settings.epochs,
+            settings.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * settings.epochs
+        data = settings.data
+        self.info = ModelInfo(
+            model=settings.model,
+            classes=splits.classes,
+            mean=splits.mean,
+            std=splits.std,
+            image_size=data.image_size,
+            center_crop=data.center_crop,
+        )
+        transform = train_transform(settings.augment, data.image_size, splits.mean)
+        self.images = AugmentedImages(splits.train, transform, settings.seed)
+        self.normalize = Normalize(splits.mean, splits.std).to(self.device)
+        self.mix = batch_mix(settings.augment, len(splits.classes))
+
+        torch.manual_seed(seed_for(settings.seed))
+        self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.raw_model = registry.build(settings.model, len(splits.classes)).to(
+            device=self.device, memory_format=self.memory_format
+        )
+        self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
+        self.model, self.optimizer = self.accelerator.prepare(
+            self.raw_model, make_optimizer(self.raw_model, settings.optimizer)
+        )
+        self.state = TrainingState(settings=settings, versions=_versions())
+        self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
+        self._pending: list[Tensor] = []
+        self._last_update = 0.0
+
+    def open(self, folder: Path) -> None:
+        """Take ``folder`` as the run's, and go on from its last checkpoint where it has one.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of other classes.
+        """
+        self.folder = folder
+        if (folder / "checkpoints" / "last").is_dir():
+            self._restore(checkpoint.find(folder))
+        self.tracker = Tracker(folder, self.state.step, self.settings.tensorboard)
+
+    def fit(self) -> None:
+        """Train from the step at which the run stands to the end.
+
+        Raises:
+            InterruptedRunError: a signal asked to stop.
+            UserError: an unreadable image under ``data.strict``, a loss that is not finite, or a full disk.
+        """
+        self.sampler.start_step = self.state.step
+        with ExitStack() as stack:
+            stack.callback(self.tracker.close)
+            signals = stack.enter_context(_StopSignals())
+            self.display = Display(self.total_steps, self.state.step, self.accelerator.is_main_process)
+            stack.enter_context(self.display)
+            self._announce()
+            started = time.perf_counter()
+            for batch in make_loader(self.images, self.sampler, self.settings.data.workers):
+                self._train_step(batch)
+                self.state.step += 1
+                if self.state.step % self.steps_per_epoch == 0:
+                    self.state.seconds += time.perf_counter() - started
+                    self._end_epoch()
+                    started = time.perf_counter()
+                elif signals.received is not None:
+                    self._flush()
+                    self.state.seconds += time.perf_counter() - started
+                    self._save()
+                if signals.received is not None:
+                    raise InterruptedRunError(self.folder, signals.received)
+
+    def finish(self) -> Run:
+        """Evaluate the last weights on the test split, draw the pictures, and return the run."""
+        plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
+        predictions = self._predict("test")
+        report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
+        return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
+
+    def _train_step(self, batch: Batch) -> None:
+        """One optimizer step on ``batch``: the mean gradient over all its images, in ``accumulate`` parts."""
+        self._note_unreadable(batch.unreadable)
+        if not len(batch.targets):
+            return
+        step = self.state.step
+        torch.manual_seed(seed_for(self.settings.seed, step, self.accelerator.process_index, 0))
+        self.model.train()
+        images = self.normalize(batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format))
+        labels = batch.targets.to(self.device, non_blocking=True)
+        images, targets = self.mix(images, labels) if self.mix else (images, labels)
+        lr = learning_rate(step, self.settings, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+        sums = torch.zeros(2, device=self.device)
+        parts = list(
+            zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True)
+        )
+        for number, (part_images, part_targets, part_labels) in enumerate(parts):
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    logits = self.model(part_images).float()
+                loss = F.cross_entropy(logits, part_targets, label_smoothing=self.settings.label_smoothing)
+                self.accelerator.backward(loss * (len(part_labels) / len(labels)))
+            correct = (logits.detach().argmax(1) == part_labels).sum()
+            sums += torch.stack([loss.detach() * len(part_labels), correct])
+        if self.settings.optimizer.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.raw_model)
+
+        self._pending.append(torch.cat([sums, sums.new_tensor([len(labels)])]))
+        if time.perf_counter() - self._last_update > 0.5:  # seldom: reading the loss waits for the device
+            self._flush(lr)
+
+    def _flush(self, lr: float | None = None) -> None:
+        """Read the pending steps' numbers from the device, and show them.
+
+        Sums are taken step by step in double precision, so they do not depend on when this is called.
+        """
+        if not self._pending:
+            return
+        rows = torch.stack(self._pending).cpu().tolist()
+        self._pending.clear()
+        for loss_sum, correct, images in rows:
+            self.state.loss_sum += loss_sum
+            self.state.correct += correct
+            self.state.images += int(images)
+        if not all(row[0] - row[0] == 0 for row in rows):
+            raise UserError(
+                f"the loss is no longer a finite number near step {self.state.step} of {self.folder}: lower "
+                f"optimizer.lr (now {self.settings.peak_lr:.3g} at its peak), lengthen the warm-up, or set "
+                f"optimizer.clip_norm; the last checkpoint is from before"
+            )
+        if lr is not None:
+            state, epoch = self.state, self.state.step // self.steps_per_epoch + 1
+            images = sum(int(row[2]) for row in rows) * self.accelerator.num_processes
+            description = f"epoch {epoch}/{self.settings.epochs}"
+            accuracy = state.correct / state.images
+            self.display.update(state.step, description, images, state.loss_sum / state.images, accuracy, lr)
+        self._last_update = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        """Validate, log, and save."""
+        self._flush()
+        state, settings = self.state, self.settings
+        epoch = state.step // self.steps_per_epoch
+        metrics: dict[str, Any] = {"epoch": epoch, "step": state.step}
+        if state.images:
+            metrics["train_loss"] = state.loss_sum / state.images
+            metrics["train_top1"] = state.correct / state.images
+        if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
+            report = self._validate()
+            metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
+            if state.best_top1 is None or report.top1 > state.best_top1:
+                state.best_top1, state.best_step = report.top1, state.step
+        metrics["lr"] = learning_rate(state.step - 1, settings, self.steps_per_epoch)
+        metrics["images_per_second"] = state.images / max(state.seconds, 1e-9)
+        metrics["seconds"] = state.seconds
+        state.loss_sum = state.correct = state.seconds = 0.0
+        state.images = 0
+        self.tracker.log(metrics)
+        self._save()
+        self.display.line(_epoch_line(metrics, settings.epochs))
+        self.display.resume_clock()
+
+    def _validate(self) -> Report:
+        predictions = self._predict("val")
+        return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
+
+    def _predict(self, split: str) -> Any:
+        source = self.splits.val if split == "val" else self.splits.test
+        assert source is not None
+        predictions = predict_source(
+            self.average.module if self.average is not None else self.raw_model,
+            source,
+            self.info,
+            device=self.device,
+            workers=self.settings.data.workers,
+            strict=self.settings.data.strict,
+            autocast=self.accelerator.autocast,
+        )
+        self._note_unreadable(predictions.unreadable)
+        return predictions
+
+    def _note_unreadable(self, lines: list[str]) -> None:
+        raise_if_strict(lines, self.settings.data.strict)
+        for line in lines:
+            if line not in self.unreadable:
+                self.unreadable[line] = None
+                self.display.line(f"left out: {line}")
+
+    def _announce(self) -> None:
+        settings, splits = self.settings, self.splits
+        parameters = sum(parameter.numel() for parameter in self.raw_model.parameters())
+        held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
+        self.display.line(
+            f"{settings.model.name}, {parameters:,} parameters, on {self.device} in "
+            f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {len(splits.train):,} training, {held_out}"
+            f"{len(splits.test):,} test images of {len(splits.classes)} classes at {settings.data.image_size} px"
+        )
+        self.display.line(
+            f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size} / "
+            f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of "
+            f"{self.steps_per_epoch} steps; run folder {self.folder}"
+        )
+        if self.state.step:
+            self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")
+
+    def _save(self) -> None:
+        weights = self.average.module.state_dict() if self.average is not None else self.raw_model.state_dict()
+        training = checkpoint.optimizer_tensors(self.optimizer.optimizer)
+        if self.average is not None:
+            training |= {f"model.{name}": tensor for name, tensor in self.raw_model.state_dict().items()}
+            training["average.updates"] = self.average.n_averaged
+        checkpoint.save(self.folder / "checkpoints", weights, self.info, training, self.state)
+
+    def _restore(self, folder: Path) -> None:
+        info: ModelInfo = checkpoint.read_json(folder / "model.json", ModelInfo)
+        check_classes(info, self.splits, folder)
+        self.state = checkpoint.read_json(folder / "training.json", TrainingState)
+        if self.state.format != checkpoint.FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {self.state.format}, and this version reads format {checkpoint.FORMAT}"
+            )
+        training = checkpoint.read_tensors(folder / "training.safetensors")
+        checkpoint.load_optimizer(self.optimizer.optimizer, training)
+        weights = checkpoint.read_tensors(folder / "model.safetensors")
+        if self.average is not None:
+            self.average.module.load_state_dict(weights)
+            self.average.n_averaged.copy_(training["average.updates"])
+            weights = {name.removeprefix("model."): x for name, x in training.items() if name.startswith("model.")}
+        self.raw_model.load_state_dict(weights)
+
+
+def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {metrics['epoch']}/{epochs}"]
+    for name in ("train", "val"):
+        if f"{name}_loss" in metrics:
+            accuracy = 100 * metrics[f"{name}_top1"]
+            parts.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
+    parts.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
+    return "; ".join(parts)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate")}
