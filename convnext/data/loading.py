@@ -150,7 +150,7 @@ def make_loader(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: 
         collate_fn=collate,  # type: ignore[arg-type]
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_ignore_stop_signals,
     )
 
 
@@ -162,11 +162,12 @@ def default_workers(source: ImageSource) -> int:
     return min(cores, 8)
 
 
-def _quiet_worker(_: int) -> None:
+def _ignore_stop_signals(_: int) -> None:
     import signal
 
-    # Ctrl-C reaches the whole group; the main process finishes its step and stops its workers.
+    # Ctrl-C and cluster managers signal every process; the main one finishes its step, saves, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def raise_if_strict(unreadable: list[str], strict: bool) -> None:

@@ -11,7 +11,7 @@ from convnext.config import AugmentSettings, DataSettings, ModelSettings, Optimi
 from convnext.recipes import Expected
 
 SETTINGS = RunSettings(
-    epochs=16,
+    epochs=14,
     batch_size=128,
     label_smoothing=0.1,
     ema_decay=0.998,
