@@ -8,7 +8,6 @@ import io
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,8 @@ class _Datasets:
 def train(args: Sequence[str]) -> int:
     """Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option."""
     if not args or args[0].startswith("-"):
-        usage = "usage: convnext train RECIPE [--resume] [settings]\n\nRecipes (`convnext train RECIPE --help` lists all settings with its values):\n"
+        usage = "usage: convnext train RECIPE [--resume] [settings]\n\nRecipes"
+        usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
         usage += "".join(f"  {name:<12} {recipes.get(name).summary}\n" for name in recipes.names())
         if args and args[0] in ("-h", "--help"):
             print(usage, end="")
@@ -207,7 +207,11 @@ def show_models(args: Sequence[str]) -> int:
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in create_model(name).parameters())
         table.add_row(
-            name, " ".join(map(str, variant.depths)), " ".join(map(str, variant.dims)), f"{parameters:,}", variant.source
+            name,
+            " ".join(map(str, variant.depths)),
+            " ".join(map(str, variant.dims)),
+            f"{parameters:,}",
+            variant.source,
         )
     _print(table)
     return 0
@@ -312,7 +316,8 @@ def _parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(args), prog=f"convnext {command}", description=description, **options)
+            parsed: T = tyro.cli(kind, args=list(args), prog=f"convnext {command}", description=description, **options)
+            return parsed
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -329,15 +334,14 @@ def _one_line(box: str) -> str:
 
 
 def _print_summary(run: "Run", recipe: recipes.Recipe) -> None:
-    report = run.report
+    report, part = run.report, run.test_name
     print(
-        textwrap.dedent(
-            f"""
-            Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)
-            Promised  {_expected(recipe)}
-            Files     {run.path}: settings.json, metrics.jsonl, checkpoints/, {run.test_name}_report.json, curves.png, {run.test_name}_confusion_matrix.png, {run.test_name}_predictions.png
-            Next      convnext predict {run.path} IMAGE"""
-        ).lstrip()
+        f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
+        f"loss {report.loss:.4f} on {report.count:,} {part} images (last weights)\n"
+        f"Promised  {_expected(recipe)}\n"
+        f"Files     {run.path}: settings.json, metrics.jsonl, checkpoints/, curves.png, {part}_report.json, "
+        f"{part}_confusion_matrix.png, {part}_predictions.png\n"
+        f"Next      convnext predict {run.path} IMAGE"
     )
     if run.unreadable:
         print(f"Left out  {len(run.unreadable)} unreadable images, such as: {run.unreadable[0]}")

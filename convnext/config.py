@@ -217,8 +217,8 @@ class RunSettings(Settings):
     """Keep images in NHWC order in memory, the faster one for ConvNeXt."""
     eval_every: Positive = 1
     """Epochs from one evaluation on the validation split to the next."""
-    tensorboard: bool = True
-    """Write TensorBoard's event files into the run's folder."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    """Where to log besides metrics.jsonl: TensorBoard's event files in the run's folder, Weights & Biases."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of initial weights, splits, order and augmentation."""
     model: ModelSettings = ModelSettings()

@@ -64,10 +64,6 @@ def load_splits(settings: DataSettings) -> Splits:
     if dataset.needs_root and settings.root is None:
         raise DataError(f"data set {settings.name!r} needs its folder: give --data.root DIR")
     splits = dataset.splits(settings)
-    if len(splits.classes) < 2:
-        raise DataError(
-            f"{settings.root} has one class only ({splits.classes[0]}): a classifier needs at least two class folders"
-        )
     if splits.val is None and settings.val_fraction:
         train, val = stratified_split(splits.train, settings.val_fraction, SPLIT_SEED)
         splits = replace(splits, train=train, val=val)
@@ -115,9 +111,14 @@ def _folder(settings: DataSettings) -> Splits:
     classes = class_folders(folder)
     if not classes:
         raise DataError(f"{folder} has no class folders: expected {folder}/<class>/*.jpg (or .png, …)")
+    if len(classes) == 1:
+        raise DataError(f"{folder} has one class only ({classes[0]}): a classifier needs at least two class folders")
     train = scan_folder(folder, classes)
-    empty = [name for name, count in zip(classes, np.bincount(train.targets, minlength=len(classes)), strict=True)
-             if not count]
+    empty = [
+        name
+        for name, count in zip(classes, np.bincount(train.targets, minlength=len(classes)), strict=True)
+        if not count
+    ]
     if empty:
         raise DataError(f"{folder} has class folders without images: {', '.join(empty[:5])}")
     val = scan_folder(parts["val"], classes) if "val" in parts else None
@@ -125,11 +126,9 @@ def _folder(settings: DataSettings) -> Splits:
         test, test_name = scan_folder(parts["test"], classes), "test"
     elif val is not None:
         test, test_name = val, "val"
-    elif len(classes) > 1:
+    else:
         test_name = "test"
         train, test = stratified_split(train, settings.test_fraction, SPLIT_SEED)
-    else:
-        test, test_name = train, "test"  # one class: refused by the caller
     mean, std = (settings.mean, settings.std) if settings.mean and settings.std else statistics(train)
     return Splits(tuple(classes), train, val, test, mean, std, test_name)
 

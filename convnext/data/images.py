@@ -38,7 +38,7 @@ def read_image(source: str | Path | BinaryIO, channels: int = 3) -> Image.Image:
         name = source if isinstance(source, str | Path) else "standard input"
         reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
         if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            reason = error.strerror
+            reason = str(error.strerror)
         raise UnreadableImageError(f"{name}: unreadable image ({reason})") from error
 
 

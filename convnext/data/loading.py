@@ -147,7 +147,7 @@ def make_loader(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: 
         dataset,  # type: ignore[arg-type]  # keys are (epoch, index)
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,  # type: ignore[arg-type]
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_stop_signals,

@@ -57,7 +57,8 @@ def train_transform(settings: AugmentSettings, image_size: int, mean: Sequence[f
     steps.append(v2.PILToTensor())
     if settings.erasing:
         steps.append(v2.RandomErasing(settings.erasing, value=fill))
-    return v2.Compose(steps)
+    composed: Transform = v2.Compose(steps)
+    return composed
 
 
 def eval_transform(image_size: int, center_crop: float = 1.0) -> Transform:
@@ -66,7 +67,8 @@ def eval_transform(image_size: int, center_crop: float = 1.0) -> Transform:
     Returns:
         A function from a Pillow image to ``(C, image_size, image_size)`` uint8.
     """
-    return v2.Compose([*_resize_and_center(image_size, center_crop), v2.PILToTensor()])
+    composed: Transform = v2.Compose([*_resize_and_center(image_size, center_crop), v2.PILToTensor()])
+    return composed
 
 
 def _resize_and_center(image_size: int, center_crop: float) -> list[nn.Module]:
@@ -109,4 +111,5 @@ def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
         mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=num_classes))
     if not mixes or not settings.mix_probability:
         return None
-    return v2.RandomApply([v2.RandomChoice(mixes)], p=settings.mix_probability)
+    mix: nn.Module = v2.RandomApply([v2.RandomChoice(mixes)], p=settings.mix_probability)
+    return mix

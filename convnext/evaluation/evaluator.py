@@ -103,7 +103,7 @@ def evaluate(
         raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
     keep_freed_memory()
     chosen = torch.device(pick_device(device))
-    model = model.to(device=chosen, memory_format=torch.channels_last)
+    model = model.to(chosen).to(memory_format=torch.channels_last)
     predictions = predict_source(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
     stem = split if which == "last" else f"{split}-{which}"
     return write_report(run, stem, predictions, source, info)
@@ -121,7 +121,8 @@ def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
     added = [name for name in splits.classes if name not in info.classes]
     raise CheckpointError(
         f"checkpoint {folder} knows {len(info.classes)} classes and the data has {len(splits.classes)}: "
-        f"only in the checkpoint: {', '.join(missing[:3]) or 'none'}; only in the data: {', '.join(added[:3]) or 'none'}"
+        f"only in the checkpoint: {', '.join(missing[:3]) or 'none'}; "
+        f"only in the data: {', '.join(added[:3]) or 'none'}"
     )
 
 

@@ -88,7 +88,9 @@ def prediction_grid(
         guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
         label = f"{classes[guess]} {100 * probabilities[index, guess]:.0f} %"
         wrong = guess != truth
-        axes.set_title(f"{label}\nis {classes[truth]}" if wrong else label, fontsize=8, color=_RED if wrong else "black")
+        axes.set_title(
+            f"{label}\nis {classes[truth]}" if wrong else label, fontsize=8, color=_RED if wrong else "black"
+        )
     for axes in figure.axes:
         axes.axis("off")
     _save(figure, path)

@@ -38,7 +38,7 @@ class Predictor:
 
         self.info = info
         self.device = torch.device(pick_device(device))
-        self.model = model.to(device=self.device, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._transform = eval_transform(info.image_size, info.center_crop)
         self._normalize = Normalize(info.mean, info.std).to(self.device)
 

@@ -19,6 +19,7 @@ class LayerNorm2d(nn.LayerNorm):
     """Layer normalization over the channels of ``(N, C, H, W)``; returns the same shape."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize; see the class."""
         # Under the channels_last memory format both permutations are views, and no data moves.
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -65,7 +66,8 @@ class Block(nn.Module):
         if self.gamma is not None:
             x = self.gamma * x
         x = x.permute(0, 3, 1, 2)
-        return shortcut + self.drop_path(x)
+        x = shortcut + self.drop_path(x)
+        return x
 
 
 class ConvNeXt(nn.Module):
@@ -138,7 +140,9 @@ class ConvNeXt(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to the last stage's feature map ``(N, dims[-1], H / stride, W / stride)``."""
         if min(x.shape[-2:]) < self.stride:
-            raise ValueError(f"images of {tuple(x.shape[-2:])} pixels are smaller than the model's stride {self.stride}")
+            raise ValueError(
+                f"images of {tuple(x.shape[-2:])} pixels are smaller than the model's stride {self.stride}"
+            )
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return x
@@ -150,7 +154,8 @@ class ConvNeXt(nn.Module):
             ValueError: the images are smaller than the model's stride.
         """
         x = self.forward_features(x)
-        return self.head(self.norm(x.mean((-2, -1))))
+        x = self.head(self.norm(x.mean((-2, -1))))
+        return x
 
 
 def _init_weights(module: nn.Module) -> None:

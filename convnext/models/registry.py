@@ -64,7 +64,8 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
     Raises:
         SettingsError: the last stage's feature map would be empty.
     """
-    assert settings.depths is not None and settings.patch_size is not None
+    assert settings.depths is not None
+    assert settings.patch_size is not None
     stride = settings.patch_size * 2 ** (len(settings.depths) - 1)
     if image_size < stride:
         raise SettingsError(

@@ -58,7 +58,7 @@ def get(name: str) -> Recipe:
     return Recipe(name, (module.__doc__ or "").strip(), settings, module.EXPECTED)
 
 
-def recipe(name: str, **changes: Any) -> RunSettings:
+def recipe(name: str, /, **changes: Any) -> RunSettings:
     """A recipe's settings, with changes: ``recipe("digits", epochs=5, **{"optimizer.lr": 1e-3})``.
 
     Raises:

@@ -254,12 +254,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
-            index, key = rest.split(".")
-            state.setdefault(int(index), {})[key] = tensor
+            number, key = rest.split(".")
+            state.setdefault(int(number), {})[key] = tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, values in state.items():
-        for key, value in values.items():
+    for index, entry in state.items():
+        for key, value in entry.items():
             if value.shape == parameters[index].shape:
                 # Fused kernels walk parameter and state together, so both need the same memory format.
-                values[key] = torch.empty_like(parameters[index]).copy_(value)
+                entry[key] = torch.empty_like(parameters[index]).copy_(value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

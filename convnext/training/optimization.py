@@ -1,14 +1,15 @@
 """Parameter groups, the optimizer, the learning rate as a function of the step, and the average of the weights."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from convnext.config import OptimizerSettings, RunSettings
+
+_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def ema_decay(updates: int, decay: float) -> float:
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the model's weights and buffers, warmed up by `ema_decay`."""
 
-    def average(averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor | int) -> None:
+    def average(averages: _Tensors, values: _Tensors, _: Tensor | int) -> None:
         # The counter stays on the CPU: reading it never waits for the device.
         weight = 1 - ema_decay(int(averaged.n_averaged), decay)
         if averages[0].is_floating_point():

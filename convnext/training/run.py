@@ -12,7 +12,7 @@ from convnext.evaluation.metrics import Report
 from convnext.training.checkpoint import read_json, write_text
 
 # Settings that say where and how to compute, not what: they may change when a run goes on.
-_FREE = {"output", "device", "tensorboard", "data.root", "data.workers"}
+_FREE = {"output", "device", "trackers", "data.root", "data.workers"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Run:
         settings: its resolved settings.
         report: metrics of the last (averaged) weights on the test split.
         test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
-        unreadable: training images left out in the last epochs since the run was started or resumed.
+        unreadable: a line for each image that could not be read since the run was started or resumed.
     """
 
     path: Path

@@ -1,47 +1,103 @@
-"""Where a run's numbers go: a line of JSON an epoch, and TensorBoard."""
+"""Where a run's numbers go: a line of JSON an epoch, and the trackers of the settings."""
 
 import json
+import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from convnext.config import RunSettings
+from convnext.errors import SettingsError
 from convnext.training.checkpoint import write_text
+from convnext.training.run import flatten
+
+
+class Backend(Protocol):
+    """A place to log to."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Take the numbers of one epoch, which ended after ``step`` optimizer steps."""
+
+    def close(self) -> None:
+        """Finish."""
 
 
 class Tracker:
-    """Writes ``metrics.jsonl`` and, where asked, TensorBoard's event files.
+    """Writes ``metrics.jsonl``, and passes the same numbers on to the backends.
 
     Args:
         run: the run's folder.
-        step: optimizer step from which the run goes on; what was logged after it is dropped, since it will be
-            computed again.
-        tensorboard: whether to write event files into ``<run>/tensorboard``.
+        step: optimizer step from which the run goes on; lines from after it are dropped, since those epochs will
+            be computed again.
+        settings: the run's.
+
+    Raises:
+        SettingsError: a tracker whose package is not installed.
     """
 
-    def __init__(self, run: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, step: int, settings: RunSettings) -> None:
         self.path = run / "metrics.jsonl"
         self.history = [line for line in read_metrics(run) if line["step"] <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        backends: dict[str, Callable[[Path, int, RunSettings], Backend]]
+        backends = {"tensorboard": _TensorBoard, "wandb": _WandB}
+        self._backends: list[Backend] = [backends[name](run, step, settings) for name in settings.trackers]
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one epoch's numbers; ``metrics`` has ``epoch`` and ``step``."""
         self.history.append(metrics)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        if self._board is not None:
-            for name, value in metrics.items():
-                if name not in ("epoch", "step"):
-                    self._board.add_scalar(name.replace("_", "/", 1), value, metrics["step"])  # type: ignore[no-untyped-call]
-            self._board.flush()  # type: ignore[no-untyped-call]
+        values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
+        for backend in self._backends:
+            backend.log(metrics["step"], values)
 
     def close(self) -> None:
-        """Finish the event file."""
-        if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+        """Finish the backends' files."""
+        for backend in self._backends:
+            backend.close()
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, step: int, settings: RunSettings) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._writer.add_text("settings", f"```\n{settings.model_dump_json(indent=2)}\n```", step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, run: Path, _: int, settings: RunSettings) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError:
+            raise SettingsError("tracker wandb is not installed: pip install 'convnext[wandb]'") from None
+        # The identity stays in the folder, so that a resumed run goes on in the same place.
+        identity = run / "wandb_id"
+        if not identity.exists():
+            write_text(identity, secrets.token_hex(4))
+        self._run = wandb.init(
+            project="convnext",
+            name=run.name,
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=run,
+            config=flatten(settings),
+        )
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -49,10 +105,5 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+    whole = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
+    return [json.loads(text) for text in whole]

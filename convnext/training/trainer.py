@@ -4,7 +4,9 @@ A run is a stream of optimizer steps, numbered from 0 over all epochs. Images, a
 paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later.
 """
 
+import shutil
 import signal
+import sys
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -64,15 +66,22 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     found = newest_folder(settings.output, settings.name) if resume else None
     splits = load_splits(settings.data)
     settings = _resolve(settings, splits)
+    if resume and found is None:
+        print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
     if found is not None:
         check_same_settings(found, settings)
     trainer = Trainer(settings, splits)
-    if found is None:
-        found = new_folder(settings.output, settings.name)
-        write_settings(found, settings)
-    trainer.open(found)
-    trainer.fit()
-    return trainer.finish()
+    folder = found or new_folder(settings.output, settings.name)
+    try:
+        if found is None:
+            write_settings(folder, settings)
+        trainer.open(folder)
+        trainer.fit()
+        return trainer.finish()
+    except UserError:
+        if found is None and not (folder / "checkpoints").exists():
+            shutil.rmtree(folder)  # nothing in it but the settings that led to the error
+        raise
 
 
 def _resolve(settings: RunSettings, splits: Splits) -> RunSettings:
@@ -102,7 +111,7 @@ class _StopSignals:
             self._before = {}
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -155,9 +164,8 @@ class Trainer:
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.raw_model = registry.build(settings.model, len(splits.classes)).to(
-            device=self.device, memory_format=self.memory_format
-        )
+        raw_model = registry.build(settings.model, len(splits.classes))
+        self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
         self.model, self.optimizer = self.accelerator.prepare(
             self.raw_model, make_optimizer(self.raw_model, settings.optimizer)
@@ -176,7 +184,7 @@ class Trainer:
         self.folder = folder
         if (folder / "checkpoints" / "last").is_dir():
             self._restore(checkpoint.find(folder))
-        self.tracker = Tracker(folder, self.state.step, self.settings.tensorboard)
+        self.tracker = Tracker(folder, self.state.step, self.settings)
 
     def fit(self) -> None:
         """Train from the step at which the run stands to the end.
@@ -230,9 +238,7 @@ class Trainer:
             group["lr"] = lr
 
         sums = torch.zeros(2, device=self.device)
-        parts = list(
-            zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True)
-        )
+        parts = list(zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True))
         for number, (part_images, part_targets, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):

@@ -1,0 +1,48 @@
+"""Real, small data: scikit-learn's digits, as an array and as folders of PNG files."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same arithmetic on every machine
+
+import convnext
+from convnext.config import DataSettings
+from convnext.data.catalog import export_folder, load_splits
+
+
+@pytest.fixture(scope="session")
+def digits_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as train/<class>/*.png and test/<class>/*.png."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    export_folder(load_splits(DataSettings(name="digits", image_size=8)), folder)
+    return folder
+
+
+@pytest.fixture
+def small_folder(digits_images: Path, tmp_path: Path) -> Path:
+    """Three classes with 20 training and 5 test images each, in a folder of the test's own."""
+    root = tmp_path / "images"
+    for part, count in (("train", 20), ("test", 5)):
+        for name in ("0", "1", "2"):
+            (root / part / name).mkdir(parents=True)
+            for path in sorted((digits_images / part / name).iterdir())[:count]:
+                shutil.copy(path, root / part / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> convnext.Run:
+    """A run of the digits recipe, shortened to 4 epochs."""
+    return convnext.train(convnext.recipe("digits", epochs=4, output=tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture
+def colour_image() -> Image.Image:
+    """A smooth 40x30 picture whose four quarters differ."""
+    y, x = np.mgrid[0:30, 0:40]
+    return Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))

@@ -1,0 +1,182 @@
+"""The command as a user types it: output, exit status, errors of one line, and what is left behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convnext
+from convnext.cli import main
+
+COMMAND = [sys.executable, "-m", "convnext"]
+
+
+def run(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, args)], capture_output=True, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("args", [["--help"], ["recipes"], ["train", "--help"], ["train", "digits", "--help"]])
+def test_help_does_not_import_torch(args: list[str]) -> None:
+    code = (
+        "import sys; from convnext.cli import main; status = main(sys.argv[1:]);"
+        "loaded = {'torch', 'sklearn', 'matplotlib'} & sys.modules.keys(); sys.exit(f'{status} {loaded or None}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+    assert done.stderr.strip() == "0 None"
+    assert "digits" in done.stdout or args == ["--help"]
+
+
+def test_train_evaluate_predict(tmp_path: Path, digits_images: Path) -> None:
+    trained = run("train", "digits", "--epochs", 2, "--model.dims", 8, 16, 32, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "peak learning rate 0.002 = 0.002 x batch 64 / reference 64" in trained.stderr
+    assert re.search(r"epoch 2/2; train loss [\d.]+, top-1 [\d.]+ %; val loss", trained.stderr)
+    top1 = json.loads((tmp_path / "runs/digits/test_report.json").read_text())["top1"]
+    assert f"top-1 {100 * top1:.2f} %" in trained.stdout
+    assert "convnext predict runs/digits IMAGE" in trained.stdout
+
+    evaluated = run("evaluate", "runs/digits", "--json", cwd=tmp_path)
+    report = json.loads(evaluated.stdout)
+    assert report["top1"] == top1
+    assert {"top1", "top5", "macro_f1", "loss", "count", "per_class"} <= report.keys()
+    assert report["count"] == sum(values["support"] for values in report["per_class"].values()) == 360
+
+    image = sorted((digits_images / "test" / "7").iterdir())[0]
+    predicted = run("predict", "runs/digits", image, digits_images / "test" / "3", "--top-k", 2, "--json", cwd=tmp_path)
+    found = json.loads(predicted.stdout)
+    assert len(found) == 1 + len(list((digits_images / "test" / "3").iterdir()))
+    assert found[0]["path"] == str(image)
+    first, second = found[0]["predictions"]
+    assert first.keys() == {"class", "probability"}
+    assert first["probability"] >= second["probability"]
+
+    piped = subprocess.run(
+        [*COMMAND, "predict", "runs/digits", "-", "--json"], input=image.read_bytes(), capture_output=True, cwd=tmp_path
+    )
+    best = json.loads(piped.stdout)[0]
+    assert (best["path"], best["predictions"][0]["class"]) == ("-", first["class"])
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
+def test_killed_and_resumed(tmp_path: Path, number: str) -> None:
+    args = ["train", "digits", "--epochs", "3", "--model.dims", "8", "16", "32", "--data.workers", "2"]
+    process = subprocess.Popen([*COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 1/3"):
+            break
+    process.send_signal(getattr(__import__("signal"), number))
+    last_words = process.stderr.read()
+    status = process.wait()
+    if number == "SIGTERM":
+        assert status == 128 + 15
+        assert f"go on with: convnext {' '.join(args)} --resume" in last_words
+    else:
+        assert status == -9
+    evaluated = run("evaluate", "runs/digits", "--json", cwd=tmp_path)
+    assert json.loads(evaluated.stdout)["count"] == 360
+
+    resumed = run(*args, "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after step" in resumed.stderr
+    whole = run(*args, "--name", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    weights = [tmp_path / "runs" / name / "checkpoints/last/model.safetensors" for name in ("digits", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "whole"]
+
+
+def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    args = ["train", "digits", "--epochs", "2", "--model.dims", "8", "16", "32", "--output", str(tmp_path), "--resume"]
+    assert main(args) == 0
+    assert "nothing to resume" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("trian digits", "no command is called 'trian': did you mean train?"),
+        ("train", "which recipe? known: cifar10, digits, folder"),
+        ("train digit", "no recipe is called 'digit': did you mean digits?"),
+        ("train digits --optimizer.lr -1", "optimizer.lr: input should be greater than 0, got -1.0"),
+        ("train digits --epochs many", "--epochs"),
+        ("train digits --epoch 3", "did you mean --epochs"),
+        ("train digits --model.name convnext_tny", "no model is called 'convnext_tny': did you mean convnext_tiny"),
+        ("train digits --model.dims 8 16", "one entry a stage each"),
+        ("train digits --data.name digit", "no data set is called 'digit': did you mean digits"),
+        ("train digits --data.image-size 2", "images of 2 px are too small"),
+        ("train folder", "give --data.root DIR"),
+        ("train folder --data.root missing", "data.root missing is not there"),
+        ("train folder --data.root hollow", "has no class folders"),
+        ("train folder --data.root single", "one class only (cat)"),
+        ("train digits --output file", "file is not a folder"),
+        ("train digits --output file/runs", "choose another --output"),
+        ("evaluate missing", "run folder missing is not there"),
+        ("evaluate hollow", "hollow has no checkpoint"),
+        ("predict hollow x.png", "hollow has no checkpoint"),
+        ("evaluate", "run"),
+        ("recipes cifar", "did you mean cifar10"),
+        ("datasets digit", "did you mean digits"),
+        ("datasets digits --to-folder hollow", "hollow exists already"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    args: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "single" / "cat").mkdir(parents=True)
+    (tmp_path / "single" / "cat" / "x.png").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(args.split()) == 2
+    out, err = capfd.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("convnext: ")
+    assert out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_predict_names_unreadable_images_and_goes_on(
+    digits_run: convnext.Run, digits_images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_text("no image")
+    good = sorted((digits_images / "test" / "7").iterdir())[0]
+    assert main(["predict", str(digits_run.path), str(tmp_path / "bad.jpg"), str(good)]) == 2
+    out, err = capfd.readouterr()
+    assert "bad.jpg: unreadable image" in err
+    assert good.name in out
+    assert " %" in out
+
+
+def test_tables(capfd: pytest.CaptureFixture[str]) -> None:
+    for command, expected in (("models", "28,589,128"), ("datasets", "cifar10"), ("recipes", "digits")):
+        assert main([command]) == 0
+        assert expected in capfd.readouterr().out
+    assert main(["recipes", "digits"]) == 0
+    assert '"reference_batch_size": 64' in capfd.readouterr().out
+
+
+def test_our_own_mistakes_have_status_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], digits_run: convnext.Run
+) -> None:
+    monkeypatch.setattr("convnext.evaluation.evaluator.compute_report", None)
+    assert main(["evaluate", str(digits_run.path)]) == 1
+    assert "internal error: TypeError" in capfd.readouterr().err
+    with pytest.raises(TypeError):
+        main(["evaluate", str(digits_run.path), "--debug"])
+
+
+def test_python_api_is_lazy_and_complete() -> None:
+    code = (
+        "import convnext, sys; assert 'torch' not in sys.modules; print([getattr(convnext, n) for n in dir(convnext)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = convnext.nonsense

@@ -1,0 +1,76 @@
+"""Settings: validation in one line, changes by name, and a round trip through JSON."""
+
+import pytest
+
+from convnext import recipe, recipes
+from convnext.config import (
+    AugmentSettings,
+    DataSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    Settings,
+)
+from convnext.errors import SettingsError
+from convnext.training.run import flatten
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_survives_json(name: str) -> None:
+    settings = recipe(name)
+    assert RunSettings.model_validate_json(settings.model_dump_json()) == settings
+    assert settings.recipe == settings.name == name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [RunSettings, ModelSettings, DataSettings, AugmentSettings, OptimizerSettings],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_setting_has_its_sentence(kind: type[Settings]) -> None:
+    for name, field in kind.model_fields.items():
+        assert isinstance(field.default, Settings) or (field.description or "").endswith("."), name
+
+
+def test_changes_by_name() -> None:
+    settings = recipe("digits", epochs=5, model={"dims": (8, 16, 32)}, **{"optimizer.lr": 1e-3})
+    assert (settings.epochs, settings.model.dims, settings.optimizer.lr) == (5, (8, 16, 32), 1e-3)
+    assert settings.model.depths == recipe("digits").model.depths
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs: input should be greater than or equal to 1, got 0"),
+        ({"epoch": 3}, "no setting is called epoch: did you mean epochs"),
+        ({"optimizer.lr": -1.0}, r"optimizer\.lr: input should be greater than 0, got -1\.0"),
+        ({"optimizer": {"lr": float("nan")}}, r"optimizer\.lr: .*got nan"),
+        ({"model.dim": (1,)}, r"no setting is called model\.dim: did you mean model\.dims"),
+        ({"modle.dims": (1,)}, "no group of settings is called modle: did you mean model"),
+        ({"model.dims": (8,)}, "one entry a stage each: got 3 depths .* and 1 dims"),
+        ({"data.val_fraction": 1.0}, r"data\.val_fraction: input should be less than 1"),
+        ({"optimizer.warmup_epochs": 20.0}, "leaves nothing of the 20 epochs"),
+        ({"accumulate": 65}, "65 parts of a batch of 64 would be empty"),
+        ({"name": "a/b"}, "name: must be a plain folder name"),
+    ],
+)
+def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
+        recipe("digits", **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_recipe_names_close_matches() -> None:
+    with pytest.raises(SettingsError, match="no recipe is called 'cifar': did you mean cifar10"):
+        recipe("cifar")
+
+
+def test_learning_rate_scales_with_the_batch() -> None:
+    settings = recipe("digits", batch_size=256, **{"optimizer.lr": 4e-3, "optimizer.reference_batch_size": 1024})
+    assert settings.peak_lr == pytest.approx(1e-3)
+
+
+def test_flatten_names_every_setting() -> None:
+    flat = flatten(recipe("digits"))
+    assert flat["model.dims"] == [32, 64, 128]
+    assert flat["epochs"] == 20

@@ -1,0 +1,212 @@
+"""Splits, batches and transforms."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convnext.config import AugmentSettings, DataSettings
+from convnext.data.catalog import load_splits
+from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, make_loader
+from convnext.data.sources import ImageSource
+from convnext.data.transforms import Normalize, batch_mix, eval_transform, train_transform
+from convnext.errors import DataError, SettingsError
+
+
+def digits() -> DataSettings:
+    return DataSettings(name="digits", image_size=8)
+
+
+def identities(source: ImageSource) -> set[bytes]:
+    return {source.load(index).tobytes() + bytes([source.targets[index]]) for index in range(len(source))}
+
+
+def test_digits_splits_are_stratified_seeded_and_disjoint() -> None:
+    splits = load_splits(digits())
+    assert splits.val is not None
+    assert len(splits.train) + len(splits.val) + len(splits.test) == 1797
+    assert len(splits.test) == 360
+    shares = np.bincount(splits.test.targets) / 360
+    assert np.abs(shares - np.bincount(splits.train.targets) / len(splits.train)).max() < 0.01
+    parts = [identities(part) for part in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    again = load_splits(digits())
+    assert np.array_equal(again.test.images, splits.test.images)
+    assert splits.train.load(0).mode == "L"
+
+
+def test_statistics_are_those_of_the_training_images() -> None:
+    splits = load_splits(digits())
+    whole = load_splits(digits().replace(val_fraction=0.0))
+    pixels = np.asarray(whole.train.images) / 255
+    assert splits.mean == pytest.approx((pixels.mean(),), abs=1e-4)
+    assert splits.std == pytest.approx((pixels.std(),), abs=1e-4)
+    images = torch.from_numpy(np.asarray(whole.train.images))[:, None]
+    normalized = Normalize(whole.mean, whole.std)(images)
+    assert normalized.mean().item() == pytest.approx(0, abs=1e-3)
+    assert normalized.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_folder_with_test(small_folder: Path) -> None:
+    splits = load_splits(DataSettings(root=small_folder, val_fraction=0.25))
+    assert splits.val is not None
+    assert splits.classes == ("0", "1", "2")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (45, 15, 15)
+    assert Counter(splits.val.targets.tolist()) == {0: 5, 1: 5, 2: 5}
+    assert all(splits.test.label(index).startswith(str(small_folder / "test")) for index in range(15))
+    assert splits.test.load(14).mode == "RGB"
+
+
+def test_folder_with_val_alone_is_tested_on_it(small_folder: Path) -> None:
+    (small_folder / "test").rename(small_folder / "val")
+    splits = load_splits(DataSettings(root=small_folder))
+    assert splits.test_name == "val"
+    assert splits.val is splits.test
+    assert len(splits.train) == 60
+
+
+@pytest.mark.parametrize("inside_train", [True, False])
+def test_folder_without_parts_is_split(small_folder: Path, inside_train: bool) -> None:
+    shutil.rmtree(small_folder / "test")
+    root = small_folder if inside_train else small_folder / "train"
+    splits = load_splits(DataSettings(root=root, test_fraction=0.25, val_fraction=0.0))
+    assert (len(splits.train), splits.val, len(splits.test)) == (45, None, 15)
+    labels = {part.label(index) for part in (splits.train, splits.test) for index in range(len(part))}
+    assert len(labels) == 60
+
+
+def test_folder_finds_nested_and_odd_names_and_skips_hidden(small_folder: Path) -> None:
+    nested = small_folder / "train" / "0" / "more images"
+    nested.mkdir()
+    shutil.copy(next((small_folder / "train" / "0").glob("*.png")), nested / "ümlaut.PNG")
+    (small_folder / "train" / "0" / "._hidden.png").touch()
+    (small_folder / "train" / "0" / "notes.txt").touch()
+    (small_folder / "train" / ".cache").mkdir()
+    splits = load_splits(DataSettings(root=small_folder, val_fraction=0.0))
+    assert len(splits.train) == 61
+    assert any(splits.train.label(index).endswith("more images/ümlaut.PNG") for index in range(61))
+
+
+def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None:
+    def refused(message: str, **settings: object) -> None:
+        with pytest.raises(DataError, match=message) as error:
+            load_splits(DataSettings(**settings))
+        assert "\n" not in str(error.value)
+
+    refused("needs its folder: give --data.root", name="folder")
+    refused("no data set is called 'cifar': did you mean cifar10", name="cifar")
+    refused("is not there", root=tmp_path / "missing")
+    (tmp_path / "file").touch()
+    refused("is not a folder", root=tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    refused("has no class folders: expected", root=tmp_path / "empty")
+    (tmp_path / "hollow" / "a").mkdir(parents=True)
+    (tmp_path / "hollow" / "b").mkdir()
+    refused("has no images in its class folders", root=tmp_path / "hollow")
+    refused("data.mean has 2 values", root=small_folder, mean=(0.5, 0.5))
+    (small_folder / "train" / "3").mkdir()
+    refused("class folders without images: 3", root=small_folder)
+    (small_folder / "train" / "3").rmdir()
+    (small_folder / "test" / "extra").mkdir()
+    refused("classes that the training images lack: extra", root=small_folder)
+    for name in ("1", "2"):
+        shutil.rmtree(small_folder / "train" / name)
+    shutil.rmtree(small_folder / "test")
+    refused("one class only", root=small_folder)
+
+
+def batches(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
+    splits = load_splits(digits())
+    augment = AugmentSettings(crop="padding", policy="trivialaugment", erasing=0.5, color_jitter=0.4)
+    images = AugmentedImages(splits.train, train_transform(augment, 8, splits.mean), seed)
+    sampler = TrainSampler(len(splits.train), 128, epochs=2, seed=seed, start_step=start_step)
+    return list(make_loader(images, sampler, workers))
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_one_starts() -> None:
+    expected = batches(workers=0)
+    assert len(expected) == 2 * (1293 // 128)
+    assert same(batches(workers=2), expected)
+    assert same(batches(workers=1, start_step=13), expected[13:])
+    assert not same(batches(workers=0, seed=4), expected)
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ() -> None:
+    sampler = TrainSampler(100, 32, epochs=2, seed=0)
+    keys = list(sampler)
+    assert len(keys) == len(sampler) == 6
+    first, second = ([index for batch in keys[start : start + 3] for _, index in batch] for start in (0, 3))
+    assert len(set(first)) == len(first) == 96
+    assert first != second
+    assert {epoch for batch in keys[:3] for epoch, _ in batch} == {0}
+
+
+def test_processes_share_each_batch() -> None:
+    whole = list(TrainSampler(100, 32, epochs=1, seed=0))
+    shares = [list(TrainSampler(100, 32, epochs=1, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        assert sorted(key for share in shares for key in share[step]) == sorted(batch)
+    seen = [index for rank in range(3) for batch in EvalSampler(50, 8, rank, 3) for _, index in batch]
+    assert sorted(seen) == list(range(50))
+
+
+def test_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(SettingsError, match="batch_size 64 is more than the 40 training images"):
+        TrainSampler(40, 64, epochs=1, seed=0)
+
+
+def test_evaluation_transform_keeps_the_middle(colour_image: Image.Image) -> None:
+    pixels = eval_transform(16, center_crop=0.5)(colour_image)
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.dtype == torch.uint8
+    middle = colour_image.crop((12, 7, 28, 23)).getpixel((8, 8))
+    assert isinstance(middle, tuple)
+    assert (pixels[:, 8, 8].float() - torch.tensor(middle).float()).abs().max() < 12
+
+
+@pytest.mark.parametrize("policy", ["none", "randaugment", "autoaugment", "trivialaugment"])
+@pytest.mark.parametrize("crop", ["none", "padding", "resized"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_augmentation_gives_the_shape(colour_image: Image.Image, policy: str, crop: str, mode: str) -> None:
+    settings = AugmentSettings(crop=crop, policy=policy, color_jitter=0.5, erasing=1.0)
+    channels = 3 if mode == "RGB" else 1
+    transform = train_transform(settings, 24, (0.5,) * channels)
+    torch.manual_seed(0)
+    outputs: list[Tensor] = [transform(colour_image.convert(mode)) for _ in range(4)]
+    assert all(output.shape == (channels, 24, 24) and output.dtype == torch.uint8 for output in outputs)
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_no_augmentation_is_the_evaluation_transform(colour_image: Image.Image) -> None:
+    settings = AugmentSettings(crop="none", flip=0.0)
+    expected = eval_transform(24)(colour_image)
+    assert torch.equal(train_transform(settings, 24, (0.5,) * 3)(colour_image), expected)
+
+
+def test_mixing_keeps_the_shares_of_the_classes() -> None:
+    images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8).clone(), torch.tensor([0, 1, 2, 2])
+    assert batch_mix(AugmentSettings(), 3) is None
+    mixup = batch_mix(AugmentSettings(mixup=0.8), 3)
+    assert mixup is not None
+    mixed, shares = mixup(images, labels)
+    assert shares.shape == (4, 3)
+    assert torch.allclose(shares.sum(1), torch.ones(4))
+    share = shares[1, 1].item()  # image 1 is mixed with image 0
+    assert mixed[1, 0, 0, 0].item() == pytest.approx(share * 1 + (1 - share) * 0)
+
+    torch.manual_seed(0)
+    half = batch_mix(AugmentSettings(mixup=0.8, cutmix=1.0, mix_probability=0.5), 3)
+    assert half is not None
+    mixed_count = sum(half(images, labels)[1].ndim == 2 for _ in range(200))
+    assert 70 <= mixed_count <= 130

@@ -1,0 +1,37 @@
+"""The report's numbers, against counting by hand."""
+
+import pytest
+import torch
+
+from convnext.evaluation.metrics import compute_report, confusion
+
+CLASSES = ("a", "b", "c", "d", "e", "f")
+
+
+def test_report_counts() -> None:
+    targets = torch.tensor([0, 0, 1, 1, 2, 5])
+    ranked = torch.tensor([[0, 1], [1, 0], [1, 0], [1, 0], [2, 0], [0, 1]])  # best and second best class
+    logits = torch.zeros(6, 6)
+    logits[:, 5] = -1  # class f is always the last: the true one of the last image is not among five
+    logits.scatter_(1, ranked[:, :1], 3.0)
+    logits.scatter_(1, ranked[:, 1:], 2.0)
+    report = compute_report(logits, targets, CLASSES, unreadable=2)
+    assert report.top1 == pytest.approx(4 / 6)
+    assert report.top5 == pytest.approx(5 / 6)
+    assert report.count == 6
+    assert report.unreadable == 2
+    assert report.per_class["b"] == {"precision": pytest.approx(2 / 3), "recall": 1.0, "f1": 0.8, "support": 2}
+    assert report.per_class["f"]["recall"] == 0
+    assert report.macro_f1 == pytest.approx((0.5 + 0.8 + 1 + 0 + 0 + 0) / 6)
+    chances = logits.softmax(1)[torch.arange(6), targets]
+    assert report.loss == pytest.approx(-chances.log().mean().item(), rel=1e-5)
+    counts = confusion(logits, targets)
+    assert counts.sum() == 6
+    assert counts[0, 1] == 1
+    assert counts[5, 0] == 1
+    assert counts.diagonal().sum() == 4
+
+
+def test_fewer_than_five_classes() -> None:
+    report = compute_report(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]), ("no", "yes"))
+    assert (report.top1, report.top5) == (0.5, 1.0)

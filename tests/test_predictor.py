@@ -1,0 +1,72 @@
+"""Predictions from a run's folder alone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import convnext
+from convnext.data.catalog import load_splits
+from convnext.data.images import UnreadableImageError
+from convnext.errors import DataError
+from convnext.inference.files import expand
+
+
+def test_predictions_are_ranked_and_right(digits_run: convnext.Run, digits_images: Path) -> None:
+    predictor = convnext.Predictor.load(digits_run.path)
+    paths = sorted((digits_images / "test").rglob("*.png"))
+    results = list(predictor.batches([str(path) for path in paths], top_k=3, batch_size=50))
+    right = 0
+    for path, result in zip(paths, results, strict=True):
+        assert isinstance(result, list)
+        shares = [share for _, share in result]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1.0001
+        right += result[0].class_name == path.parent.name
+    assert right / len(paths) == pytest.approx(digits_run.report.top1)
+
+
+def test_paths_streams_and_pillow_images_are_alike(digits_run: convnext.Run, digits_images: Path) -> None:
+    predictor = convnext.Predictor.load(digits_run.path, which="best")
+    path = sorted((digits_images / "test" / "7").iterdir())[0]
+    expected = predictor(path)
+    assert len(expected) == 5
+    assert predictor(str(path)) == predictor(io.BytesIO(path.read_bytes())) == expected
+    assert predictor(Image.open(path).convert("RGB")) == expected
+    assert len(predictor(path, top_k=99)) == 10
+
+
+def test_any_size_and_mode_is_accepted(digits_run: convnext.Run) -> None:
+    predictor = convnext.Predictor.load(digits_run.path)
+    digit = load_splits(digits_run.settings.data).test.load(0)
+    large = Image.fromarray(np.asarray(digit)).resize((200, 200), Image.Resampling.BICUBIC)
+    assert predictor(large.convert("CMYK"), top_k=1)[0].class_name == predictor(digit, top_k=1)[0].class_name
+
+
+def test_an_unreadable_image_does_not_stop_the_others(
+    digits_run: convnext.Run, digits_images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    good = sorted((digits_images / "test" / "7").iterdir())[0]
+    predictor = convnext.Predictor.load(digits_run.path)
+    first, second = predictor.batches([tmp_path / "bad.png", good])
+    assert isinstance(first, UnreadableImageError)
+    assert second == pytest.approx(predictor(good))
+    with pytest.raises(UnreadableImageError, match=r"bad\.png"):
+        predictor(tmp_path / "bad.png")
+
+
+def test_files_folders_and_patterns(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for name in ("b.jpg", "a.PNG", "deep/c.webp", "notes.txt", ".hidden.png"):
+        (tmp_path / "in" / name).touch()
+    root = str(tmp_path / "in")
+    assert expand([root]) == [f"{root}/a.PNG", f"{root}/b.jpg", f"{root}/deep/c.webp"]
+    assert expand([f"{root}/*.jpg", "-", f"{root}/notes.txt"]) == [f"{root}/b.jpg", "-", f"{root}/notes.txt"]
+    with pytest.raises(DataError, match="is not there"):
+        expand([f"{root}/missing.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no images"):
+        expand([str(tmp_path / "empty")])

@@ -1,0 +1,227 @@
+"""The loop: it learns, and neither accumulation nor an interruption changes what it computes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import convnext
+from convnext import recipe
+from convnext.data.catalog import load_splits
+from convnext.errors import CheckpointError, DataError, SettingsError, UserError
+from convnext.training.run import newest_folder
+from convnext.training.tracking import read_metrics
+from convnext.training.trainer import InterruptedRunError, Trainer
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "last" / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def short(output: Path, **changes: Any) -> convnext.RunSettings:
+    """One epoch of a tiny model with everything random switched on."""
+    settings = recipe(
+        "digits",
+        epochs=2,
+        output=output,
+        ema_decay=0.9,
+        model={"depths": (1, 1), "dims": (8, 16), "stochastic_depth": 0.2},
+        data={"workers": 0},
+        augment={"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "erasing": 0.25},
+        trackers=(),
+        **{"optimizer.clip_norm": 1.0},
+    )
+    changed: convnext.RunSettings = settings.replace(**changes)
+    return changed
+
+
+def test_a_run_learns_and_leaves_its_files(digits_run: convnext.Run) -> None:
+    history = read_metrics(digits_run.path)
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert history[-1]["train_loss"] < 0.6 * history[0]["train_loss"]
+    assert history[-1]["val_loss"] < 0.6 * history[0]["val_loss"]
+    assert digits_run.report.top1 > 0.8
+    assert digits_run.report.count == 360
+    for name in ("curves.png", "test_confusion_matrix.png", "test_predictions.png"):
+        assert (digits_run.path / name).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((digits_run.path / "test_report.json").read_text())["top1"] == digits_run.report.top1
+    for name in ("last", "best"):
+        assert (digits_run.path / "checkpoints" / name / "model.safetensors").is_file()
+    assert list((digits_run.path / "tensorboard").glob("events.*"))
+    saved = convnext.RunSettings.model_validate_json((digits_run.path / "settings.json").read_text())
+    assert saved == digits_run.settings
+    assert saved.model.in_channels == 1
+    assert not list(digits_run.path.rglob("*.tmp"))
+
+
+def test_runs_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
+    first, second = (convnext.train(short(tmp_path, epochs=1, **{"optimizer.warmup_epochs": 0})) for _ in range(2))
+    assert [first.path.name, second.path.name] == ["digits", "digits-2"]
+    assert same_weights(first.path, second.path)
+    assert newest_folder(tmp_path, "digits") == second.path
+    assert newest_folder(tmp_path, "digit") is None
+
+
+def test_accumulation_gives_the_same_gradient(tmp_path: Path) -> None:
+    """Over a whole run without dropped paths, which are drawn for each part."""
+    whole, parts = (
+        convnext.train(short(tmp_path, accumulate=count, **{"model.stochastic_depth": 0.0})) for count in (1, 3)
+    )
+    for name, tensor in weights(whole.path).items():
+        torch.testing.assert_close(weights(parts.path)[name], tensor, atol=2e-3, rtol=1e-2)
+    assert parts.report.loss == pytest.approx(whole.report.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupted_and_resumed_is_the_same(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = convnext.train(short(tmp_path / "whole"))
+    step, calls = Trainer._train_step, iter(range(1_000_000))
+
+    def step_then_signal(trainer: Trainer, batch: Any) -> None:
+        step(trainer, batch)
+        if next(calls) in (7, 25):
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", step_then_signal)
+        for expected_step in (8, 26):
+            with pytest.raises(InterruptedRunError) as stop:
+                convnext.train(short(tmp_path / "cut"), resume=expected_step == 26)
+            assert stop.value.signal == number
+            state = json.loads((stop.value.folder / "checkpoints" / "last" / "training.json").read_text())
+            assert state["step"] == expected_step
+    resumed = convnext.train(short(tmp_path / "cut", **{"data.workers": 2}), resume=True)
+    assert resumed.path == tmp_path / "cut" / "digits"
+    assert same_weights(expected.path, resumed.path)
+    assert resumed.report == expected.report
+    clock = ("seconds", "images_per_second")
+    lines = [
+        [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(run.path)]
+        for run in (expected, resumed)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_resuming_a_finished_run_evaluates_it_again(digits_run: convnext.Run) -> None:
+    again = convnext.train(recipe("digits", epochs=4, output=digits_run.path.parent), resume=True)
+    assert again.path == digits_run.path
+    assert again.report == digits_run.report
+
+
+def test_resume_under_other_settings_is_refused(digits_run: convnext.Run) -> None:
+    settings = recipe("digits", epochs=5, output=digits_run.path.parent, **{"optimizer.lr": 1e-3})
+    with pytest.raises(SettingsError, match=r"epochs was 4, now 5; optimizer\.lr was 0\.002, now 0\.001"):
+        convnext.train(settings, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
+    changes = {"optimizer.lr": 1e12, "optimizer.clip_norm": None, "optimizer.warmup_epochs": 0}
+    with pytest.raises(UserError, match=r"no longer a finite number.*lower optimizer\.lr"):
+        convnext.train(short(tmp_path, **changes))
+
+
+def test_impossible_settings_leave_nothing_behind(tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    for changes, message in (
+        ({"batch_size": 5000, "accumulate": 1}, "batch_size 5000 is more than the 1293 training images"),
+        ({"data.image_size": 1}, "images of 1 px are too small"),
+        ({"model.in_channels": 3}, "leave model.in_channels out"),
+        ({"precision": "fp16", "device": "cpu"}, "precision fp16 needs a CUDA device"),
+        ({"model.name": "convnext_tny"}, "did you mean convnext_tiny"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            convnext.train(short(output, **changes))
+    assert not output.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another --output"):
+        convnext.train(short(tmp_path / "file"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="device cuda is not available"):
+        convnext.train(short(tmp_path, device="cuda"))
+
+
+def folder_settings(root: Path, output: Path, **changes: Any) -> convnext.RunSettings:
+    data = {"root": root, "image_size": 16, "workers": 0}
+    model = {"depths": (1, 1), "dims": (8, 16)}
+    settings = recipe("folder", epochs=2, output=output, batch_size=16, data=data, model=model, trackers=())
+    changed: convnext.RunSettings = settings.replace(**{"optimizer.warmup_epochs": 0}, **changes)
+    return changed
+
+
+def spoil(folder: Path) -> tuple[Path, Path]:
+    """Cut one training image in half, and put a text file with an image's name beside it."""
+    cut = sorted((folder / "train" / "1").iterdir())[0]
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    text = folder / "train" / "2" / "notes.jpg"
+    text.write_text("no image")
+    return cut, text
+
+
+def test_unreadable_training_images_are_left_out_and_named(small_folder: Path, tmp_path: Path) -> None:
+    cut, text = spoil(small_folder)
+    settings = folder_settings(small_folder, tmp_path, **{"data.val_fraction": 0.0, "batch_size": 61})
+    run = convnext.train(settings)
+    assert len(run.unreadable) == 2
+    assert any(str(cut) in line for line in run.unreadable)
+    assert any(str(text) in line for line in run.unreadable)
+    assert run.report.count == 15
+
+
+def test_strict_stops_at_an_unreadable_image(small_folder: Path, tmp_path: Path) -> None:
+    spoil(small_folder)
+    settings = folder_settings(small_folder, tmp_path / "runs", **{"data.val_fraction": 0.0, "batch_size": 61})
+    with pytest.raises(DataError, match=r"unreadable image .*without --data\.strict"):
+        convnext.train(settings.replace(**{"data.strict": True}))
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_best_is_chosen_on_the_validation_split(digits_run: convnext.Run) -> None:
+    history = read_metrics(digits_run.path)
+    best = max(history, key=lambda line: line["val_top1"])
+    folder = (digits_run.path / "checkpoints" / "best").resolve()
+    assert json.loads((folder / "training.json").read_text())["step"] == best["step"]
+    report = convnext.evaluate(digits_run.path, split="val", which="best")
+    assert report.top1 == pytest.approx(best["val_top1"])
+    splits = load_splits(digits_run.settings.data)
+    assert splits.val is not None
+    assert report.count == len(splits.val)
+
+
+def test_evaluation_repeats_the_runs_number(digits_run: convnext.Run) -> None:
+    assert convnext.evaluate(digits_run.path, batch_size=7, workers=2).top1 == digits_run.report.top1
+
+
+def test_a_checkpoint_of_other_classes_is_refused(small_folder: Path, digits_images: Path, tmp_path: Path) -> None:
+    run = convnext.train(folder_settings(small_folder, tmp_path))
+    with pytest.raises(CheckpointError, match=r"knows 3 classes and the data has 10: .*only in the data: 3, 4, 5"):
+        convnext.evaluate(run.path, root=digits_images)
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = convnext.train(short(tmp_path, trackers=("wandb",)))
+    (identity,) = (run.path / "wandb_id").read_text().split()
+    recorded = list((run.path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
+    assert len(recorded) == 1
+    assert b"val/top1" in recorded[0].read_bytes()
+
+
+def test_bf16_on_cpu_learns(tmp_path: Path) -> None:
+    run = convnext.train(recipe("digits", epochs=4, output=tmp_path, precision="bf16", trackers=()))
+    assert run.report.top1 > 0.7
