@@ -4,6 +4,7 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 128 + n stopped by signal n.
 """
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from convnext.training.run import Run
 
 T = TypeVar("T")
+_USERS_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,9 @@ def _dispatch(args: list[str]) -> int:
 def _report_error(error: Exception, args: list[str]) -> int:
     if isinstance(error, UserError):
         print(f"convnext: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
+        print(f"convnext: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     if type(error).__name__ == "InterruptedRunError":
         again = [*args, *([] if "--resume" in args else ["--resume"])]

@@ -14,9 +14,10 @@ import convnext
 from convnext import recipe
 from convnext.data.catalog import load_splits
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
+from convnext.training.interruption import InterruptedRunError
 from convnext.training.run import newest_folder
 from convnext.training.tracking import read_metrics
-from convnext.training.trainer import InterruptedRunError, Trainer
+from convnext.training.trainer import Trainer
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -47,6 +47,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", color=color, label=part)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     _save(figure, path)
@@ -86,7 +87,7 @@ def prediction_grid(
         image = source.load(int(index))
         axes.imshow(image, cmap="gray" if image.mode == "L" else None)
         guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
-        label = f"{classes[guess]} {100 * probabilities[index, guess]:.0f} %"
+        label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"
         wrong = guess != truth
         axes.set_title(
             f"{label}\nis {classes[truth]}" if wrong else label, fontsize=8, color=_RED if wrong else "black"

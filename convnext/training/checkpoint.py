@@ -109,6 +109,7 @@ def save(
     Raises:
         CheckpointError: the disk is full or not writable; the checkpoints before stay as they were.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = _unused(folder / f"step-{state.step:08d}")
@@ -127,10 +128,10 @@ def save(
         _point(folder / "last", target)
         if state.best_step == state.step:
             _point(folder / "best", target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write checkpoint {target}: {error.strerror or error}; the one before is untouched: free space, "
+            f"cannot write checkpoint {target}: {_reason(error)}; the one before is untouched: free space, "
             f"then continue with --resume"
         ) from error
     kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}

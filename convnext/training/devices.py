@@ -22,7 +22,12 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     # Accelerate keeps one state a process, and would refuse a second run with another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     precision = {"fp32": "no"}.get(name := _precision(settings.precision, device), name)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise SettingsError(
+            f"{accelerator.num_processes} processes were started, and training runs in one so far: start one process"
+        )
+    return accelerator
 
 
 def pick_device(name: str) -> str:

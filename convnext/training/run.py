@@ -73,6 +73,8 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         CheckpointError: the run's settings cannot be read.
     """
     path = folder / "settings.json"
+    if not any(folder.iterdir()):  # killed right after it was made
+        return
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
     before: RunSettings = read_json(path, RunSettings)

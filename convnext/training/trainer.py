@@ -5,12 +5,10 @@ paths of a step depend on the settings and its number alone, so a run can stop a
 """
 
 import shutil
-import signal
 import sys
 import time
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -23,30 +21,17 @@ from convnext.data.loading import AugmentedImages, Batch, TrainSampler, make_loa
 from convnext.data.transforms import Normalize, batch_mix, train_transform
 from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.evaluation import plots
-from convnext.evaluation.evaluator import check_classes, predict_source, write_report
+from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
+from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.optimization import average_weights, learning_rate, make_optimizer
 from convnext.training.progress import Display
 from convnext.training.run import Run, check_same_settings, new_folder, newest_folder, write_settings
 from convnext.training.tracking import Tracker
-
-
-class InterruptedRunError(Exception):
-    """A run stopped by a signal, after its step was finished and saved.
-
-    Attributes:
-        folder: the run's folder.
-        signal: the signal's number.
-    """
-
-    def __init__(self, folder: Path, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; everything is saved in {folder}")
-        self.folder = folder
-        self.signal = number
 
 
 def train(settings: RunSettings, *, resume: bool = False) -> Run:
@@ -73,8 +58,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     trainer = Trainer(settings, splits)
     folder = found or new_folder(settings.output, settings.name)
     try:
-        if found is None:
-            write_settings(folder, settings)
+        write_settings(folder, settings)
         trainer.open(folder)
         trainer.fit()
         return trainer.finish()
@@ -97,30 +81,6 @@ def _resolve(settings: RunSettings, splits: Splits) -> RunSettings:
     data = settings.data.replace(root=root, mean=splits.mean, std=splits.std)
     resolved: RunSettings = settings.replace(model=model, data=data)
     return resolved
-
-
-class _StopSignals:
-    """While active, SIGTERM and the first SIGINT are kept in `received` for the loop to see."""
-
-    def __enter__(self) -> "_StopSignals":
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-        try:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # only the main thread may handle signals
-            self._before = {}
-        return self
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class Trainer:
@@ -196,10 +156,11 @@ class Trainer:
         self.sampler.start_step = self.state.step
         with ExitStack() as stack:
             stack.callback(self.tracker.close)
-            signals = stack.enter_context(_StopSignals())
+            signals = stack.enter_context(StopSignals())
             self.display = Display(self.total_steps, self.state.step, self.accelerator.is_main_process)
             stack.enter_context(self.display)
             self._announce()
+            self.model.train()
             started = time.perf_counter()
             for batch in make_loader(self.images, self.sampler, self.settings.data.workers):
                 self._train_step(batch)
@@ -229,7 +190,6 @@ class Trainer:
             return
         step = self.state.step
         torch.manual_seed(seed_for(self.settings.seed, step, self.accelerator.process_index, 0))
-        self.model.train()
         images = self.normalize(batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format))
         labels = batch.targets.to(self.device, non_blocking=True)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
@@ -314,7 +274,7 @@ class Trainer:
         predictions = self._predict("val")
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
-    def _predict(self, split: str) -> Any:
+    def _predict(self, split: str) -> Predictions:
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
         predictions = predict_source(
@@ -326,6 +286,7 @@ class Trainer:
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
         )
+        self.model.train()
         self._note_unreadable(predictions.unreadable)
         return predictions
 

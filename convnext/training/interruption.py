@@ -1,0 +1,44 @@
+"""Signals that ask a run to stop, held until its step is finished and saved."""
+
+import signal
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class InterruptedRunError(Exception):
+    """A run stopped by a signal, after its step was finished and saved.
+
+    Attributes:
+        folder: the run's folder.
+        signal: the signal's number.
+    """
+
+    def __init__(self, folder: Path, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; everything is saved in {folder}")
+        self.folder = folder
+        self.signal = number
+
+
+class StopSignals:
+    """While active, SIGTERM and the first SIGINT are kept in `received` for the loop to see."""
+
+    def __enter__(self) -> "StopSignals":
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # only the main thread may handle signals
+            self._before = {}
+        return self
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
