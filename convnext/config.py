@@ -181,7 +181,7 @@ class OptimizerSettings(Settings):
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
     """Learning rate at the end of the cosine, scaled like lr."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 20.0
-    """Epochs of linear rise from 0 to the peak."""
+    """Epochs of linear rise from 0 to the peak; a run of few epochs spends no more than a quarter of them on it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay of convolution and linear weights."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -230,12 +230,12 @@ class RunSettings(Settings):
     def _possible(self) -> "RunSettings":
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.accumulate} parts of a batch of {self.batch_size} would be empty")
-        if self.optimizer.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"optimizer.warmup_epochs: a warm-up of {self.optimizer.warmup_epochs:g} epochs leaves nothing of "
-                f"the {self.epochs} epochs; lower it (0 for none) or raise epochs"
-            )
         return self
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Epochs of warm-up of this run."""
+        return min(self.optimizer.warmup_epochs, self.epochs / 4)
 
     @property
     def peak_lr(self) -> float:

@@ -33,6 +33,13 @@ def test_schedule_warms_up_and_follows_the_cosine() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_a_short_run_has_a_short_warm_up() -> None:
+    settings = recipe("digits", epochs=2, **{"optimizer.warmup_epochs": 20})
+    rates = [learning_rate(step, settings, steps_per_epoch=10) for step in range(20)]
+    assert rates.index(max(rates)) == 4
+    assert settings.warmup_epochs == 0.5
+
+
 def test_average_warms_up_and_follows_the_weights() -> None:
     assert [round(ema_decay(n, 0.9), 3) for n in (0, 1, 10, 1000)] == [0.1, 0.182, 0.55, 0.9]
     model = nn.Linear(1, 1)

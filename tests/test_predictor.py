@@ -53,7 +53,7 @@ def test_an_unreadable_image_does_not_stop_the_others(
     predictor = convnext.Predictor.load(digits_run.path)
     first, second = predictor.batches([tmp_path / "bad.png", good])
     assert isinstance(first, UnreadableImageError)
-    assert second == pytest.approx(predictor(good))
+    assert second == predictor(good)
     with pytest.raises(UnreadableImageError, match=r"bad\.png"):
         predictor(tmp_path / "bad.png")
 

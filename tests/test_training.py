@@ -66,7 +66,7 @@ def test_a_run_learns_and_leaves_its_files(digits_run: convnext.Run) -> None:
 
 
 def test_runs_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
-    first, second = (convnext.train(short(tmp_path, epochs=1, **{"optimizer.warmup_epochs": 0})) for _ in range(2))
+    first, second = (convnext.train(short(tmp_path, epochs=1)) for _ in range(2))
     assert [first.path.name, second.path.name] == ["digits", "digits-2"]
     assert same_weights(first.path, second.path)
     assert newest_folder(tmp_path, "digits") == second.path
@@ -160,7 +160,7 @@ def folder_settings(root: Path, output: Path, **changes: Any) -> convnext.RunSet
     data = {"root": root, "image_size": 16, "workers": 0}
     model = {"depths": (1, 1), "dims": (8, 16)}
     settings = recipe("folder", epochs=2, output=output, batch_size=16, data=data, model=model, trackers=())
-    changed: convnext.RunSettings = settings.replace(**{"optimizer.warmup_epochs": 0}, **changes)
+    changed: convnext.RunSettings = settings.replace(**changes)
     return changed
 
 

@@ -14,7 +14,7 @@ from convnext.data.catalog import Splits, load_splits
 from convnext.data.loading import AugmentedImages, EvalSampler, make_loader, raise_if_strict
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import Normalize, eval_transform
-from convnext.errors import CheckpointError, DataError
+from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo
@@ -91,6 +91,8 @@ def evaluate(
     """
     from convnext.training.devices import keep_freed_memory, pick_device
 
+    if batch_size < 1:
+        raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
     run = Path(run)
     folder = checkpoint.find(run, which)
     model, info = checkpoint.load_model(folder)

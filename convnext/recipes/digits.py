@@ -9,14 +9,14 @@ from convnext.config import AugmentSettings, DataSettings, ModelSettings, Optimi
 from convnext.recipes import Expected
 
 SETTINGS = RunSettings(
-    epochs=20,
+    epochs=40,
     batch_size=64,
     ema_decay=0.99,
     model=ModelSettings(
         depths=(1, 1, 2), dims=(32, 64, 128), patch_size=1, kernel_size=3, layer_scale=1.0, init="torch"
     ),
     data=DataSettings(name="digits", image_size=8),
-    augment=AugmentSettings(crop="padding", crop_padding=1, flip=0.0),
+    augment=AugmentSettings(crop_scale=(0.6, 1.0), flip=0.0),
     optimizer=OptimizerSettings(lr=2e-3, reference_batch_size=64, warmup_epochs=1),
 )
 EXPECTED = Expected("98 % top-1 at least, test", None)

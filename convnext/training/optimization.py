@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
 
 def learning_rate(step: int, settings: RunSettings, steps_per_epoch: int) -> float:
     """Linear warm-up, then a cosine to ``min_lr`` (Loshchilov & Hutter 2017), at optimizer step ``step`` from 0."""
-    warmup_steps = round(settings.optimizer.warmup_epochs * steps_per_epoch)
+    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return settings.peak_lr * (step + 1) / warmup_steps
     # min_lr is scaled with the batch size as lr is, and never above the peak.

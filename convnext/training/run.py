@@ -47,8 +47,6 @@ def new_folder(output: Path, name: str) -> Path:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            if not output.is_dir():
-                raise UserError(f"output {output} is not a folder: choose another --output") from None
             number += 1
         except OSError as error:
             raise UserError(f"cannot make run folder {folder}: {error.strerror}; choose another --output") from None

@@ -309,7 +309,7 @@ class Trainer:
         self.display.line(
             f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size} / "
             f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of "
-            f"{self.steps_per_epoch} steps; run folder {self.folder}"
+            f"{self.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up; run folder {self.folder}"
         )
         if self.state.step:
             self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")

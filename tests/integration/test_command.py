@@ -113,7 +113,7 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFi
         ("train folder --data.root missing", "data.root missing is not there"),
         ("train folder --data.root hollow", "has no class folders"),
         ("train folder --data.root single", "one class only (cat)"),
-        ("train digits --output file", "file is not a folder"),
+        ("train digits --output file", "cannot make run folder file/digits: Not a directory"),
         ("train digits --output file/runs", "choose another --output"),
         ("evaluate missing", "run folder missing is not there"),
         ("evaluate hollow", "hollow has no checkpoint"),
