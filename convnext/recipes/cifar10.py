@@ -3,6 +3,8 @@
 Three stages behind a stem of patch size 2. The paper's initial weights and layer scale are made for 300 epochs; with
 PyTorch's default and layer scale 1 a short run learns far faster.
 
+Reaches 81.0 % test top-1 with 1.16 M parameters in 36 minutes on two AVX-512 cores (``results/cifar10``).
+
 Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision's download; or for images in folders
 ``convnext train cifar10 --data.name folder --data.root DIR``.
 """
@@ -22,4 +24,4 @@ SETTINGS = RunSettings(
     augment=AugmentSettings(crop="padding", crop_padding=4),
     optimizer=OptimizerSettings(lr=2e-3, reference_batch_size=128, warmup_epochs=1, weight_decay=0.05, clip_norm=1.0),
 )
-EXPECTED = Expected("", None)
+EXPECTED = Expected("81.0 % top-1, 0.810 macro-F1, test", "results/cifar10")

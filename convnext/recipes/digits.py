@@ -2,6 +2,8 @@
 
 Three stages behind a stem of patch size 1, since the images have 8x8 pixels. No flip: a mirrored digit is none.
 
+Reaches 99.2 to 99.7 % test top-1 over three seeds in 28 seconds on two CPU cores (``results/digits``).
+
 Command: ``convnext train digits``.
 """
 
@@ -19,4 +21,4 @@ SETTINGS = RunSettings(
     augment=AugmentSettings(crop_scale=(0.6, 1.0), flip=0.0),
     optimizer=OptimizerSettings(lr=2e-3, reference_batch_size=64, warmup_epochs=1),
 )
-EXPECTED = Expected("98 % top-1 at least, test", None)
+EXPECTED = Expected("99.2 to 99.7 % top-1 over three seeds, test", "results/digits")
