@@ -92,12 +92,16 @@ class ModelSettings(Settings):
     """Channels of the images; None takes the data set's (3 colour, 1 grey)."""
     stochastic_depth: Fraction = 0.0
     """Skip probability of the last block (drop path); blocks before it rise linearly from 0."""
-    layer_scale: float | None = 1e-6
-    """Initial per-channel factor on each residual branch; None for no layer scale."""
+    layer_scale: float | Literal["variant"] | None = "variant"
+    """Initial per-channel factor on each residual branch; None for no layer scale, 'variant' for the variant's own."""
     head_init_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the classifier's initial weights."""
     init: Literal["paper", "torch"] = "paper"
     """Initial weights: the paper's (normal, 0.02) or PyTorch's default, which learns faster in short runs."""
+    grn: bool | None = None
+    """Global response normalization in every block, as in ConvNeXt V2."""
+    stem_norm: bool | None = None
+    """LayerNorm behind the stem's convolution; the isotropic variants have none."""
 
     @model_validator(mode="after")
     def _one_entry_a_stage(self) -> "ModelSettings":

@@ -72,4 +72,4 @@ def test_learning_rate_scales_with_the_batch() -> None:
 def test_flatten_names_every_setting() -> None:
     flat = flatten(recipe("digits"))
     assert flat["model.dims"] == [32, 64, 128]
-    assert flat["epochs"] == 20
+    assert flat["epochs"] == recipe("digits").epochs

@@ -1,17 +1,19 @@
-"""ConvNeXt, op for op as in "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545).
+"""ConvNeXt, op for op as in "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545), and ConvNeXt V2 (Woo et al.,
+2023, arXiv:2301.00808).
 
 Modules and parameters carry the names of the authors' release (``downsample_layers``, ``stages``, ``dwconv``,
-``norm``, ``pwconv1``, ``pwconv2``, ``gamma``, ``head``), so that its checkpoints load with ``strict=True``.
+``norm``, ``pwconv1``, ``grn``, ``pwconv2``, ``gamma``, ``head``), so that its checkpoints load with ``strict=True``.
 Shapes: ``N`` images, ``C`` channels, ``H`` by ``W`` pixels.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 
@@ -26,6 +28,25 @@ class LayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
+class GRN(nn.Module):
+    """Global response normalization (V2, section 3.2): channels compete by the norm of their feature map.
+
+    Args:
+        dim: channels ``C``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, dim))
+        self.beta = nn.Parameter(torch.zeros(1, 1, 1, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, H, W, C)`` to the same shape."""
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return self.gamma * (x * response) + self.beta + x
+
+
 class Block(nn.Module):
     """The ConvNeXt block (section 2, figure 4): depthwise convolution, LayerNorm, two linear layers around a GELU.
 
@@ -35,6 +56,7 @@ class Block(nn.Module):
         expansion: width of the hidden layer, as a multiple of ``dim``.
         stochastic_depth: probability with which a sample skips the block in training (section 2.1).
         layer_scale: initial value of the per-channel factor ``gamma`` on the residual branch; ``None`` for no factor.
+        grn: whether global response normalization follows the GELU (V2).
     """
 
     def __init__(
@@ -44,12 +66,14 @@ class Block(nn.Module):
         expansion: int = 4,
         stochastic_depth: float = 0.0,
         layer_scale: float | None = 1e-6,
+        grn: bool = False,
     ) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, expansion * dim)
         self.act = nn.GELU()
+        self.grn = GRN(expansion * dim) if grn else nn.Identity()
         self.pwconv2 = nn.Linear(expansion * dim, dim)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = StochasticDepth(stochastic_depth, mode="row")
@@ -62,6 +86,7 @@ class Block(nn.Module):
         x = self.norm(x)
         x = self.pwconv1(x)
         x = self.act(x)
+        x = self.grn(x)
         x = self.pwconv2(x)
         if self.gamma is not None:
             x = self.gamma * x
@@ -74,7 +99,8 @@ class ConvNeXt(nn.Module):
     """ConvNeXt image classifier.
 
     The paper has four stages behind a stem of patch size 4; any number of stages and other patch sizes are allowed,
-    so that small images keep enough resolution. The image side must be at least ``stride`` pixels.
+    so that small images keep enough resolution. One stage behind patch size 16, without a norm in the stem, is the
+    isotropic ConvNeXt (section 3.3). The image side must be at least ``stride`` pixels.
 
     Args:
         in_channels: channels of the images: 3 for RGB, 1 for grey.
@@ -89,6 +115,14 @@ class ConvNeXt(nn.Module):
         head_init_scale: factor on the initial weights of the classifier (used by the authors when fine-tuning).
         init: ``"paper"`` draws weights from a normal distribution of standard deviation 0.02, truncated, with zero
             biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs.
+        grn: global response normalization in every block, as in V2, which has no layer scale.
+        stem_norm: whether a LayerNorm follows the stem's convolution.
+
+    Attributes:
+        stride: pixels of the image's side to one position of the last feature map.
+        num_features: channels of the last feature map, and of the embedding.
+        checkpointing: recompute each block in the backward pass in place of keeping its activations: less memory, a
+            third more time. False at first.
 
     Raises:
         ValueError: ``depths`` and ``dims`` differ in length, or an even ``kernel_size``.
@@ -107,6 +141,8 @@ class ConvNeXt(nn.Module):
         layer_scale: float | None = 1e-6,
         head_init_scale: float = 1.0,
         init: Literal["paper", "torch"] = "paper",
+        grn: bool = False,
+        stem_norm: bool = True,
     ) -> None:
         super().__init__()
         if len(depths) != len(dims) or not depths:
@@ -115,8 +151,12 @@ class ConvNeXt(nn.Module):
             raise ValueError(f"kernel_size must be odd to keep the feature map's size: got {kernel_size}")
         self.stride = patch_size * 2 ** (len(depths) - 1)
         self.num_features = dims[-1]
+        self.dims = tuple(dims)
+        self.checkpointing = False
 
-        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], patch_size, patch_size), LayerNorm2d(dims[0], eps=1e-6))
+        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], patch_size, patch_size))
+        if stem_norm:
+            stem.append(LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
         for dim, next_dim in pairwise(dims):
             downsample = nn.Sequential(LayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, next_dim, kernel_size=2, stride=2))
@@ -125,27 +165,51 @@ class ConvNeXt(nn.Module):
         last = max(sum(depths) - 1, 1)
         rates = (stochastic_depth * number / last for number in range(sum(depths)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, kernel_size, expansion, next(rates), layer_scale) for _ in range(depth)))
+            nn.Sequential(*(Block(dim, kernel_size, expansion, next(rates), layer_scale, grn) for _ in range(depth)))
             for depth, dim in zip(depths, dims, strict=True)
         )
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self._init, self._head_init_scale = init, head_init_scale
         if init == "paper":
             self.apply(_init_weights)
-        if isinstance(self.head, nn.Linear):
-            with torch.no_grad():
-                self.head.weight.mul_(head_init_scale)
-                self.head.bias.mul_(head_init_scale)
+        self.reset_classifier(num_classes)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` to the last stage's feature map ``(N, dims[-1], H / stride, W / stride)``."""
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for ``num_classes``, initialised as the first was; 0 for none."""
+        device = self.norm.weight.device
+        self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            if self._init == "paper":
+                _init_weights(self.head)
+            with torch.no_grad():
+                self.head.weight.mul_(self._head_init_scale)
+                self.head.bias.mul_(self._head_init_scale)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """Images ``(N, C, H, W)`` to the feature map of every stage, of strides ``patch_size * 2 ** stage``."""
         if min(x.shape[-2:]) < self.stride:
             raise ValueError(
                 f"images of {tuple(x.shape[-2:])} pixels are smaller than the model's stride {self.stride}"
             )
+        maps = []
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-        return x
+            x = downsample(x)
+            if self.checkpointing and self.training:
+                for block in cast(nn.Sequential, stage):
+                    x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
+            else:
+                x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to the last stage's feature map ``(N, dims[-1], H / stride, W / stride)``."""
+        return self.forward_stages(x)[-1]
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` to normalized, pooled features ``(N, num_features)``: what the classifier sees."""
+        embedding: Tensor = self.norm(self.forward_features(x).mean((-2, -1)))
+        return embedding
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
@@ -153,9 +217,8 @@ class ConvNeXt(nn.Module):
         Raises:
             ValueError: the images are smaller than the model's stride.
         """
-        x = self.forward_features(x)
-        x = self.head(self.norm(x.mean((-2, -1))))
-        return x
+        logits: Tensor = self.head(self.embed(x))
+        return logits
 
 
 def _init_weights(module: nn.Module) -> None:

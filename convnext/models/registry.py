@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Variant:
-    """A published configuration."""
+    """A published configuration of `convnext.models.convnext.ConvNeXt`.
+
+    Attributes:
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        source: where it is published.
+    """
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
@@ -20,16 +26,48 @@ class Variant:
     patch_size: int = 4
     kernel_size: int = 7
     expansion: int = 4
+    layer_scale: float | None = 1e-6
+    grn: bool = False
+    stem_norm: bool = True
+
+
+def _v1(depths: tuple[int, ...], width: int, source: str) -> Variant:
+    return Variant(depths, (width, 2 * width, 4 * width, 8 * width), source)
+
+
+def _isotropic(depth: int, dim: int) -> Variant:
+    source = "Liu et al. 2022, section 3.3"
+    return Variant((depth,), (dim,), source, patch_size=16, layer_scale=None, stem_norm=False)
+
+
+def _v2(depths: tuple[int, ...], width: int) -> Variant:
+    dims = (width, 2 * width, 4 * width, 8 * width)
+    return Variant(depths, dims, "Woo et al. 2023, appendix A", layer_scale=None, grn=True)
 
 
 _PAPER = "Liu et al. 2022, section 3"
 
 VARIANTS: dict[str, Variant] = {
-    "convnext_tiny": Variant((3, 3, 9, 3), (96, 192, 384, 768), _PAPER),
-    "convnext_small": Variant((3, 3, 27, 3), (96, 192, 384, 768), _PAPER),
-    "convnext_base": Variant((3, 3, 27, 3), (128, 256, 512, 1024), _PAPER),
-    "convnext_large": Variant((3, 3, 27, 3), (192, 384, 768, 1536), _PAPER),
-    "convnext_xlarge": Variant((3, 3, 27, 3), (256, 512, 1024, 2048), _PAPER),
+    "convnext_atto": _v1((2, 2, 6, 2), 40, "timm"),
+    "convnext_femto": _v1((2, 2, 6, 2), 48, "timm"),
+    "convnext_pico": _v1((2, 2, 6, 2), 64, "timm"),
+    "convnext_nano": _v1((2, 2, 8, 2), 80, "timm"),
+    "convnext_tiny": _v1((3, 3, 9, 3), 96, _PAPER),
+    "convnext_small": _v1((3, 3, 27, 3), 96, _PAPER),
+    "convnext_base": _v1((3, 3, 27, 3), 128, _PAPER),
+    "convnext_large": _v1((3, 3, 27, 3), 192, _PAPER),
+    "convnext_xlarge": _v1((3, 3, 27, 3), 256, _PAPER),
+    "convnext_isotropic_small": _isotropic(18, 384),
+    "convnext_isotropic_base": _isotropic(18, 768),
+    "convnext_isotropic_large": _isotropic(36, 1024),
+    "convnextv2_atto": _v2((2, 2, 6, 2), 40),
+    "convnextv2_femto": _v2((2, 2, 6, 2), 48),
+    "convnextv2_pico": _v2((2, 2, 6, 2), 64),
+    "convnextv2_nano": _v2((2, 2, 8, 2), 80),
+    "convnextv2_tiny": _v2((3, 3, 9, 3), 96),
+    "convnextv2_base": _v2((3, 3, 27, 3), 128),
+    "convnextv2_large": _v2((3, 3, 27, 3), 192),
+    "convnextv2_huge": _v2((3, 3, 27, 3), 352),
 }
 
 
@@ -50,6 +88,9 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
         kernel_size=settings.kernel_size or variant.kernel_size,
         expansion=settings.expansion or variant.expansion,
         in_channels=settings.in_channels or in_channels,
+        layer_scale=variant.layer_scale if settings.layer_scale == "variant" else settings.layer_scale,
+        grn=variant.grn if settings.grn is None else settings.grn,
+        stem_norm=variant.stem_norm if settings.stem_norm is None else settings.stem_norm,
     )
     return resolved
 
