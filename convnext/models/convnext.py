@@ -42,9 +42,10 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, H, W, C)`` to the same shape."""
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
         response = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * response) + self.beta + x
+        y: Tensor = self.gamma * (x * response) + self.beta + x
+        return y
 
 
 class Block(nn.Module):
