@@ -72,7 +72,10 @@ class Settings(BaseModel):
 
 
 class ModelSettings(Settings):
-    """The architecture; what is left at None comes from the named variant."""
+    """The architecture; what is left at None comes from the named variant.
+
+    The baselines have patch_size and in_channels alone, and Swin stochastic_depth.
+    """
 
     section: ClassVar[str] = "model."
 

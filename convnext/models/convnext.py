@@ -1,4 +1,4 @@
-"""ConvNeXt, op for op as in "A ConvNet for the 2020s" (Liu et al., 2022, arXiv:2201.03545), and ConvNeXt V2 (Woo et al.,
+"""ConvNeXt, op for op as in "A ConvNet for the 2020s" (Liu et al. 2022, arXiv:2201.03545), and ConvNeXt V2 (Woo et al.
 2023, arXiv:2301.00808).
 
 Modules and parameters carry the names of the authors' release (``downsample_layers``, ``stages``, ``dwconv``,

@@ -1,13 +1,38 @@
 """Name to model: the published variants, and one door to build any of them with changed settings."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from convnext.models.convnext import ConvNeXt
+
+ConvNeXtName: TypeAlias = Literal[
+    "convnext_atto",
+    "convnext_femto",
+    "convnext_pico",
+    "convnext_nano",
+    "convnext_tiny",
+    "convnext_small",
+    "convnext_base",
+    "convnext_large",
+    "convnext_xlarge",
+    "convnext_isotropic_small",
+    "convnext_isotropic_base",
+    "convnext_isotropic_large",
+    "convnextv2_atto",
+    "convnextv2_femto",
+    "convnextv2_pico",
+    "convnextv2_nano",
+    "convnextv2_tiny",
+    "convnextv2_base",
+    "convnextv2_large",
+    "convnextv2_huge",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,7 @@ def _v2(depths: tuple[int, ...], width: int) -> Variant:
 
 _PAPER = "Liu et al. 2022, section 3"
 
-VARIANTS: dict[str, Variant] = {
+VARIANTS: dict[ConvNeXtName, Variant] = {
     "convnext_atto": _v1((2, 2, 6, 2), 40, "timm"),
     "convnext_femto": _v1((2, 2, 6, 2), 48, "timm"),
     "convnext_pico": _v1((2, 2, 6, 2), 64, "timm"),
@@ -71,28 +96,51 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+# torchvision's, which convnext.models.baselines builds.
+BASELINES: dict[str, str] = {
+    "resnet18": "He et al. 2016, torchvision",
+    "resnet50": "He et al. 2016, torchvision",
+    "swin_t": "Liu et al. 2021, torchvision",
+}
+NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES)
+
+
 def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
-    """The settings with every None taken from the named variant.
+    """The settings with every None taken from the named variant; a baseline keeps only those that it has.
 
     Raises:
         SettingsError: unknown name, or depths and dims that do not fit each other.
     """
-    try:
-        variant = VARIANTS[settings.name]
-    except KeyError:
-        raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, VARIANTS)}") from None
-    resolved: ModelSettings = settings.replace(
+    channels = settings.in_channels or in_channels
+    resolved: ModelSettings
+    if settings.name in BASELINES:
+        resolved = ModelSettings(
+            name=settings.name,
+            patch_size=settings.patch_size or 4,
+            in_channels=channels,
+            stochastic_depth=settings.stochastic_depth,
+        )
+        return resolved
+    variant = next((variant for name, variant in VARIANTS.items() if name == settings.name), None)
+    if variant is None:
+        raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, NAMES)}")
+    resolved = settings.replace(
         depths=settings.depths or variant.depths,
         dims=settings.dims or variant.dims,
         patch_size=settings.patch_size or variant.patch_size,
         kernel_size=settings.kernel_size or variant.kernel_size,
         expansion=settings.expansion or variant.expansion,
-        in_channels=settings.in_channels or in_channels,
+        in_channels=channels,
         layer_scale=variant.layer_scale if settings.layer_scale == "variant" else settings.layer_scale,
         grn=variant.grn if settings.grn is None else settings.grn,
         stem_norm=variant.stem_norm if settings.stem_norm is None else settings.stem_norm,
     )
     return resolved
+
+
+def source(name: str) -> str:
+    """Where the model of that name is published."""
+    return BASELINES.get(name) or next(variant.source for key, variant in VARIANTS.items() if key == name)
 
 
 def check_image_size(settings: ModelSettings, image_size: int) -> None:
@@ -105,31 +153,40 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
     Raises:
         SettingsError: the last stage's feature map would be empty.
     """
-    assert settings.depths is not None
     assert settings.patch_size is not None
-    stride = settings.patch_size * 2 ** (len(settings.depths) - 1)
+    stages = len(settings.depths or (0, 0, 0, 0))
+    stride = settings.patch_size * 2 ** (stages - 1)
     if image_size < stride:
         raise SettingsError(
-            f"images of {image_size} px are too small for {len(settings.depths)} stages behind a stem of patch size "
+            f"images of {image_size} px are too small for {stages} stages behind a stem of patch size "
             f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or the "
             f"number of stages (model.depths, model.dims)"
         )
 
 
-def build(settings: ModelSettings, num_classes: int) -> "ConvNeXt":
+def build(settings: ModelSettings, num_classes: int) -> "nn.Module":
     """The model of the settings, with random weights."""
+    settings = resolve(settings)
+    if settings.name in BASELINES:
+        from convnext.models.baselines import build_baseline
+
+        chosen = {"name", "in_channels", "patch_size", "stochastic_depth"}
+        return build_baseline(num_classes=num_classes, **settings.model_dump(include=chosen))
     from convnext.models.convnext import ConvNeXt
 
-    values = resolve(settings).model_dump(exclude={"name"})
-    return ConvNeXt(num_classes=num_classes, **values)
+    return ConvNeXt(num_classes=num_classes, **settings.model_dump(exclude={"name"}))
 
 
-def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "ConvNeXt":
+@overload
+def create_model(name: ConvNeXtName, num_classes: int = 1000, **settings: Any) -> "ConvNeXt": ...
+@overload
+def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module": ...
+def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module":
     """Build a model by name, with random weights.
 
     Args:
-        name: a variant's name; ``convnext models`` lists them.
-        num_classes: classes of the classifier; 0 leaves it out.
+        name: one of `NAMES`; ``convnext models`` lists them.
+        num_classes: classes of the classifier; 0 leaves a ConvNeXt's out.
         settings: any field of `convnext.config.ModelSettings`, such as ``depths`` or ``patch_size``.
 
     Returns:

@@ -24,6 +24,9 @@ class Expected:
     text: str
     source: str | None
 
+    def __str__(self) -> str:
+        return self.text + (f" ({self.source})" if self.source else "")
+
 
 @dataclass(frozen=True)
 class Recipe:

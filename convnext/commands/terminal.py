@@ -1,0 +1,67 @@
+"""What the commands share: options from the command line, and tables on it."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tyro
+
+from convnext.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: type[T], args: Sequence[str], command: str, default: T | None = None, description: str | None = None
+) -> T:
+    """Parse a command's options; a mistake becomes one line.
+
+    Raises:
+        SettingsError: unknown option or bad value.
+        SystemExit: ``--help`` was printed.
+    """
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: T = tyro.cli(kind, args=list(args), prog=f"convnext {command}", description=description, **options)
+            return parsed
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise SettingsError(f"{_one_line(said.getvalue())} (see convnext {command} --help)") from None
+
+
+def _one_line(box: str) -> str:
+    """The first paragraph of tyro's framed message, with its suggestions."""
+    lines = [re.sub(r"[─╭╮╰╯│]", "", line).strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = " ".join(line or "\n" for line in lines).split("\n")
+    text = paragraphs[0].strip().rstrip(".")
+    suggested = [name for part in paragraphs[1:] if "meant" in part for name in re.findall(r"--[\w.-]+", part)]
+    return f"{text}: did you mean {' or '.join(dict.fromkeys(suggested[:3]))}?" if suggested else text
+
+
+def table(*columns: str) -> "Table":
+    """An empty table with these columns."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, highlight=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def print_table(rows: "Table") -> None:
+    """Print to standard output; where that is no terminal, a row stays one line."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 1000  # piped: a line a row
+    console.print(rows)

@@ -1,0 +1,87 @@
+"""What a model costs, and its shapes stage by stage, counted without computing anything."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convnext.models.convnext import ConvNeXt
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part of a model.
+
+    Attributes:
+        name: the module's name.
+        output: shape of its output for one image, without the batch.
+        parameters: their number.
+        gmacs: multiply-adds for one image, in 1e9.
+    """
+
+    name: str
+    output: tuple[int, ...]
+    parameters: int
+    gmacs: float
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, trained or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_gmacs(model: nn.Module, image_size: int = 224, channels: int = 3) -> float:
+    """Multiply-adds of convolutions and matrix products for one image, in 1e9: what the papers call GFLOPs.
+
+    Args:
+        model: on any device; on the meta device nothing is computed.
+        image_size: side of the image in pixels.
+        channels: channels of the image.
+    """
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.eval()(torch.empty(1, channels, image_size, image_size, device=device))
+    return float(counter.get_total_flops()) / 2e9
+
+
+def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> list[Row]:
+    """The stem, every downsampling layer and stage, and the head, in the order of the computation."""
+    parts: dict[str, nn.Module] = {"norm": model.norm, "head": model.head}
+    for index, (downsample, stage) in enumerate(zip(model.downsample_layers, model.stages, strict=True)):
+        parts |= {f"downsample_layers.{index}": downsample, f"stages.{index}": stage}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> None:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            shapes[name] = tuple(output.shape[1:])
+
+        handles.append(parts[name].register_forward_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    for name in parts:
+        note(name)
+    device = model.norm.weight.device
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            model.eval()(torch.empty(1, channels, image_size, image_size, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    flops = counter.get_flop_counts()
+    prefix = type(model).__name__
+    return [
+        Row(name, shape, count_parameters(parts[name]), sum(flops.get(f"{prefix}.{name}", {}).values()) / 2e9)
+        for name, shape in shapes.items()
+    ]
+
+
+def images_per_second(model: nn.Module, image_size: int = 224, batch_size: int = 8) -> float:
+    """Median throughput of the forward pass on the CPU, over at least two seconds."""
+    from torch.utils.benchmark import Timer
+
+    images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    model = model.eval().to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads())
+        return batch_size / timer.blocked_autorange(min_run_time=2).median
