@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from convnext import __version__
-from convnext.commands import catalogues, runs
+from convnext.commands import catalogues, models, runs
 from convnext.errors import SettingsError, UserError, did_you_mean
 
 _USERS_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -21,6 +21,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "recipes": catalogues.recipes_command,
     "models": catalogues.models_command,
     "datasets": catalogues.datasets_command,
+    "convert": models.convert_command,
+    "roadmap": models.roadmap_command,
 }
 
 

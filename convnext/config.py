@@ -74,7 +74,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The architecture; what is left at None comes from the named variant.
 
-    The baselines have patch_size and in_channels alone, and Swin stochastic_depth.
+    The baselines have patch_size and in_channels alone, and Swin stochastic_depth; the roadmap has no kernel_size.
     """
 
     section: ClassVar[str] = "model."
@@ -105,6 +105,10 @@ class ModelSettings(Settings):
     """Global response normalization in every block, as in ConvNeXt V2."""
     stem_norm: bool | None = None
     """LayerNorm behind the stem's convolution; the isotropic variants have none."""
+    step: Annotated[int, Field(ge=0, le=15)] | None = None
+    """Step of model 'roadmap', from 0 (ResNet-50) to 15 (ConvNeXt-T); `convnext roadmap` lists them."""
+    weights: str | None = None
+    """Weights to start from: a released tag (`convnext models NAME` lists them), or a checkpoint file of any layout."""
 
     @model_validator(mode="after")
     def _one_entry_a_stage(self) -> "ModelSettings":

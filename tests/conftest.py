@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same arithmetic on every machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads, which wait for each other
 
 import convnext
 from convnext.config import DataSettings

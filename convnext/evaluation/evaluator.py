@@ -16,6 +16,7 @@ from convnext.data.sources import ImageSource
 from convnext.data.transforms import Normalize, eval_transform
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report
+from convnext.files import write_text
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo
 
@@ -133,7 +134,7 @@ def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSo
     from convnext.evaluation import plots
 
     report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
-    checkpoint.write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
+    write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
     plots.confusion_matrix(predictions, info.classes, run / f"{stem}_confusion_matrix.png")
     if not predictions.unreadable:  # else logits and images are no longer in step
         plots.prediction_grid(predictions, source, info.classes, run / f"{stem}_predictions.png")

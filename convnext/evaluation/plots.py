@@ -8,7 +8,7 @@ import numpy as np
 
 from convnext.data.sources import ImageSource
 from convnext.evaluation.metrics import confusion
-from convnext.training.checkpoint import writing
+from convnext.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

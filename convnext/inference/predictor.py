@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convnext.data.images import read_image, to_mode
 from convnext.data.transforms import Normalize, eval_transform
+from convnext.errors import SettingsError
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo
 
@@ -44,11 +45,20 @@ class Predictor:
 
     @classmethod
     def load(cls, run: str | Path, which: str = "last", device: str = "auto") -> "Predictor":
-        """The predictor of a run's checkpoint ``which``, ``"last"`` or ``"best"``.
+        """The predictor of a run's checkpoint ``which``, ``"last"`` or ``"best"``, or of released weights.
+
+        Args:
+            run: the run's folder, or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
+            which: the run's checkpoint.
+            device: where to compute.
 
         Raises:
             CheckpointError: no such run or checkpoint, or a damaged one.
+            UserError: no such released weights, or they cannot be fetched.
         """
+        name, _, tag = str(run).partition(":")
+        if tag and not Path(run).exists():
+            return cls(*_released(name, tag), device)
         return cls(*checkpoint.load_model(checkpoint.find(Path(run), which)), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
@@ -107,3 +117,29 @@ class Predictor:
             [Prediction(self.info.classes[index], probability) for index, probability in zip(*row, strict=True)]
             for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
+    """A model with the authors' weights, and how they used it."""
+    from convnext.config import ModelSettings
+    from convnext.models import pretrained, registry, weights
+
+    settings = registry.resolve(ModelSettings(name=name, weights=tag))
+    found = weights.find(name, tag)
+    classes = weights.imagenet_classes()
+    if found.classes != len(classes):
+        raise SettingsError(
+            f"{name}:{tag} has the {found.classes:,} classes of ImageNet-22K, whose names are not known here: "
+            f"choose weights of ImageNet-1K, such as {name}:in1k"
+        )
+    model = registry.build(settings, found.classes)
+    pretrained.start_from(model, settings, found.classes)
+    info = ModelInfo(
+        model=settings,
+        classes=classes,
+        mean=found.mean,
+        std=found.std,
+        image_size=found.image_size,
+        center_crop=found.center_crop,
+    )
+    return model, info

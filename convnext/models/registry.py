@@ -1,5 +1,6 @@
 """Name to model: the published variants, and one door to build any of them with changed settings."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -102,7 +103,8 @@ BASELINES: dict[str, str] = {
     "resnet50": "He et al. 2016, torchvision",
     "swin_t": "Liu et al. 2021, torchvision",
 }
-NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES)
+ROADMAP = "roadmap"  # convnext.models.roadmap builds it
+NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES, ROADMAP)
 
 
 def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
@@ -119,8 +121,23 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
             patch_size=settings.patch_size or 4,
             in_channels=channels,
             stochastic_depth=settings.stochastic_depth,
+            weights=settings.weights,
         )
         return resolved
+    if settings.name == ROADMAP:
+        resolved = ModelSettings(
+            name=settings.name,
+            step=15 if settings.step is None else settings.step,
+            depths=settings.depths,
+            dims=settings.dims,
+            patch_size=settings.patch_size or 4,
+            in_channels=channels,
+            stochastic_depth=settings.stochastic_depth,
+            layer_scale=1e-6 if settings.layer_scale == "variant" else settings.layer_scale,
+        )
+        return resolved
+    if settings.step is not None:
+        raise SettingsError(f"model.step belongs to model 'roadmap', and the model is {settings.name!r}")
     variant = next((variant for name, variant in VARIANTS.items() if name == settings.name), None)
     if variant is None:
         raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, NAMES)}")
@@ -140,6 +157,8 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
 
 def source(name: str) -> str:
     """Where the model of that name is published."""
+    if name == ROADMAP:
+        return "Liu et al. 2022, section 2: `convnext roadmap`"
     return BASELINES.get(name) or next(variant.source for key, variant in VARIANTS.items() if key == name)
 
 
@@ -172,9 +191,16 @@ def build(settings: ModelSettings, num_classes: int) -> "nn.Module":
 
         chosen = {"name", "in_channels", "patch_size", "stochastic_depth"}
         return build_baseline(num_classes=num_classes, **settings.model_dump(include=chosen))
+    if settings.name == ROADMAP:
+        from convnext.models.roadmap import Roadmap
+
+        # The paper widens the base width by 1.5 on the way, and dims are ConvNeXt's.
+        width = 64 if settings.dims is None else 2 * max(1, round(settings.dims[0] / 3))
+        chosen = {"step", "depths", "patch_size", "in_channels", "stochastic_depth", "layer_scale"}
+        return Roadmap(num_classes=num_classes, width=width, **settings.model_dump(include=chosen))
     from convnext.models.convnext import ConvNeXt
 
-    return ConvNeXt(num_classes=num_classes, **settings.model_dump(exclude={"name"}))
+    return ConvNeXt(num_classes=num_classes, **settings.model_dump(exclude={"name", "step", "weights"}))
 
 
 @overload
@@ -182,17 +208,27 @@ def create_model(name: ConvNeXtName, num_classes: int = 1000, **settings: Any) -
 @overload
 def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module": ...
 def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module":
-    """Build a model by name, with random weights.
+    """Build a model by name.
 
     Args:
         name: one of `NAMES`; ``convnext models`` lists them.
         num_classes: classes of the classifier; 0 leaves a ConvNeXt's out.
-        settings: any field of `convnext.config.ModelSettings`, such as ``depths`` or ``patch_size``.
+        settings: any field of `convnext.config.ModelSettings`, such as ``depths`` or ``patch_size``. Without
+            ``weights`` they are random; with a released tag they are downloaded once, and a classifier of other
+            classes is left out with a line on standard error.
 
     Returns:
         A module from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
 
     Raises:
         SettingsError: unknown name or setting, or an impossible value.
+        UserError: the weights cannot be had, or do not fit.
     """
-    return build(ModelSettings(name=name, **settings), num_classes)
+    chosen = resolve(ModelSettings(name=name, **settings))
+    model = build(chosen, num_classes)
+    if chosen.weights is not None:
+        from convnext.models.pretrained import start_from
+
+        if note := start_from(model, chosen, num_classes):
+            print(note, file=sys.stderr)
+    return model

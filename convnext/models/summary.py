@@ -39,10 +39,16 @@ def count_gmacs(model: nn.Module, image_size: int = 224, channels: int = 3) -> f
         image_size: side of the image in pixels.
         channels: channels of the image.
     """
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    return float(_count(model, image_size, channels).get_total_flops()) / 2e9
+
+
+def _count(model: nn.Module, image_size: int, channels: int) -> FlopCounterMode:
+    device, training = next(model.parameters()).device, model.training
+    counter: FlopCounterMode = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
         model.eval()(torch.empty(1, channels, image_size, image_size, device=device))
-    return float(counter.get_total_flops()) / 2e9
+    model.train(training)
+    return counter
 
 
 def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> list[Row]:
@@ -61,10 +67,8 @@ def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> lis
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for name in parts:
         note(name)
-    device = model.norm.weight.device
     try:
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            model.eval()(torch.empty(1, channels, image_size, image_size, device=device))
+        counter = _count(model, image_size, channels)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,10 +8,7 @@ contents have reached the disk: what is visible is complete.
 
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
 from convnext.errors import CheckpointError
+from convnext.files import sync
+from convnext.models.pretrained import load_state
 
 FORMAT = 1
 
@@ -68,34 +67,6 @@ class TrainingState(BaseModel):
     best_top1: float | None = None
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yield a path to write beside ``path``; rename it to ``path`` once its contents are on the disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        _sync(unfinished)
-        unfinished.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically."""
-    with writing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(
     folder: Path,
     weights: dict[str, Tensor],
@@ -122,9 +93,9 @@ def save(
         (unfinished / "model.json").write_text(info.model_dump_json(indent=2), encoding="utf-8")
         (unfinished / "training.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
         for path in [*unfinished.iterdir(), unfinished]:
-            _sync(path)
+            sync(path)
         unfinished.rename(target)
-        _sync(folder)
+        sync(folder)
         _point(folder / "last", target)
         if state.best_step == state.step:
             _point(folder / "best", target)
@@ -155,7 +126,7 @@ def _point(link: Path, target: Path) -> None:
     unfinished.unlink(missing_ok=True)
     unfinished.symlink_to(target.name, target_is_directory=True)
     unfinished.replace(link)
-    _sync(link.parent)
+    sync(link.parent)
 
 
 def find(run: Path, name: str = "last") -> Path:
@@ -195,19 +166,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: missing, damaged or other tensors; the message names the first few.
     """
-    tensors = read_tensors(path)
-    expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
-    problems += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & tensors.keys()
-        if tensors[name].shape != expected[name].shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{path} does not fit the model: {'; '.join(sorted(problems)[:3])}{more}")
-    model.load_state_dict(tensors)
+    load_state(model, read_tensors(path), path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from typing import Any
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.evaluation.metrics import Report
-from convnext.training.checkpoint import read_json, write_text
+from convnext.files import write_text
+from convnext.training.checkpoint import read_json
 
 # Settings that say where and how to compute, not what: they may change when a run goes on.
 _FREE = {"output", "device", "trackers", "data.root", "data.workers"}

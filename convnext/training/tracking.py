@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
-from convnext.training.checkpoint import write_text
+from convnext.files import write_text
 from convnext.training.run import flatten
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
+from convnext.models.pretrained import released, start_from
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
@@ -50,7 +52,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     """
     found = newest_folder(settings.output, settings.name) if resume else None
     splits = load_splits(settings.data)
-    settings = _resolve(settings, splits)
+    settings, splits = _resolve(settings, splits)
     if resume and found is None:
         print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
     if found is not None:
@@ -68,8 +70,8 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
         raise
 
 
-def _resolve(settings: RunSettings, splits: Splits) -> RunSettings:
-    """The settings with every open choice made by the data and the model's variant."""
+def _resolve(settings: RunSettings, splits: Splits) -> tuple[RunSettings, Splits]:
+    """The settings with every open choice made by the data and the model's variant, and the splits that fit them."""
     model = registry.resolve(settings.model, splits.channels)
     if model.in_channels != splits.channels:
         raise SettingsError(
@@ -77,10 +79,13 @@ def _resolve(settings: RunSettings, splits: Splits) -> RunSettings:
             f"{splits.channels}: leave model.in_channels out"
         )
     registry.check_image_size(model, settings.data.image_size)
+    # Released weights expect the normalisation that they were trained with.
+    if (weights := released(model)) is not None and splits.channels == 3:
+        splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
     root = settings.data.root and settings.data.root.absolute()
     data = settings.data.replace(root=root, mean=splits.mean, std=splits.std)
     resolved: RunSettings = settings.replace(model=model, data=data)
-    return resolved
+    return resolved, splits
 
 
 class Trainer:
@@ -144,6 +149,9 @@ class Trainer:
         self.folder = folder
         if (folder / "checkpoints" / "last").is_dir():
             self._restore(checkpoint.find(folder))
+        elif self.settings.model.weights is not None:
+            note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
+            print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
         self.tracker = Tracker(folder, self.state.step, self.settings)
 
     def fit(self) -> None:

@@ -1,0 +1,217 @@
+"""ConvNeXt weights from one library's names and shapes to another's, and back, without touching a value.
+
+Every conversion goes through the authors' names, which `convnext.models.convnext.ConvNeXt` has too. A layout is a
+table of rules ``official: its own``, read from left to right to write the layout and from right to left to read it.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+from convnext.errors import CheckpointError, did_you_mean
+
+# Fields of the rules: {s} stage, {d} stage that starts with a downsampling, {even} 2s and {odd} 2s + 1, {b} block,
+# {k} place in a downsampling, {n} which pointwise layer, {p} parameter, {model} prefix of transformers' V1 or V2.
+_NUMBER = "(?:0|[1-9][0-9]{0,3})"
+_FIELDS = {
+    "s": _NUMBER,
+    "d": "[1-9][0-9]{0,3}",
+    "even": "(?:[1-9][0-9]{0,3})?[02468]",
+    "odd": "(?:[1-9][0-9]{0,3})?[13579]",
+    "b": _NUMBER,
+    "k": "[01]",
+    "n": "[12]",
+    "p": "weight|bias",
+    "model": "convnext|convnextv2",
+}
+
+_TIMM = {
+    "downsample_layers.0.{k}.{p}": "stem.{k}.{p}",
+    "downsample_layers.{d}.{k}.{p}": "stages.{d}.downsample.{k}.{p}",
+    "stages.{s}.{b}.gamma": "stages.{s}.blocks.{b}.gamma",
+    "stages.{s}.{b}.dwconv.{p}": "stages.{s}.blocks.{b}.conv_dw.{p}",
+    "stages.{s}.{b}.norm.{p}": "stages.{s}.blocks.{b}.norm.{p}",
+    "stages.{s}.{b}.pwconv{n}.{p}": "stages.{s}.blocks.{b}.mlp.fc{n}.{p}",
+    "stages.{s}.{b}.grn.gamma": "stages.{s}.blocks.{b}.mlp.grn.weight",
+    "stages.{s}.{b}.grn.beta": "stages.{s}.blocks.{b}.mlp.grn.bias",
+    "norm.{p}": "head.norm.{p}",
+    "head.{p}": "head.fc.{p}",
+}
+
+_TORCHVISION = {
+    "downsample_layers.0.{k}.{p}": "features.0.{k}.{p}",
+    "downsample_layers.{d}.{k}.{p}": "features.{even}.{k}.{p}",
+    "stages.{s}.{b}.gamma": "features.{odd}.{b}.layer_scale",
+    "stages.{s}.{b}.dwconv.{p}": "features.{odd}.{b}.block.0.{p}",
+    "stages.{s}.{b}.norm.{p}": "features.{odd}.{b}.block.2.{p}",
+    "stages.{s}.{b}.pwconv1.{p}": "features.{odd}.{b}.block.3.{p}",
+    "stages.{s}.{b}.pwconv2.{p}": "features.{odd}.{b}.block.5.{p}",
+    "norm.{p}": "classifier.0.{p}",
+    "head.{p}": "classifier.2.{p}",
+}
+
+_TRANSFORMERS = {
+    "downsample_layers.0.0.{p}": "{model}.embeddings.patch_embeddings.{p}",
+    "downsample_layers.0.1.{p}": "{model}.embeddings.layernorm.{p}",
+    "downsample_layers.{d}.{k}.{p}": "{model}.encoder.stages.{d}.downsampling_layer.{k}.{p}",
+    "stages.{s}.{b}.gamma": "{model}.encoder.stages.{s}.layers.{b}.layer_scale_parameter",
+    "stages.{s}.{b}.dwconv.{p}": "{model}.encoder.stages.{s}.layers.{b}.dwconv.{p}",
+    "stages.{s}.{b}.norm.{p}": "{model}.encoder.stages.{s}.layers.{b}.layernorm.{p}",
+    "stages.{s}.{b}.pwconv{n}.{p}": "{model}.encoder.stages.{s}.layers.{b}.pwconv{n}.{p}",
+    "stages.{s}.{b}.grn.gamma": "{model}.encoder.stages.{s}.layers.{b}.grn.weight",
+    "stages.{s}.{b}.grn.beta": "{model}.encoder.stages.{s}.layers.{b}.grn.bias",
+    "norm.{p}": "{model}.layernorm.{p}",
+    "head.{p}": "classifier.{p}",
+}
+
+# The authors' isotropic models: one stage, and a stem without a norm.
+_ISOTROPIC = {
+    "downsample_layers.0.0.{p}": "stem.{p}",
+    "stages.0.{b}.gamma": "blocks.{b}.gamma",
+    "stages.0.{b}.dwconv.{p}": "blocks.{b}.dwconv.{p}",
+    "stages.0.{b}.norm.{p}": "blocks.{b}.norm.{p}",
+    "stages.0.{b}.pwconv{n}.{p}": "blocks.{b}.pwconv{n}.{p}",
+    "norm.{p}": "norm.{p}",
+    "head.{p}": "head.{p}",
+}
+
+_RULES: dict[str, dict[str, str]] = {
+    "official": {name: name for name in _TIMM},
+    "isotropic": _ISOTROPIC,
+    "torchvision": _TORCHVISION,
+    "timm": _TIMM,
+    "transformers": _TRANSFORMERS,
+}
+
+LAYOUTS: tuple[str, ...] = tuple(_RULES)
+"""The known layouts: ``official`` is the hub; ``isotropic`` is what the authors' isotropic checkpoints have."""
+
+# First width of atto, femto, pico and nano, whose pointwise layers are 1x1 convolutions in timm, both V1 and V2.
+_TIMM_CONVOLUTIONAL = (40, 48, 64, 80)
+
+
+def unwrap(obj: Any) -> dict[str, Tensor]:
+    """The weights in a loaded checkpoint file: from under ``model`` or ``state_dict``, without a common ``module.``.
+
+    Raises:
+        CheckpointError: what remains is not a dict of tensors.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(obj, dict) and isinstance(obj.get(key), dict):
+            obj = obj[key]
+    entries = obj if isinstance(obj, dict) else {}
+    other = [f"{k!r} ({type(v).__name__})" for k, v in entries.items() if not isinstance(v, Tensor)]
+    if other or not entries or not all(isinstance(name, str) for name in entries):
+        raise CheckpointError(
+            f"no weights in the checkpoint: it must be a dict of tensors by name, or have one under 'model' or "
+            f"'state_dict', but it is a {type(obj).__name__} with {_few(other)}"
+        )
+    prefix = "module." if all(name.startswith("module.") for name in entries) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in entries.items()}
+
+
+def detect_layout(names: Iterable[str]) -> str:
+    """The layout that has a place for all the names.
+
+    Raises:
+        CheckpointError: no layout has; the message names the first few that do not fit the closest one.
+    """
+    names = list(names)
+    strangers = {layout: [name for name in names if _to_official(name, layout) is None] for layout in LAYOUTS}
+    closest = min(LAYOUTS, key=lambda layout: len(strangers[layout]))
+    if strangers[closest] or not names:
+        close = f" ({closest} but for these)" if len(strangers[closest]) < len(names) else ""
+        raise CheckpointError(
+            f"no known layout of a ConvNeXt has {_few(strangers[closest])}{close}; known layouts: {', '.join(LAYOUTS)}"
+        )
+    return closest
+
+
+def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> dict[str, Tensor]:
+    """The same weights under the names and shapes of another layout, as views in the same order.
+
+    timm builds its models of first width 40, 48, 64 and 80 with 1x1 convolutions for pointwise layers; weights of
+    those widths get that shape. A classifier may be missing. What weights do not show must agree by itself: timm's
+    convnext_xxlarge, for one, has another epsilon in its norms.
+
+    Args:
+        tensors: weights of a ConvNeXt, V1 or V2.
+        to: one of `LAYOUTS`.
+        source: the layout they are in; None to recognise it.
+
+    Raises:
+        CheckpointError: an unknown layout, a name that the source does not have, or a model that ``to`` cannot hold.
+    """
+    for layout in (to, source or to):
+        if layout not in LAYOUTS:
+            raise CheckpointError(f"no layout is called {layout!r}: {did_you_mean(layout, LAYOUTS)}")
+    source = source or detect_layout(tensors)
+    names = {name: _to_official(name, source) for name in tensors}
+    if strangers := [name for name, official in names.items() if official is None]:
+        raise CheckpointError(f"layout {source} has no {_few(strangers)}: give the layout that the weights are in")
+    official = {new: _reshape(tensors[old], new, "official") for old, new in names.items() if new is not None}
+
+    model = "convnextv2" if any(".grn." in name for name in official) else "convnext"
+    stem_norm = official.get("downsample_layers.0.1.weight")
+    targets = {
+        layout: {name: _rename(name, rules.items(), model) for name in official} for layout, rules in _RULES.items()
+    }
+    homeless = {layout: [name for name, new in names.items() if new is None] for layout, names in targets.items()}
+    if stem_norm is None:
+        for layout in ("torchvision", "timm", "transformers"):
+            homeless[layout].append("a stem without a norm (downsample_layers.0.1)")
+    if homeless[to]:
+        kind = "ConvNeXt V2" if model == "convnextv2" else "ConvNeXt"
+        fitting = " or ".join(layout for layout in LAYOUTS if not homeless[layout])
+        raise CheckpointError(
+            f"layout {to} cannot hold this {kind}: it has no place for {_few(homeless[to])}; use {fitting}"
+        )
+    width = None if stem_norm is None else stem_norm.numel()
+    return {new: _reshape(official[old], old, to, width) for old, new in targets[to].items() if new is not None}
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "no names"
+
+
+def _to_official(name: str, layout: str) -> str | None:
+    return _rename(name, ((own, official) for official, own in _RULES[layout].items()))
+
+
+def _rename(name: str, rules: Iterable[tuple[str, str]], model: str = "") -> str | None:
+    """The name after the first rule that it matches; None where there is none."""
+    for old, new in rules:
+        if match := _pattern(old).fullmatch(name):
+            found = {"model": model} | match.groupdict()
+            steps = {"s": 1, "d": 1, "even": 2, "odd": 2}
+            stage = next((int(found[field]) // step for field, step in steps.items() if field in found), 0)
+            return new.format(**(found | {"s": stage, "d": stage, "even": 2 * stage, "odd": 2 * stage + 1}))
+    return None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", lambda field: f"(?P<{field[1]}>{_FIELDS[field[1]]})", re.escape(template)))
+
+
+def _reshape(tensor: Tensor, name: str, layout: str, width: int | None = None) -> Tensor:
+    """The tensor of an official name in the shape that the layout, with a first stage of ``width``, gives it."""
+    shape: tuple[int, ...]
+    if re.fullmatch(r"stages\.\d+\.\d+\.gamma", name):
+        shape = (-1, 1, 1) if layout == "torchvision" else (-1,)
+    elif ".grn." in name:
+        shape = (-1,) if layout == "timm" else (1, 1, 1, -1)
+    elif re.search(r"\.pwconv[12]\.weight$", name):
+        shape = tensor.shape[:2]
+        if layout == "timm" and width in _TIMM_CONVOLUTIONAL:
+            shape += (1, 1)
+    else:
+        return tensor
+    try:
+        return tensor.reshape(shape)
+    except RuntimeError:
+        raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, which no ConvNeXt layout gives it") from None
