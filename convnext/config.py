@@ -108,7 +108,7 @@ class ModelSettings(Settings):
     step: Annotated[int, Field(ge=0, le=15)] | None = None
     """Step of model 'roadmap', from 0 (ResNet-50) to 15 (ConvNeXt-T); `convnext roadmap` lists them."""
     weights: str | None = None
-    """Weights to start from: a released tag (`convnext models NAME` lists them), or a checkpoint file of any layout."""
+    """Weights to start from: a released tag (`convnext models NAME`), which brings its architecture, or a file."""
 
     @model_validator(mode="after")
     def _one_entry_a_stage(self) -> "ModelSettings":

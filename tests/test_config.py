@@ -12,6 +12,7 @@ from convnext.config import (
     Settings,
 )
 from convnext.errors import SettingsError
+from convnext.models.registry import resolve
 from convnext.training.run import flatten
 
 
@@ -73,3 +74,20 @@ def test_flatten_names_every_setting() -> None:
     flat = flatten(recipe("digits"))
     assert flat["model.dims"] == [32, 64, 128]
     assert flat["epochs"] == recipe("digits").epochs
+
+
+def test_another_model_brings_its_own_depths_and_dims() -> None:
+    assert recipe("digits", epochs=3).model.dims == (32, 64, 128)
+    other = recipe("digits", **{"model.name": "convnextv2_atto"})
+    assert (other.model.depths, other.model.dims, other.model.layer_scale) == (None, None, "variant")
+    assert other.model.patch_size == 1
+    given = recipe("digits", **{"model.name": "convnext_atto", "model.dims": (8, 16), "model.depths": (1, 1)})
+    assert (given.model.depths, given.model.dims, given.model.layer_scale) == ((1, 1), (8, 16), 1.0)
+    assert recipe("digits", **{"model.name": "roadmap"}).model.dims == (32, 64, 128)
+
+
+def test_released_weights_bring_their_architecture() -> None:
+    settings = recipe("cifar10", **{"model.name": "convnext_small", "model.weights": "in1k"}).model
+    assert resolve(settings) == resolve(ModelSettings(name="convnext_small", weights="in1k", init="torch"))
+    from_file = recipe("cifar10", **{"model.weights": "mine.pth"}).model
+    assert resolve(from_file).dims == (64, 128, 256)

@@ -74,14 +74,19 @@ def models_command(args: Sequence[str]) -> int:
         registry.check_image_size(registry.resolve(ModelSettings(name=name)), options.image_size)
     if options.name is not None:
         return _show_model(options.name, options.image_size, options.throughput)
-    rows = table("model", "depths", "dims", "parameters", f"GMACs at {options.image_size}", "source")
+    from convnext.models.weights import WEIGHTS
+
+    cost_column = f"GMACs at {options.image_size}"
+    rows = table("model", "depths", "dims", "parameters", cost_column, "source", "weights (top-1, published)")
     for name in registry.NAMES:
         settings = registry.resolve(ModelSettings(name=name))
         with torch.device("meta"):
             model = registry.build(settings, 1000)
         sizes = (" ".join(map(str, values or ())) for values in (settings.depths, settings.dims))
         cost = f"{count_gmacs(model, options.image_size):.2f}"
-        rows.add_row(name, *sizes, f"{count_parameters(model):,}", cost, registry.source(name))
+        released = (f"{tag} {found.top1 or '-'}" for tag, found in WEIGHTS.get(name, {}).items())
+        parameters = f"{count_parameters(model):,}"
+        rows.add_row(name, *sizes, parameters, cost, registry.source(name), ", ".join(released))
     print_table(rows)
     return 0
 
@@ -91,6 +96,7 @@ def _show_model(name: str, image_size: int, throughput: bool) -> int:
 
     from convnext.models import registry, summary
     from convnext.models.convnext import ConvNeXt
+    from convnext.models.weights import WEIGHTS
 
     with torch.device("meta"):
         model = registry.create_model(name)
@@ -98,6 +104,12 @@ def _show_model(name: str, image_size: int, throughput: bool) -> int:
         rows = table("part", "output", "parameters", "GMACs")
         for row in summary.stage_rows(model, image_size):
             rows.add_row(row.name, " x ".join(map(str, row.output)), f"{row.parameters:,}", f"{row.gmacs:.3f}")
+        print_table(rows)
+    if name in WEIGHTS:
+        rows = table("weights", "top-1, published", "classes", "image size", "licence", "from")
+        for tag, found in WEIGHTS[name].items():
+            top1 = f"{found.top1} %" if found.top1 else "-"
+            rows.add_row(tag, top1, f"{found.classes:,}", f"{found.image_size} px", found.licence, found.url)
         print_table(rows)
     cost = summary.count_gmacs(model, image_size)
     print(f"{name}: {summary.count_parameters(model):,} parameters, {cost:.2f} GMACs at {image_size} px")

@@ -81,7 +81,8 @@ def train(args: Sequence[str]) -> int:
     options = parse(_Train, args[1:], f"train {recipe.name}", _Train(recipe.settings), description)
     import convnext
 
-    run = convnext.train(options.settings, resume=options.resume)
+    settings = recipes.follow_model(recipe.settings, options.settings)
+    run = convnext.train(settings, resume=options.resume)
     _print_summary(run, recipe)
     return 0
 

@@ -1,6 +1,5 @@
 """Weights into a model, and out into a file: complete, or not at all."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +8,10 @@ from torch import Tensor, nn
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.models import weights
+from convnext.models.registry import WEIGHTS_SUFFIXES, is_weights_file
 
 if TYPE_CHECKING:
     from convnext.models.weights import Weights
-
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> str | None:
@@ -21,7 +19,7 @@ def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> s
 
     Args:
         model: as built from the settings.
-        settings: resolved; ``weights`` is a released tag, or a file with one of `SUFFIXES`.
+        settings: resolved; ``weights`` is a released tag, or a file with one of `WEIGHTS_SUFFIXES`.
         num_classes: classes of the model.
 
     Returns:
@@ -33,7 +31,7 @@ def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> s
     """
     assert settings.weights is not None
     channels = settings.in_channels or 3
-    if is_file(settings.weights):
+    if is_weights_file(settings.weights):
         state = official_state(Path(settings.weights))
         state, note = weights.adapt_head(state, num_classes)
         state = weights.adapt_input_channels(state, channels)
@@ -56,14 +54,9 @@ def official_state(path: Path) -> dict[str, Tensor]:
 
 def released(settings: ModelSettings) -> "Weights | None":
     """The catalogue's entry of the released weights that the settings name, if they name any."""
-    if settings.weights is None or is_file(settings.weights):
+    if settings.weights is None or is_weights_file(settings.weights):
         return None
     return weights.find(settings.name, settings.weights)
-
-
-def is_file(text: str) -> bool:
-    """Whether ``model.weights`` means a file rather than a released tag."""
-    return text.endswith(SUFFIXES) or os.sep in text
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, without_head: bool = False) -> None:
@@ -99,8 +92,8 @@ def check_target(path: Path) -> None:
     Raises:
         SettingsError: it exists, has another suffix, or its folder is not there.
     """
-    if path.suffix not in SUFFIXES:
-        raise SettingsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise SettingsError(f"{path}: a weights file ends in {', '.join(WEIGHTS_SUFFIXES)}")
     if path.exists():
         raise SettingsError(f"{path} exists already: choose a new name")
     if not path.parent.is_dir():

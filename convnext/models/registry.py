@@ -1,5 +1,6 @@
 """Name to model: the published variants, and one door to build any of them with changed settings."""
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -104,6 +105,7 @@ BASELINES: dict[str, str] = {
     "swin_t": "Liu et al. 2021, torchvision",
 }
 ROADMAP = "roadmap"  # convnext.models.roadmap builds it
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES, ROADMAP)
 
 
@@ -141,6 +143,10 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
     variant = next((variant for name, variant in VARIANTS.items() if name == settings.name), None)
     if variant is None:
         raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, NAMES)}")
+    if settings.weights is not None and not is_weights_file(settings.weights):
+        # Released weights fit their own architecture alone, whatever a recipe has for its short runs.
+        kept = {"name", "in_channels", "stochastic_depth", "head_init_scale", "init", "weights"}
+        settings = ModelSettings(**settings.model_dump(include=kept))
     resolved = settings.replace(
         depths=settings.depths or variant.depths,
         dims=settings.dims or variant.dims,
@@ -160,6 +166,16 @@ def source(name: str) -> str:
     if name == ROADMAP:
         return "Liu et al. 2022, section 2: `convnext roadmap`"
     return BASELINES.get(name) or next(variant.source for key, variant in VARIANTS.items() if key == name)
+
+
+def has_no_layer_scale(name: str) -> bool:
+    """Whether the variant of that name is published without layer scale."""
+    return any(variant.layer_scale is None for key, variant in VARIANTS.items() if key == name)
+
+
+def is_weights_file(text: str) -> bool:
+    """Whether ``model.weights`` means a file rather than a released tag."""
+    return text.endswith(WEIGHTS_SUFFIXES) or os.sep in text
 
 
 def check_image_size(settings: ModelSettings, image_size: int) -> None:

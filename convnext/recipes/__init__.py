@@ -10,6 +10,7 @@ from typing import Any
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError, did_you_mean
+from convnext.models import registry
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,25 @@ def recipe(name: str, /, **changes: Any) -> RunSettings:
     Raises:
         SettingsError: unknown recipe or setting, or a value out of its bounds.
     """
-    settings: RunSettings = get(name).settings.replace(**changes)
-    return settings
+    base = get(name).settings
+    return follow_model(base, base.replace(**changes))
+
+
+def follow_model(base: RunSettings, changed: RunSettings) -> RunSettings:
+    """Let another model than the recipe's have its own depths and dims, where those given are still the recipe's.
+
+    Without this, ``--model.name convnext_small`` would be a name without an effect. The roadmap keeps them: there they
+    are the scale at which its steps are compared.
+    """
+    name = changed.model.name
+    if name in (base.model.name, registry.ROADMAP):
+        return changed
+    resets: dict[str, Any] = {
+        f"model.{field}": None
+        for field in ("depths", "dims")
+        if getattr(changed.model, field) == getattr(base.model, field)
+    }
+    if registry.has_no_layer_scale(name) and changed.model.layer_scale == base.model.layer_scale:
+        resets["model.layer_scale"] = "variant"
+    followed: RunSettings = changed.replace(**resets)
+    return followed

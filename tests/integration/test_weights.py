@@ -94,8 +94,8 @@ def test_create_model_with_released_weights(model: torch.nn.Module, capfd: pytes
 
 
 def test_fine_tuning(server: Server, small_folder: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"model.name": NAME, "model.weights": TAG, "model.depths": None, "model.dims": None}
-    changes |= {"data.root": small_folder, "data.image_size": 32, "model.layer_scale": "variant"}
+    changes: dict[str, Any] = {"model.name": NAME, "model.weights": TAG}
+    changes |= {"data.root": small_folder, "data.image_size": 32}
     settings = convnext.recipe("folder", epochs=1, batch_size=16, output=tmp_path, trackers=(), **changes)
     run = convnext.train(settings.replace(**{"optimizer.lr": 1e-9, "ema_decay": None}))
     assert run.settings.data.mean == (0.485, 0.456, 0.406)
@@ -135,8 +135,7 @@ def test_failed_downloads_are_one_line(
     assert err.count("\n") == 1
     assert server.url in err
     args = ["train", "folder", "--data.root", str(small_folder), "--output", str(tmp_path / "runs")]
-    args += ["--model.name", NAME, "--model.depths", "None", "--model.dims", "None", "--batch-size", "8"]
-    assert main([*args, "--model.layer-scale", "None", "--model.weights", TAG]) == 2
+    assert main([*args, "--model.name", NAME, "--model.weights", TAG, "--batch-size", "8"]) == 2
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert not list((tmp_path / "runs").iterdir())
 
