@@ -168,6 +168,16 @@ def source(name: str) -> str:
     return BASELINES.get(name) or next(variant.source for key, variant in VARIANTS.items() if key == name)
 
 
+def describe(settings: ModelSettings) -> str:
+    """What the resolved settings build, in a few words."""
+    if settings.name == ROADMAP:
+        return f"step {settings.step} of the roadmap"
+    if settings.name in BASELINES:
+        return f"{settings.name} with a stem of stride {settings.patch_size}"
+    depths, dims = (" ".join(map(str, sizes or ())) for sizes in (settings.depths, settings.dims))
+    return f"ConvNeXt{' V2' if settings.grn else ''} of depths {depths} and dims {dims}"
+
+
 def has_no_layer_scale(name: str) -> bool:
     """Whether the variant of that name is published without layer scale."""
     return any(variant.layer_scale is None for key, variant in VARIANTS.items() if key == name)

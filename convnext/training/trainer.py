@@ -308,10 +308,9 @@ class Trainer:
     def _announce(self) -> None:
         settings, splits = self.settings, self.splits
         parameters = sum(parameter.numel() for parameter in self.raw_model.parameters())
-        depths, dims = (" ".join(map(str, sizes or ())) for sizes in (settings.model.depths, settings.model.dims))
         held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
         self.display.line(
-            f"ConvNeXt of depths {depths} and dims {dims}, {parameters:,} parameters, on {self.device} in "
+            f"{registry.describe(settings.model)}, {parameters:,} parameters, on {self.device} in "
             f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {len(splits.train):,} training, {held_out}"
             f"{len(splits.test):,} test images of {len(splits.classes)} classes at {settings.data.image_size} px"
         )
