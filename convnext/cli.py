@@ -5,6 +5,8 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 128 + n stopped by signal n.
 """
 
 import errno
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +14,10 @@ from convnext import __version__
 from convnext.commands import catalogues, models, runs
 from convnext.errors import SettingsError, UserError, did_you_mean
 
-_USERS_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_USERS_ERRNO = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": runs.train,
@@ -33,14 +38,16 @@ def main(args: Sequence[str] | None = None) -> int:
     if debug:
         args.remove("--debug")
     try:
-        return _dispatch(args)
+        status = _dispatch(args)
+        sys.stdout.flush()
+        return status
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         print("convnext: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
     except Exception as error:
         if debug:
@@ -75,7 +82,7 @@ def _report_error(error: Exception, args: list[str]) -> int:
         return 2
     if type(error).__name__ == "InterruptedRunError":
         again = [*args, *([] if "--resume" in args else ["--resume"])]
-        print(f"convnext: {error}\ngo on with: convnext {' '.join(again)}", file=sys.stderr)
+        print(f"convnext: {error}\ngo on with: convnext {shlex.join(again)}", file=sys.stderr)
         return 128 + int(getattr(error, "signal", 0))
     print(
         f"convnext: internal error: {type(error).__name__}: {error}\nrun the command again with --debug for the "

@@ -20,7 +20,7 @@ def _odd(value: int) -> int:
 
 
 def _name(value: str) -> str:
-    if not value or Path(value).name != value:
+    if value in ("", "..") or Path(value).name != value:
         raise ValueError("must be a plain folder name")
     return value
 
@@ -178,6 +178,12 @@ class AugmentSettings(Settings):
     """Alpha of CutMix; 0 for none. With mixup too, each batch draws one of the two."""
     mix_probability: Probability = 1.0
     """Probability that a batch is mixed by Mixup or CutMix."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "AugmentSettings":
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"augment.crop_scale: the smaller share comes first, got {list(self.crop_scale)}")
+        return self
 
 
 class OptimizerSettings(Settings):

@@ -1,9 +1,11 @@
-"""Files that are either complete or not there."""
+"""Files that are either complete or not there, and folders that one process at a time may change."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from convnext.errors import UserError
 
 
 @contextmanager
@@ -33,3 +35,24 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder`` while the context lasts; the kernel lets go when the process ends.
+
+    Raises:
+        UserError: another process has it.
+    """
+    import fcntl
+
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is in use by process {file.read().strip() or '(unknown)'}: let it end") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

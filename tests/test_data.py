@@ -1,5 +1,7 @@
 """Splits, batches and transforms."""
 
+import multiprocessing
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from convnext.config import AugmentSettings, DataSettings
 from convnext.data.catalog import load_splits
-from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, make_loader
+from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import Normalize, batch_mix, eval_transform, train_transform
 from convnext.errors import DataError, SettingsError
@@ -120,12 +122,13 @@ def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None
     refused("one class only", root=small_folder)
 
 
-def batches(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
+def drawn(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
     splits = load_splits(digits())
     augment = AugmentSettings(crop="padding", policy="trivialaugment", erasing=0.5, color_jitter=0.4)
     images = AugmentedImages(splits.train, train_transform(augment, 8, splits.mean), seed)
     sampler = TrainSampler(len(splits.train), 128, epochs=2, seed=seed, start_step=start_step)
-    return list(make_loader(images, sampler, workers))
+    with batches(images, sampler, workers) as stream:
+        return list(stream)
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -135,11 +138,11 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_one_starts() -> None:
-    expected = batches(workers=0)
+    expected = drawn(workers=0)
     assert len(expected) == 2 * (1293 // 128)
-    assert same(batches(workers=2), expected)
-    assert same(batches(workers=1, start_step=13), expected[13:])
-    assert not same(batches(workers=0, seed=4), expected)
+    assert same(drawn(workers=2), expected)
+    assert same(drawn(workers=1, start_step=13), expected[13:])
+    assert not same(drawn(workers=0, seed=4), expected)
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ() -> None:
@@ -210,3 +213,57 @@ def test_mixing_keeps_the_shares_of_the_classes() -> None:
     assert half is not None
     mixed_count = sum(half(images, labels)[1].ndim == 2 for _ in range(200))
     assert 70 <= mixed_count <= 130
+
+
+def test_workers_end_with_an_error() -> None:
+    def broken(_: Image.Image) -> Tensor:
+        raise RuntimeError("a mistake of ours")
+
+    splits = load_splits(digits())
+    images = AugmentedImages(splits.train, broken, seed=0)
+    with (
+        pytest.raises(RuntimeError, match="a mistake of ours"),
+        batches(images, EvalSampler(100, 10), workers=2) as stream,
+    ):
+        next(stream)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("train", "other"), [("Train", "Valid"), ("training", "testing"), ("train", "validation")])
+def test_usual_spellings_of_the_parts(small_folder: Path, train: str, other: str) -> None:
+    (small_folder / "train").rename(small_folder / "renamed")  # where case does not matter, it is the same folder
+    (small_folder / "renamed").rename(small_folder / train)
+    (small_folder / "test").rename(small_folder / other)
+    splits = load_splits(DataSettings(root=small_folder, val_fraction=0.0))
+    assert (len(splits.train), len(splits.test), splits.classes) == (60, 15, ("0", "1", "2"))
+    (small_folder / "Training").mkdir()
+    (small_folder / "TRAIN").mkdir()
+    with pytest.raises(DataError, match=r"has both .*: keep one"):
+        load_splits(DataSettings(root=small_folder))
+
+
+def test_a_link_that_leads_back_is_followed_once(small_folder: Path) -> None:
+    (small_folder / "train" / "0" / "loop").symlink_to(small_folder / "train" / "0")
+    (small_folder / "train" / "1" / "up").symlink_to(small_folder / "train" / "1" / "..")
+    splits = load_splits(DataSettings(root=small_folder, val_fraction=0.0))
+    assert np.bincount(splits.train.targets).tolist() == [20, 20, 20]
+
+
+def test_class_names_must_be_text(small_folder: Path) -> None:
+    (small_folder / "train" / "0").rename(small_folder / "train" / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(DataError, match="not readable text"):
+        load_splits(DataSettings(root=small_folder))
+
+
+def test_fingerprints_know_the_images(small_folder: Path) -> None:
+    def fingerprints() -> dict[str, str]:
+        return load_splits(DataSettings(root=small_folder)).fingerprints()
+
+    before = fingerprints()
+    assert before.keys() == {"train", "val", "test"}
+    assert fingerprints() == before
+    next((small_folder / "test" / "1").iterdir()).unlink()
+    after = fingerprints()
+    assert (after["train"], after["val"]) == (before["train"], before["val"])
+    assert after["test"] != before["test"]
+    assert load_splits(digits()).fingerprints() == load_splits(digits()).fingerprints()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import convnext
 from convnext import recipe
 from convnext.data.catalog import load_splits
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
+from convnext.files import locked
 from convnext.training.interruption import InterruptedRunError
-from convnext.training.run import newest_folder
-from convnext.training.tracking import read_metrics
+from convnext.training.run import folders, read_metrics
 from convnext.training.trainer import Trainer
 
 
@@ -69,8 +70,8 @@ def test_runs_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
     first, second = (convnext.train(short(tmp_path, epochs=1)) for _ in range(2))
     assert [first.path.name, second.path.name] == ["digits", "digits-2"]
     assert same_weights(first.path, second.path)
-    assert newest_folder(tmp_path, "digits") == second.path
-    assert newest_folder(tmp_path, "digit") is None
+    assert folders(tmp_path, "digits") == [second.path, first.path]
+    assert folders(tmp_path, "digit") == []
 
 
 def test_accumulation_gives_the_same_gradient(tmp_path: Path) -> None:
@@ -226,3 +227,95 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bf16_on_cpu_learns(tmp_path: Path) -> None:
     run = convnext.train(recipe("digits", epochs=4, output=tmp_path, precision="bf16", trackers=()))
     assert run.report.top1 > 0.7
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run = convnext.train(short(tmp_path))
+    with locked(run.path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        convnext.train(short(tmp_path), resume=True)
+    assert convnext.train(short(tmp_path), resume=True).report == run.report
+
+
+def test_resume_takes_the_run_with_these_settings_that_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_once(_trainer: Trainer, _batch: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stop_at_once)
+        with pytest.raises(InterruptedRunError):
+            convnext.train(short(tmp_path))
+    convnext.train(short(tmp_path))
+    convnext.train(short(tmp_path, seed=5))
+    assert [path.name for path in folders(tmp_path, "digits")] == ["digits-3", "digits-2", "digits"]
+    assert convnext.train(short(tmp_path), resume=True).path.name == "digits"
+    assert convnext.train(short(tmp_path), resume=True).path.name == "digits-2"
+    assert convnext.train(short(tmp_path, seed=5), resume=True).path.name == "digits-3"
+
+
+def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = Trainer._predict
+
+    def signal_before_the_test(trainer: Trainer, split: str, between_batches: Any) -> Any:
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGINT)
+        return predict(trainer, split, between_batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_predict", signal_before_the_test)
+        with pytest.raises(InterruptedRunError):
+            convnext.train(short(tmp_path))
+    assert not (tmp_path / "digits" / "test_report.json").exists()
+    assert convnext.train(short(tmp_path), resume=True).path.name == "digits"
+    assert (tmp_path / "digits" / "test_report.json").exists()
+
+
+def test_changed_images_are_noticed(small_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(small_folder / "test")
+    settings = folder_settings(small_folder, tmp_path)
+    run = convnext.train(settings)
+    (small_folder / "train" / "0").joinpath("zz.png").write_bytes(
+        next((small_folder / "train" / "1").iterdir()).read_bytes()
+    )
+    with pytest.raises(DataError, match=r"test images of .* have changed since its training"):
+        convnext.evaluate(run.path)
+    with pytest.raises(UserError, match=r"cannot go on|cannot be resumed"):
+        convnext.train(settings, resume=True)
+    before = (run.path / "test_report.json").read_text()
+    convnext.evaluate(run.path, root=small_folder)
+    assert "a name of its own" in capfd.readouterr().err
+    assert (run.path / "test_report.json").read_text() == before
+    assert (run.path / "test-on-images_report.json").exists()
+
+
+def test_moved_images_are_the_same(small_folder: Path, tmp_path: Path) -> None:
+    run = convnext.train(folder_settings(small_folder, tmp_path))
+    moved = tmp_path / "moved"
+    small_folder.rename(moved)
+    assert convnext.evaluate(run.path, root=moved) == run.report
+
+
+def test_odd_class_names(small_folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for old, new in (("0", "accuracy"), ("1", "a $b_{$"), ("2", "macro avg")):
+            (small_folder / part / old).rename(small_folder / part / new)
+    run = convnext.train(folder_settings(small_folder, tmp_path, name="$x_{$"))
+    assert list(run.report.per_class) == ["a $b_{$", "accuracy", "macro avg"]
+    assert (run.path / "test_confusion_matrix.png").exists()
+
+
+def test_damaged_metrics_are_one_line(tmp_path: Path) -> None:
+    run = convnext.train(short(tmp_path))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write("nonsense\n")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged"):
+        convnext.train(short(tmp_path), resume=True)
+
+
+def test_hand_edited_settings_are_named_by_file(tmp_path: Path) -> None:
+    run = convnext.train(short(tmp_path))
+    path = run.path / "settings.json"
+    path.write_text(path.read_text().replace('"epochs": 2', '"epochs": -1'))
+    with pytest.raises(CheckpointError, match=r"settings\.json: epochs: input should be greater"):
+        convnext.evaluate(run.path)

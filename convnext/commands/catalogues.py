@@ -125,6 +125,8 @@ def datasets_command(args: Sequence[str]) -> int:
     from convnext.config import DataSettings
     from convnext.data.catalog import DATASETS, export_folder, load_splits
 
+    if options.name is None and options.to_folder is not None:
+        raise SettingsError("to-folder writes one data set: convnext datasets NAME --to-folder DIR")
     if options.name is None:
         rows = table("data set", "what it is")
         for name, dataset in DATASETS.items():

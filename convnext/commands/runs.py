@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def train(args: Sequence[str]) -> int:
         if args and args[0] in ("-h", "--help"):
             print(usage, end="")
             return 0
-        raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; such as: convnext train digits")
+        hint = next((f"put {name} first" for name in args if name in recipes.names()), "such as: convnext train digits")
+        raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
     recipe = recipes.get(args[0])
     description = recipe.docs + "\n\nEvery setting of the run can be changed:"
     options = parse(_Train, args[1:], f"train {recipe.name}", _Train(recipe.settings), description)
@@ -123,6 +125,8 @@ def predict(args: Sequence[str]) -> int:
     options = parse(_Predict, args, "predict")
     if options.top_k < 1:
         raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
+    if not options.images:
+        raise SettingsError("which images? give files, folders, patterns, or - for standard input")
     from convnext.inference.files import expand
     from convnext.inference.predictor import Predictor
 
@@ -151,14 +155,14 @@ def predict(args: Sequence[str]) -> int:
 
 
 def _print_summary(run: "Run", recipe: recipes.Recipe) -> None:
-    report, part = run.report, run.test_name
+    report = run.report
+    files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
     print(
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
-        f"loss {report.loss:.4f} on {report.count:,} {part} images (last weights)\n"
+        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)\n"
         f"Promised  {recipe.expected}\n"
-        f"Files     {run.path}: settings.json, metrics.jsonl, checkpoints/, curves.png, {part}_report.json, "
-        f"{part}_confusion_matrix.png, {part}_predictions.png\n"
-        f"Next      convnext predict {run.path} IMAGE"
+        f"Files     {run.path}: {files}\n"
+        f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE"
     )
     if run.unreadable:
         print(f"Left out  {len(run.unreadable)} unreadable images, such as: {run.unreadable[0]}")

@@ -63,5 +63,7 @@ def print_table(rows: "Table") -> None:
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 1000  # piped: a line a row
-    console.print(rows)
+        console.width = 1000
+    with console.capture() as capture:  # printed by print, which leaves a closed pipe to the caller
+        console.print(rows)
+    print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines() if line.strip()))

@@ -30,6 +30,15 @@ class Splits:
     std: tuple[float, ...]
     test_name: str = "test"
 
+    def part(self, name: str) -> ImageSource | None:
+        """The split called ``"train"``, ``"val"`` or ``"test"``."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the splits there are, by name."""
+        sources = {name: self.part(name) for name in ("train", "val", "test")}
+        return {name: source.fingerprint() for name, source in sources.items() if source is not None}
+
     @property
     def channels(self) -> int:
         """Channels of the images: 3 or 1."""
@@ -99,12 +108,27 @@ def _cifar10(settings: DataSettings) -> Splits:
     return Splits(tuple(train.classes), sources[0], None, sources[1], mean, std)
 
 
+_PART_NAMES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The sub-folders of ``root`` that are named like splits, in any usual spelling."""
+    parts: dict[str, Path] = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        name = _PART_NAMES.get(folder.name.lower(), folder.name.lower())
+        if name in ("train", "val", "test"):
+            if name in parts:
+                raise DataError(f"{root} has both {parts[name].name}/ and {folder.name}/: keep one")
+            parts[name] = folder
+    return parts
+
+
 def _folder(settings: DataSettings) -> Splits:
     root = settings.root
     assert root is not None
     if not root.is_dir():
         raise DataError(f"data.root {root} is {'not a folder' if root.exists() else 'not there'}")
-    parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    parts = _parts(root)
     folder = parts.get("train", root)
     if "train" not in parts and parts:
         raise DataError(f"{root} has {' and '.join(parts)}/ but no train/")

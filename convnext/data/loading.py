@@ -7,6 +7,7 @@ workers, and after any interruption.
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -140,10 +141,11 @@ class EvalSampler(Sampler[list[Key]]):
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
 
 
-def make_loader(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> "DataLoader[Batch]":
-    """A loader of `Batch`; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
+@contextmanager
+def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> Iterator[Iterator[Batch]]:
+    """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
     workers = default_workers(dataset.source) if workers is None else workers
-    return DataLoader(
+    loader: DataLoader[Batch] = DataLoader(
         dataset,  # type: ignore[arg-type]  # keys are (epoch, index)
         batch_sampler=sampler,
         num_workers=workers,
@@ -152,6 +154,13 @@ def make_loader(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: 
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_stop_signals,
     )
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the iterator.
+        if shut_down := getattr(iterator, "_shutdown_workers", None):
+            shut_down()
 
 
 def default_workers(source: ImageSource) -> int:
@@ -168,6 +177,7 @@ def _ignore_stop_signals(_: int) -> None:
     # Ctrl-C and cluster managers signal every process; the main one finishes its step, saves, and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def raise_if_strict(unreadable: list[str], strict: bool) -> None:

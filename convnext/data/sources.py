@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ class ImageSource:
         """What to call the image in a report: its path, or its number."""
         return f"#{index}" if self.root is None else str(self.root / os.fsdecode(self.images[index]))
 
+    def fingerprint(self) -> str:
+        """A digest of which images these are, with their labels: of paths for files, of pixels for arrays."""
+        digest = blake2b(np.ascontiguousarray(self.images).tobytes() if self.root is None else b"", digest_size=16)
+        if self.root is not None:
+            digest.update(b"\0".join(self.images.tolist()))
+        digest.update(self.targets.tobytes())
+        return digest.hexdigest()
+
     def subset(self, indices: NDArray[np.int64]) -> "ImageSource":
         """The images at ``indices``, in that order."""
         return replace(self, images=self.images[indices], targets=self.targets[indices])
@@ -64,8 +73,24 @@ def is_image_name(name: str) -> bool:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the sub-folders of ``folder``, sorted; hidden ones left out."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the sub-folders of ``folder``, sorted; hidden ones left out.
+
+    Raises:
+        DataError: a name that is not UTF-8, which no report could hold.
+    """
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    for name in names:
+        if not _is_text(name):
+            raise DataError(f"{folder} has a class folder whose name is not readable text: {name!r}; rename it")
+    return names
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def scan_folder(folder: Path, classes: list[str]) -> ImageSource:
@@ -90,8 +115,13 @@ def scan_folder(folder: Path, classes: list[str]) -> ImageSource:
 
 
 def _image_files(folder: Path, root: Path) -> Iterator[bytes]:
+    seen = {os.path.realpath(parent) for parent in folder.parents}  # links may lead back
     for directory, subfolders, files in os.walk(folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if (real := os.path.realpath(directory)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         for name in files:
             if is_image_name(name):
                 yield os.fsencode(os.path.relpath(Path(directory, name), root))
@@ -117,10 +147,12 @@ def stratified_split(source: ImageSource, fraction: float, seed: int) -> tuple[I
         kept, held_out = train_test_split(
             np.arange(len(source)), test_size=fraction, random_state=seed % 2**32, stratify=source.targets
         )
-    except ValueError as error:
+    except ValueError:
+        smallest = np.bincount(source.targets).min()
         raise DataError(
-            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides ({error}); "
-            f"add images, provide val/ and test/ folders, or change data.val_fraction"
+            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides (the smallest class "
+            f"has {smallest}): add images, provide val/ and test/ folders, or change data.val_fraction and "
+            f"data.test_fraction"
         ) from None
     return source.subset(np.sort(kept)), source.subset(np.sort(held_out))
 

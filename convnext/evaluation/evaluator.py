@@ -1,6 +1,8 @@
 """A model over every image of a split, each exactly once, and the report and pictures of a whole run."""
 
 import json
+import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
-from convnext.data.loading import AugmentedImages, EvalSampler, make_loader, raise_if_strict
+from convnext.data.loading import AugmentedImages, EvalSampler, batches, raise_if_strict
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import Normalize, eval_transform
 from convnext.errors import CheckpointError, DataError, SettingsError
@@ -41,8 +43,20 @@ def predict_source(
     workers: int | None = None,
     strict: bool = False,
     autocast: Any = nullcontext,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """The model's logits for every image of ``source``, in order, as one process sees them.
+    """The model's logits for every image of ``source``, in order.
+
+    Args:
+        model: from normalized images to logits.
+        source: the images.
+        info: how the model wants them.
+        device: where the model is.
+        batch_size: images at a time.
+        workers: processes that read images; None chooses.
+        strict: whether an unreadable image is an error.
+        autocast: context of the forward pass.
+        between_batches: called before each batch; what it raises ends the evaluation.
 
     Raises:
         DataError: no image could be read; or ``strict`` and one could not.
@@ -51,15 +65,17 @@ def predict_source(
     normalize = Normalize(info.mean, info.std).to(device)
     dataset = AugmentedImages(source, eval_transform(info.image_size, info.center_crop), seed=0)
     logits, targets, unreadable = [], [], list[str]()
-    for batch in make_loader(dataset, EvalSampler(len(source), batch_size), workers):
-        unreadable += batch.unreadable
-        raise_if_strict(batch.unreadable, strict)
-        if not len(batch.targets):
-            continue
-        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        with autocast():
-            logits.append(model(normalize(images)).float().cpu())
-        targets.append(batch.targets)
+    with batches(dataset, EvalSampler(len(source), batch_size), workers) as stream:
+        for batch in stream:
+            between_batches()
+            unreadable += batch.unreadable
+            raise_if_strict(batch.unreadable, strict)
+            if not len(batch.targets):
+                continue
+            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            with autocast():
+                logits.append(model(normalize(images)).float().cpu())
+            targets.append(batch.targets)
     if not logits:
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
     return Predictions(torch.cat(logits), torch.cat(targets), unreadable)
@@ -81,7 +97,7 @@ def evaluate(
         run: the run's folder.
         split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
         which: checkpoint: ``"last"`` or ``"best"``.
-        root: the data's folder, where it is no longer the one trained on.
+        root: a folder to evaluate on in place of the one trained on: the same data moved, or other images.
         batch_size: images at a time.
         device: as in `convnext.config.RunSettings`.
         workers: processes that read images; None chooses.
@@ -101,15 +117,39 @@ def evaluate(
     data = settings.data if root is None else settings.data.replace(root=Path(root))
     splits = load_splits(data)
     check_classes(info, splits, folder)
-    source = {"test": splits.test, "val": splits.val, "train": splits.train}.get(split)
+    if split not in ("train", "val", "test"):
+        raise DataError(f"no split is called {split!r}: choose train, val or test")
+    source = splits.part(split)
     if source is None:
         raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
+    same_images = _check_same_images(run, splits, split, root)
     keep_freed_memory()
     chosen = torch.device(pick_device(device))
     model = model.to(chosen).to(memory_format=torch.channels_last)
     predictions = predict_source(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
-    stem = split if which == "last" else f"{split}-{which}"
+    stem = splits.test_name if split == "test" else split
+    stem += "" if which == "last" else f"-{which}"
+    if not same_images:
+        stem += f"-on-{data.root.name}" if data.root else "-on-other-images"
     return write_report(run, stem, predictions, source, info)
+
+
+def _check_same_images(run: Path, splits: Splits, split: str, root: str | Path | None) -> bool:
+    """Whether the split's images are those that the run had.
+
+    Raises:
+        DataError: they are not, and nobody said that others are meant: the run's training images may be among them.
+    """
+    known: dict[str, str] = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+    if splits.fingerprints().get(split) == known.get(split):
+        return True
+    if root is None:
+        raise DataError(
+            f"the {split} images of {run} have changed since its training, so training images may be among them: "
+            f"restore them, or give --data.root to evaluate on the images that are there"
+        )
+    print(f"these are not the {split} images of {run}; the report gets a name of its own", file=sys.stderr)
+    return False
 
 
 def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:

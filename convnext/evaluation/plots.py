@@ -38,7 +38,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         title: what was trained.
     """
     figure = _figure(figsize=(10, 4))
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, name, label in zip(
         figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1 accuracy"), strict=True
     ):
@@ -64,8 +64,8 @@ def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: P
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts):,} of {counts.sum():,} right")
     if len(classes) <= 60:
         ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=90)
-        axes.set_yticks(ticks, classes)
+        axes.set_xticks(ticks, classes, rotation=90, parse_math=False)
+        axes.set_yticks(ticks, classes, parse_math=False)
     if len(classes) <= 30:
         for (row, column), count in np.ndenumerate(counts):
             if count:
@@ -89,9 +89,8 @@ def prediction_grid(
         guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
         label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"
         wrong = guess != truth
-        axes.set_title(
-            f"{label}\nis {classes[truth]}" if wrong else label, fontsize=8, color=_RED if wrong else "black"
-        )
+        text = f"{label}\nis {classes[truth]}" if wrong else label
+        axes.set_title(text, fontsize=8, color=_RED if wrong else "black", parse_math=False)
     for axes in figure.axes:
         axes.axis("off")
     _save(figure, path)

@@ -71,6 +71,8 @@ class Predictor:
         Raises:
             UnreadableImageError: the image cannot be decoded.
         """
+        if top_k < 1:
+            raise SettingsError(f"top_k: must be at least 1, got {top_k}")
         return self._predict([self._prepare(image)], top_k)[0]
 
     def batches(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
-from convnext.errors import CheckpointError
+from convnext.errors import CheckpointError, SettingsError
 from convnext.files import sync
 from convnext.models.pretrained import load_state
 
@@ -192,7 +192,7 @@ def read_json(path: Path, kind: type[Any]) -> Any:
     """
     try:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError, SettingsError) as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
 
 
@@ -209,7 +209,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave; the learning rate is not part of it."""
+    """Restore what `optimizer_tensors` gave; the learning rate is not part of it.
+
+    Raises:
+        CheckpointError: the tensors are those of another model's optimizer.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
@@ -217,6 +221,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
             number, key = rest.split(".")
             state.setdefault(int(number), {})[key] = tensor
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not state.keys() <= set(range(len(parameters))):
+        raise CheckpointError("training.safetensors holds the optimizer of another model: it is not this run's")
     for index, entry in state.items():
         for key, value in entry.items():
             if value.shape == parameters[index].shape:

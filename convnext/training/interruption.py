@@ -21,16 +21,33 @@ class InterruptedRunError(Exception):
 
 
 class StopSignals:
-    """While active, SIGTERM and the first SIGINT are kept in `received` for the loop to see."""
+    """While active, SIGTERM, SIGHUP and the first SIGINT are kept in `received` for `check` to raise.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __enter__(self) -> "StopSignals":
         self.received: int | None = None
         self._before: dict[int, Any] = {}
         try:
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            self._before = {number: signal.signal(number, self._note) for number in stops}
         except ValueError:  # only the main thread may handle signals
             self._before = {}
         return self
+
+    def check(self) -> None:
+        """Stop here if a signal asked for it.
+
+        Raises:
+            InterruptedRunError: one did.
+        """
+        if self.received is not None:
+            raise InterruptedRunError(self.folder, self.received)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

@@ -1,5 +1,6 @@
 """A run's folder: made once, never overwritten, found again to go on."""
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,11 +10,11 @@ from typing import Any
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.evaluation.metrics import Report
-from convnext.files import write_text
+from convnext.files import locked, write_text
 from convnext.training.checkpoint import read_json
 
 # Settings that say where and how to compute, not what: they may change when a run goes on.
-_FREE = {"output", "device", "trackers", "data.root", "data.workers"}
+_FREE = {"output", "device", "trackers", "data.root", "data.workers", "data.strict"}
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,88 @@ def new_folder(output: Path, name: str) -> Path:
     Raises:
         UserError: it cannot be made there.
     """
-    number = 1
-    while True:
-        folder = output / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"cannot make run folder {folder}: {error.strerror}; choose another --output") from None
+    folder = output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = output / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"cannot make run folder {folder}: {error.strerror}; choose another --output") from None
+    return folder
 
 
-def newest_folder(output: Path, name: str) -> Path | None:
-    """The folder that `new_folder` made last for this name, or None."""
+def folders(output: Path, name: str) -> list[Path]:
+    """The folders that `new_folder` made for this name, newest first."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     found = [
         (int(match[1] or 1), path)
         for path in (output.iterdir() if output.is_dir() else ())
         if path.is_dir() and (match := pattern.fullmatch(path.name))
     ]
-    return max(found)[1] if found else None
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def folder_to_resume(settings: RunSettings) -> Path | None:
+    """The run that the same command goes on with: of those with these settings the newest that is not finished and
+    that no process is working on; else the newest. None where there is no run of the name.
+
+    Raises:
+        SettingsError: there are runs of the name, but all have other settings.
+    """
+    candidates = folders(settings.output, settings.name)
+    if not candidates:
+        return None
+    same = [folder for folder in candidates if _has_settings(folder, settings)]
+    if not same:
+        check_same_settings(candidates[0], settings)
+    open_runs = [folder for folder in same if not _is_finished(folder, settings)]
+    idle = [folder for folder in open_runs if not _is_locked(folder)]
+    return (idle or open_runs or same)[0]
+
+
+def _has_settings(folder: Path, settings: RunSettings) -> bool:
+    try:
+        check_same_settings(folder, settings)
+    except UserError:
+        return False
+    return True
+
+
+def _is_finished(folder: Path, settings: RunSettings) -> bool:
+    lines = read_metrics(folder)
+    return bool(lines) and lines[-1]["epoch"] >= settings.epochs
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with locked(folder):
+            return False
+    except UserError:
+        return True
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises:
+        CheckpointError: a line that is no JSON object.
+    """
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
+    try:
+        lines = [json.loads(text) for text in whole]
+        if not all(line["epoch"] >= 1 and line["step"] >= 1 for line in lines):
+            raise ValueError("an epoch or step below 1")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): repair or remove it") from None
+    return lines
 
 
 def check_same_settings(folder: Path, settings: RunSettings) -> None:
@@ -72,7 +134,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         CheckpointError: the run's settings cannot be read.
     """
     path = folder / "settings.json"
-    if not any(folder.iterdir()):  # killed right after it was made
+    if not {path.name for path in folder.iterdir()} - {".lock"}:  # killed right after it was made
         return
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")

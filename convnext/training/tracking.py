@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
 from convnext.files import write_text
-from convnext.training.run import flatten
+from convnext.training.run import flatten, read_metrics
 
 
 class Backend(Protocol):
@@ -84,26 +84,23 @@ class _WandB:
         identity = run / "wandb_id"
         if not identity.exists():
             write_text(identity, secrets.token_hex(4))
-        self._run = wandb.init(
-            project="convnext",
-            name=run.name,
-            id=identity.read_text(encoding="utf-8"),
-            resume="allow",
-            dir=run,
-            config=flatten(settings),
-        )
+        try:
+            self._run = wandb.init(
+                project="convnext",
+                name=run.name,
+                id=identity.read_text(encoding="utf-8"),
+                resume="allow",
+                dir=run,
+                config=flatten(settings),
+            )
+        except Exception as error:  # no key, no network, a broken service: wandb has many names for it
+            reason = str(error).splitlines()[0]
+            raise SettingsError(
+                f"tracker wandb cannot start ({reason}): log in with `wandb login`, or set WANDB_MODE=offline"
+            ) from None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
 
     def close(self) -> None:
         self._run.finish()
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        return []
-    whole = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
-    return [json.loads(text) for text in whole]

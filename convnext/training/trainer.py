@@ -4,9 +4,11 @@ A run is a stream of optimizer steps, numbered from 0 over all epochs. Images, a
 paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later.
 """
 
+import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +20,22 @@ from torch.nn import functional as F
 
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
-from convnext.data.loading import AugmentedImages, Batch, TrainSampler, make_loader, raise_if_strict, seed_for
+from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches, raise_if_strict, seed_for
 from convnext.data.transforms import Normalize, batch_mix, train_transform
-from convnext.errors import CheckpointError, SettingsError, UserError
+from convnext.errors import CheckpointError, DataError, SettingsError, UserError
 from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
+from convnext.files import locked, write_text
 from convnext.models import registry
-from convnext.models.pretrained import released, start_from
+from convnext.models.pretrained import load_state, released, start_from
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
-from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.interruption import StopSignals
 from convnext.training.optimization import average_weights, learning_rate, make_optimizer
 from convnext.training.progress import Display
-from convnext.training.run import Run, check_same_settings, new_folder, newest_folder, write_settings
+from convnext.training.run import Run, folder_to_resume, new_folder, write_settings
 from convnext.training.tracking import Tracker
 
 
@@ -50,21 +53,20 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
         UserError: settings, data or an output folder that cannot be used; nothing is written then.
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
-    found = newest_folder(settings.output, settings.name) if resume else None
     splits = load_splits(settings.data)
     settings, splits = _resolve(settings, splits)
+    found = folder_to_resume(settings) if resume else None
     if resume and found is None:
         print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
-    if found is not None:
-        check_same_settings(found, settings)
     trainer = Trainer(settings, splits)
     folder = found or new_folder(settings.output, settings.name)
     try:
-        write_settings(folder, settings)
-        trainer.open(folder)
-        trainer.fit()
-        return trainer.finish()
-    except UserError:
+        with locked(folder), StopSignals(folder) as signals:
+            write_settings(folder, settings)
+            trainer.open(folder)
+            trainer.fit(signals)
+            return trainer.finish(signals)
+    except Exception:
         if found is None and not (folder / "checkpoints").exists():
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
         raise
@@ -149,13 +151,27 @@ class Trainer:
         self.folder = folder
         if (folder / "checkpoints" / "last").is_dir():
             self._restore(checkpoint.find(folder))
+            self._check_same_images(folder)
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
+        write_text(folder / "splits.json", json.dumps(self.splits.fingerprints(), indent=2))
         self.tracker = Tracker(folder, self.state.step, self.settings)
 
-    def fit(self) -> None:
+    def _check_same_images(self, folder: Path) -> None:
+        known = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+        changed = [name for name, digest in self.splits.fingerprints().items() if known.get(name) != digest]
+        if changed:
+            raise DataError(
+                f"the {' and '.join(changed)} images have changed since {folder} was started, so it cannot go on: "
+                f"restore them, or leave --resume out to start a new run"
+            )
+
+    def fit(self, signals: StopSignals) -> None:
         """Train from the step at which the run stands to the end.
+
+        Args:
+            signals: asked after every step whether to stop.
 
         Raises:
             InterruptedRunError: a signal asked to stop.
@@ -164,13 +180,13 @@ class Trainer:
         self.sampler.start_step = self.state.step
         with ExitStack() as stack:
             stack.callback(self.tracker.close)
-            signals = stack.enter_context(StopSignals())
             self.display = Display(self.total_steps, self.state.step, self.accelerator.is_main_process)
             stack.enter_context(self.display)
             self._announce()
             self.model.train()
             started = time.perf_counter()
-            for batch in make_loader(self.images, self.sampler, self.settings.data.workers):
+            stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers))
+            for batch in stream:
                 self._train_step(batch)
                 self.state.step += 1
                 if self.state.step % self.steps_per_epoch == 0:
@@ -181,13 +197,16 @@ class Trainer:
                     self._flush()
                     self.state.seconds += time.perf_counter() - started
                     self._save()
-                if signals.received is not None:
-                    raise InterruptedRunError(self.folder, signals.received)
+                signals.check()
 
-    def finish(self) -> Run:
-        """Evaluate the last weights on the test split, draw the pictures, and return the run."""
+    def finish(self, signals: StopSignals) -> Run:
+        """Evaluate the last weights on the test split, draw the pictures, and return the run.
+
+        Args:
+            signals: asked between batches whether to stop.
+        """
         plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
-        predictions = self._predict("test")
+        predictions = self._predict("test", signals.check)
         report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
         return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
 
@@ -279,10 +298,10 @@ class Trainer:
         self.display.resume_clock()
 
     def _validate(self) -> Report:
-        predictions = self._predict("val")
+        predictions = self._predict("val", lambda: None)  # stops are for after the epoch's checkpoint
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
-    def _predict(self, split: str) -> Predictions:
+    def _predict(self, split: str, between_batches: Callable[[], None]) -> Predictions:
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
         predictions = predict_source(
@@ -293,6 +312,7 @@ class Trainer:
             workers=self.settings.data.workers,
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
+            between_batches=between_batches,
         )
         self.model.train()
         self._note_unreadable(predictions.unreadable)
@@ -342,10 +362,14 @@ class Trainer:
         checkpoint.load_optimizer(self.optimizer.optimizer, training)
         weights = checkpoint.read_tensors(folder / "model.safetensors")
         if self.average is not None:
-            self.average.module.load_state_dict(weights)
+            load_state(self.average.module, weights, folder / "model.safetensors")
+            if "average.updates" not in training:
+                raise CheckpointError(
+                    f"{folder / 'training.safetensors'} is not the one of this run: no average.updates"
+                )
             self.average.n_averaged.copy_(training["average.updates"])
             weights = {name.removeprefix("model."): x for name, x in training.items() if name.startswith("model.")}
-        self.raw_model.load_state_dict(weights)
+        load_state(self.raw_model, weights, folder)
 
 
 def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:

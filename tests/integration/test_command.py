@@ -113,8 +113,14 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFi
         ("train folder --data.root missing", "data.root missing is not there"),
         ("train folder --data.root hollow", "has no class folders"),
         ("train folder --data.root single", "one class only (cat)"),
-        ("train digits --output file", "cannot make run folder file/digits: Not a directory"),
+        ("train digits --output file", "cannot make run folder file: File exists"),
         ("train digits --output file/runs", "choose another --output"),
+        ("train digits --output dangling", "cannot make run folder dangling"),
+        ("train digits --name ..", "name: must be a plain folder name"),
+        ("train digits --augment.crop-scale 0.9 0.1", "the smaller share comes first"),
+        ("train --epochs 3 digits", "put digits first"),
+        ("datasets --to-folder new", "convnext datasets NAME --to-folder DIR"),
+        ("datasets digits --to-folder file/new", "file: File exists"),
         ("evaluate missing", "run folder missing is not there"),
         ("evaluate hollow", "hollow has no checkpoint"),
         ("predict hollow x.png", "hollow has no checkpoint"),
@@ -132,6 +138,7 @@ def test_mistakes_are_one_line_and_status_2(
     (tmp_path / "single" / "cat").mkdir(parents=True)
     (tmp_path / "single" / "cat" / "x.png").touch()
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "runs")
     before = sorted(tmp_path.rglob("*"))
     assert main(args.split()) == 2
     out, err = capfd.readouterr()
@@ -152,6 +159,19 @@ def test_predict_names_unreadable_images_and_goes_on(
     assert "bad.jpg: unreadable image" in err
     assert good.name in out
     assert " %" in out
+
+
+def test_predict_without_images_is_a_mistake(digits_run: convnext.Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(digits_run.path)]) == 2
+    assert "which images?" in capfd.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "datasets"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_tables(capfd: pytest.CaptureFixture[str]) -> None:
