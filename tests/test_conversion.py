@@ -76,7 +76,9 @@ def transformers_model(ours: ConvNeXt, version: int, num_classes: int = 1000) ->
 @pytest.mark.parametrize(
     "name",
     [f"convnext_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small")]
-    + [f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small")],
+    + [f"convnextv2_{size}" for size in ("atto", "femto", "pico", "nano", "tiny", "small")]
+    + [pytest.param(f"convnext_{size}", marks=pytest.mark.slow) for size in ("base", "large", "xlarge")]
+    + [pytest.param(f"convnextv2_{size}", marks=pytest.mark.slow) for size in ("base", "large", "huge")],
 )
 def test_logits_equal_timm(name: str) -> None:
     with torch.device("meta"):
@@ -84,7 +86,11 @@ def test_logits_equal_timm(name: str) -> None:
     assert difference(on_meta(name), theirs, "timm") < 1e-4
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "convnext_small"])
+@pytest.mark.parametrize(
+    "name",
+    ["convnext_tiny", "convnext_small"]
+    + [pytest.param(f"convnext_{size}", marks=pytest.mark.slow) for size in ("base", "large")],
+)
 def test_logits_equal_torchvision(name: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name)

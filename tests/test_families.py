@@ -16,6 +16,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "convnext": lambda: create_model("convnext_tiny", 5, depths=(1, 2), dims=(16, 32), patch_size=2, layer_scale=0.5),
     "convnextv2": lambda: create_model("convnextv2_atto", 5, depths=(1, 2), dims=(16, 32), patch_size=2),
     "isotropic": lambda: create_model("convnext_isotropic_small", 5, depths=(2,), dims=(16,), patch_size=4),
+    "roadmap": lambda: create_model("roadmap", 5, step=8, depths=(1, 1), dims=(24, 48), patch_size=2),
     "resnet": lambda: create_model("resnet18", 5, patch_size=1),
     "swin": lambda: create_model("swin_t", 5, patch_size=2),
 }

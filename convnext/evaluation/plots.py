@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
     from convnext.evaluation.evaluator import Predictions
 
-_BLUE, _ORANGE, _RED = "#1f6fb4", "#e07b22", "#b3261e"
+BLUE, ORANGE, RED = "#1f6fb4", "#e07b22", "#b3261e"
 
 
-def _figure(**options: Any) -> "Figure":
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+def new_figure(**options: Any) -> "Figure":
+    """A figure without a display; the options are matplotlib's."""
+    from matplotlib.figure import Figure  # without pyplot, which has global state
 
     return Figure(layout="constrained", **options)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all."""
     with writing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=120)
 
@@ -37,12 +39,12 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         path: PNG to write.
         title: what was trained.
     """
-    figure = _figure(figsize=(10, 4))
+    figure = new_figure(figsize=(10, 4))
     figure.suptitle(title, parse_math=False)
     for axes, name, label in zip(
         figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1 accuracy"), strict=True
     ):
-        for part, color in (("train", _BLUE), ("val", _ORANGE)):
+        for part, color in (("train", BLUE), ("val", ORANGE)):
             points = [(line["epoch"], line[f"{part}_{name}"]) for line in history if f"{part}_{name}" in line]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", color=color, label=part)
@@ -50,7 +52,7 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: Path) -> None:
@@ -58,7 +60,7 @@ def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: P
     counts = confusion(predictions.logits, predictions.targets).numpy()
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = float(np.clip(0.5 * len(classes) + 2, 5, 24))
-    figure = _figure(figsize=(side, side))
+    figure = new_figure(figsize=(side, side))
     axes = figure.subplots()
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts):,} of {counts.sum():,} right")
@@ -71,7 +73,7 @@ def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: P
             if count:
                 color = "white" if share[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def prediction_grid(
@@ -82,7 +84,7 @@ def prediction_grid(
     probabilities = predictions.logits.softmax(1)
     columns = 8
     rows = -(-len(indices) // columns)
-    figure = _figure(figsize=(columns * 1.6, rows * 1.9))
+    figure = new_figure(figsize=(columns * 1.6, rows * 1.9))
     for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, indices, strict=False):
         image = source.load(int(index))
         axes.imshow(image, cmap="gray" if image.mode == "L" else None)
@@ -90,7 +92,7 @@ def prediction_grid(
         label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"
         wrong = guess != truth
         text = f"{label}\nis {classes[truth]}" if wrong else label
-        axes.set_title(text, fontsize=8, color=_RED if wrong else "black", parse_math=False)
+        axes.set_title(text, fontsize=8, color=RED if wrong else "black", parse_math=False)
     for axes in figure.axes:
         axes.axis("off")
-    _save(figure, path)
+    save_figure(figure, path)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext.evaluation.plots import _BLUE, _ORANGE, _figure, _save
+from convnext.evaluation.plots import BLUE, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +32,11 @@ def plot_roadmap(
     if measured is not None and len(measured) != len(rows):
         raise ValueError(f"measured must have one accuracy a row: got {len(measured)} for {len(rows)} rows")
     panels: list[tuple[Sequence[float | None], str, str]] = [
-        ([row.imagenet_top1 for row in rows], _BLUE, "ImageNet top-1, published")
+        ([row.imagenet_top1 for row in rows], BLUE, "ImageNet top-1, published")
     ]
     if measured is not None:
-        panels.append((measured, _ORANGE, f"measured on {dataset}"))
-    figure = _figure(figsize=(5 + 3.5 * len(panels), 1.8 + 0.32 * len(rows)))
+        panels.append((measured, ORANGE, f"measured on {dataset}"))
+    figure = new_figure(figsize=(5 + 3.5 * len(panels), 1.8 + 0.32 * len(rows)))
     figure.suptitle("From ResNet-50 to ConvNeXt-T")
     all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (values, color, label) in zip(all_axes, panels, strict=True):
@@ -46,7 +46,7 @@ def plot_roadmap(
     all_axes[0].invert_yaxis()
     note = "G: multiply-adds at 224 px in 1e9, published. Hatched: not adopted by the paper."
     figure.legend(loc="outside lower center", ncols=len(panels), title=note, title_fontsize=8, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _bars(axes: "Axes", rows: "Sequence[Step]", values: Sequence[float | None], color: str, label: str) -> None:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from convnext.errors import UserError
+from convnext.files import sync
 
 _BLOCK = 1 << 20  # bytes
 _PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
@@ -138,7 +139,7 @@ class _Transfer:
             os.fsync(self.file.fileno())
             self.version.unlink(missing_ok=True)
             self.path.replace(target)
-            _sync(target.parent)
+            sync(target.parent)
         except (UserError, OSError):
             self.version.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
@@ -255,14 +256,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Bar:
