@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import convnext
 from convnext import recipe
@@ -59,7 +60,9 @@ def test_a_run_learns_and_leaves_its_files(digits_run: convnext.Run) -> None:
     assert json.loads((digits_run.path / "test_report.json").read_text())["top1"] == digits_run.report.top1
     for name in ("last", "best"):
         assert (digits_run.path / "checkpoints" / name / "model.safetensors").is_file()
-    assert list((digits_run.path / "tensorboard").glob("events.*"))
+    events = EventAccumulator(str(digits_run.path / "tensorboard")).Reload()
+    logged = [event.value for event in events.Scalars("val/loss")]
+    assert logged == pytest.approx([line["val_loss"] for line in history])
     saved = convnext.RunSettings.model_validate_json((digits_run.path / "settings.json").read_text())
     assert saved == digits_run.settings
     assert saved.model.in_channels == 1

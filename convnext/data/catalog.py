@@ -1,5 +1,6 @@
 """One entry a data set: where it comes from, its classes, splits and statistics."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,9 +99,12 @@ def _cifar10(settings: DataSettings) -> Splits:
     from torchvision.datasets import CIFAR10
 
     assert settings.root is not None
+    was_there = settings.root.exists()
     try:
         train, test = (CIFAR10(settings.root, train=part, download=True) for part in (True, False))
     except (OSError, RuntimeError) as error:
+        if not was_there:
+            shutil.rmtree(settings.root, ignore_errors=True)
         raise DataError(f"CIFAR-10 is not in {settings.root} and cannot be downloaded: {error}") from None
     sources = [ImageSource(part.data, np.array(part.targets, np.int64), channels=3) for part in (train, test)]
     # Statistics of the 50,000 training images, as published with torchvision's and most others' recipes.
@@ -174,7 +178,6 @@ def export_folder(splits: Splits, folder: Path) -> None:
     Raises:
         DataError: ``folder`` exists already.
     """
-    import shutil
     import tempfile
 
     if folder.exists():

@@ -140,8 +140,11 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
     before: RunSettings = read_json(path, RunSettings)
     old, new = flatten(before), flatten(settings)
-    changed = [f"{key} was {old[key]}, now {new[key]}" for key in new if key not in _FREE and old[key] != new[key]]
+    keys = [key for key in new if key not in _FREE and old[key] != new[key]]
+    changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
     if changed:
+        if set(keys) <= {"data.mean", "data.std"}:
+            changed.append("these are measured on the training images, which have changed unless you set them")
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise SettingsError(
             f"{folder} cannot be resumed with other settings: {'; '.join(changed[:3])}{more}. "

@@ -263,7 +263,7 @@ class Trainer:
             raise UserError(
                 f"the loss is no longer a finite number near step {self.state.step} of {self.folder}: lower "
                 f"optimizer.lr (now {self.settings.peak_lr:.3g} at its peak), lengthen the warm-up, or set "
-                f"optimizer.clip_norm; the last checkpoint is from before"
+                f"optimizer.clip_norm; checkpoints, where there are some, are from before"
             )
         if lr is not None:
             state, epoch = self.state, self.state.step // self.steps_per_epoch + 1
