@@ -5,6 +5,7 @@ paths of a step depend on the settings and its number alone, so a run can stop a
 """
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -139,7 +140,7 @@ class Trainer:
         )
         self.state = TrainingState(settings=settings, versions=_versions())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
-        self._pending: list[Tensor] = []
+        self._pending: list[tuple[Tensor, int]] = []
         self._last_update = 0.0
 
     def open(self, folder: Path) -> None:
@@ -242,7 +243,7 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.raw_model)
 
-        self._pending.append(torch.cat([sums, sums.new_tensor([len(labels)])]))
+        self._pending.append((sums, len(labels)))
         if time.perf_counter() - self._last_update > 0.5:  # seldom: reading the loss waits for the device
             self._flush(lr)
 
@@ -253,13 +254,14 @@ class Trainer:
         """
         if not self._pending:
             return
-        rows = torch.stack(self._pending).cpu().tolist()
+        rows = torch.stack([sums for sums, _ in self._pending]).cpu().tolist()
+        images = sum(count for _, count in self._pending)
         self._pending.clear()
-        for loss_sum, correct, images in rows:
+        for loss_sum, correct in rows:
             self.state.loss_sum += loss_sum
             self.state.correct += correct
-            self.state.images += int(images)
-        if not all(row[0] - row[0] == 0 for row in rows):
+        self.state.images += images
+        if not math.isfinite(self.state.loss_sum):
             raise UserError(
                 f"the loss is no longer a finite number near step {self.state.step} of {self.folder}: lower "
                 f"optimizer.lr (now {self.settings.peak_lr:.3g} at its peak), lengthen the warm-up, or set "
@@ -267,10 +269,16 @@ class Trainer:
             )
         if lr is not None:
             state, epoch = self.state, self.state.step // self.steps_per_epoch + 1
-            images = sum(int(row[2]) for row in rows) * self.accelerator.num_processes
             description = f"epoch {epoch}/{self.settings.epochs}"
             accuracy = state.correct / state.images
-            self.display.update(state.step, description, images, state.loss_sum / state.images, accuracy, lr)
+            self.display.update(
+                state.step,
+                description,
+                images * self.accelerator.num_processes,
+                state.loss_sum / state.images,
+                accuracy,
+                lr,
+            )
         self._last_update = time.perf_counter()
 
     def _end_epoch(self) -> None:
