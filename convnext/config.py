@@ -82,7 +82,7 @@ class ModelSettings(Settings):
     name: str = "convnext_tiny"
     """Variant to start from; `convnext models` lists them."""
     depths: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
-    """Blocks of each stage."""
+    """Blocks of each stage; another number of stages than the recipe's doubles its first dims from stage to stage."""
     dims: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """Channels of each stage, as many as depths."""
     patch_size: Annotated[int, Field(ge=1, le=32)] | None = None
@@ -110,14 +110,17 @@ class ModelSettings(Settings):
     weights: str | None = None
     """Weights to start from: a released tag (`convnext models NAME`), which brings its architecture, or a file."""
 
-    @model_validator(mode="after")
-    def _one_entry_a_stage(self) -> "ModelSettings":
+    def check_stages(self) -> None:
+        """Refuse depths and dims of different length.
+
+        Raises:
+            SettingsError: they differ.
+        """
         if self.depths is not None and self.dims is not None and len(self.depths) != len(self.dims):
-            raise ValueError(
+            raise SettingsError(
                 f"model.depths and model.dims need one entry a stage each: got {len(self.depths)} depths "
                 f"{list(self.depths)} and {len(self.dims)} dims {list(self.dims)}"
             )
-        return self
 
 
 class DataSettings(Settings):

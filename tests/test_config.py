@@ -86,6 +86,12 @@ def test_another_model_brings_its_own_depths_and_dims() -> None:
     assert recipe("digits", **{"model.name": "roadmap"}).model.dims == (32, 64, 128)
 
 
+def test_another_number_of_stages_doubles_the_dims() -> None:
+    assert recipe("cifar10", **{"model.depths": (2, 2, 6, 2)}).model.dims == (64, 128, 256, 512)
+    assert recipe("cifar10", **{"model.depths": (2, 6, 2)}).model.dims == (64, 128, 256)
+    assert recipe("cifar10", **{"model.depths": (2, 6), "model.dims": (8, 24)}).model.dims == (8, 24)
+
+
 def test_released_weights_bring_their_architecture() -> None:
     settings = recipe("cifar10", **{"model.name": "convnext_small", "model.weights": "in1k"}).model
     assert resolve(settings) == resolve(ModelSettings(name="convnext_small", weights="in1k", init="torch"))

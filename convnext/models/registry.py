@@ -158,6 +158,7 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
         grn=variant.grn if settings.grn is None else settings.grn,
         stem_norm=variant.stem_norm if settings.stem_norm is None else settings.stem_norm,
     )
+    resolved.check_stages()
     return resolved
 
 

@@ -73,13 +73,22 @@ def recipe(name: str, /, **changes: Any) -> RunSettings:
 
 
 def follow_model(base: RunSettings, changed: RunSettings) -> RunSettings:
-    """Let another model than the recipe's have its own depths and dims, where those given are still the recipe's.
+    """Let settings that were not changed follow those that were.
 
-    Without this, ``--model.name convnext_small`` would be a name without an effect. The roadmap keeps them: there they
-    are the scale at which its steps are compared.
+    Another model than the recipe's has its own depths and dims: without this, ``--model.name convnext_small`` would be
+    a name without an effect. The roadmap keeps them: there they are the scale at which its steps are compared. Another
+    number of stages has dims that double from the recipe's first.
+
+    Raises:
+        SettingsError: depths and dims of different length.
     """
     name = changed.model.name
     if name in (base.model.name, registry.ROADMAP):
+        depths, dims = changed.model.depths, changed.model.dims
+        if depths and dims and dims == base.model.dims and len(depths) != len(dims):
+            doubled = tuple(dims[0] * 2**stage for stage in range(len(depths)))
+            changed = changed.replace(**{"model.dims": doubled})
+        changed.model.check_stages()
         return changed
     resets: dict[str, Any] = {
         f"model.{field}": None
@@ -89,4 +98,5 @@ def follow_model(base: RunSettings, changed: RunSettings) -> RunSettings:
     if registry.has_no_layer_scale(name) and changed.model.layer_scale == base.model.layer_scale:
         resets["model.layer_scale"] = "variant"
     followed: RunSettings = changed.replace(**resets)
+    followed.model.check_stages()
     return followed
