@@ -316,6 +316,15 @@ def test_damaged_metrics_are_one_line(tmp_path: Path) -> None:
         convnext.train(short(tmp_path), resume=True)
 
 
+def test_damaged_splits_are_one_line(tmp_path: Path) -> None:
+    run = convnext.train(short(tmp_path))
+    (run.path / "splits.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"cannot read .*splits\.json"):
+        convnext.evaluate(run.path)
+    with pytest.raises(CheckpointError, match=r"cannot read .*splits\.json"):
+        convnext.train(short(tmp_path), resume=True)
+
+
 def test_hand_edited_settings_are_named_by_file(tmp_path: Path) -> None:
     run = convnext.train(short(tmp_path))
     path = run.path / "settings.json"

@@ -140,8 +140,7 @@ def _check_same_images(run: Path, splits: Splits, split: str, root: str | Path |
     Raises:
         DataError: they are not, and nobody said that others are meant: the run's training images may be among them.
     """
-    known: dict[str, str] = json.loads((run / "splits.json").read_text(encoding="utf-8"))
-    if splits.fingerprints().get(split) == known.get(split):
+    if splits.fingerprints().get(split) == checkpoint.read_fingerprints(run).get(split):
         return True
     if root is None:
         raise DataError(

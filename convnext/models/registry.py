@@ -127,6 +127,8 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
         )
         return resolved
     if settings.name == ROADMAP:
+        if settings.weights is not None:
+            raise SettingsError("model.weights: nobody released weights of the roadmap's steps: leave it out")
         resolved = ModelSettings(
             name=settings.name,
             step=15 if settings.step is None else settings.step,
@@ -140,7 +142,7 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
         return resolved
     if settings.step is not None:
         raise SettingsError(f"model.step belongs to model 'roadmap', and the model is {settings.name!r}")
-    variant = next((variant for name, variant in VARIANTS.items() if name == settings.name), None)
+    variant = _variant(settings.name)
     if variant is None:
         raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, NAMES)}")
     if settings.weights is not None and not is_weights_file(settings.weights):
@@ -166,7 +168,8 @@ def source(name: str) -> str:
     """Where the model of that name is published."""
     if name == ROADMAP:
         return "Liu et al. 2022, section 2: `convnext roadmap`"
-    return BASELINES.get(name) or next(variant.source for key, variant in VARIANTS.items() if key == name)
+    variant = _variant(name)
+    return variant.source if variant else BASELINES[name]
 
 
 def describe(settings: ModelSettings) -> str:
@@ -181,7 +184,12 @@ def describe(settings: ModelSettings) -> str:
 
 def has_no_layer_scale(name: str) -> bool:
     """Whether the variant of that name is published without layer scale."""
-    return any(variant.layer_scale is None for key, variant in VARIANTS.items() if key == name)
+    variant = _variant(name)
+    return variant is not None and variant.layer_scale is None
+
+
+def _variant(name: str) -> Variant | None:
+    return next((variant for key, variant in VARIANTS.items() if key == name), None)
 
 
 def is_weights_file(text: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
@@ -194,6 +194,16 @@ def read_json(path: Path, kind: type[Any]) -> Any:
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError, SettingsError) as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def read_fingerprints(run: Path) -> dict[str, str]:
+    """Digests of the images that the run had, by split.
+
+    Raises:
+        CheckpointError: the run's ``splits.json`` is missing or damaged.
+    """
+    fingerprints: dict[str, str] = read_json(run / "splits.json", RootModel[dict[str, str]]).root
+    return fingerprints
 
 
 def _reason(error: Exception) -> str:

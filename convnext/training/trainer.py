@@ -160,7 +160,7 @@ class Trainer:
         self.tracker = Tracker(folder, self.state.step, self.settings)
 
     def _check_same_images(self, folder: Path) -> None:
-        known = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+        known = checkpoint.read_fingerprints(folder)
         changed = [name for name, digest in self.splits.fingerprints().items() if known.get(name) != digest]
         if changed:
             raise DataError(
