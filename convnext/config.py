@@ -134,6 +134,10 @@ class DataSettings(Settings):
     """Folder of the data set; downloaded into it where the data set can be and is not there yet."""
     image_size: Positive = 224
     """Side in pixels of the square images that the model sees."""
+    start_size: Positive | None = None
+    """Side at which training starts, to grow evenly to image_size (progressive resizing); None for image_size."""
+    full_size_from: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of the epochs after which a start_size has grown to image_size."""
     center_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the resized shorter side that evaluation keeps: 0.875 is ImageNet's custom at 224 px."""
     val_fraction: Fraction = 0.1
@@ -146,8 +150,20 @@ class DataSettings(Settings):
     """Channel standard deviations for normalisation; None takes the data set's own."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep the decoded images in one file, shared by all workers and processes, in memory or on disk."""
+    cache_side: Positive = 384
+    """Shorter side in pixels at which the cache keeps images that are larger."""
+    exclude: Path | None = None
+    """File with a path a line, relative to root, of images to leave out; `convnext datasets check --fix` writes it."""
     strict: bool = False
     """Stop at the first unreadable image instead of leaving it out and counting it."""
+
+    @model_validator(mode="after")
+    def _growing(self) -> "DataSettings":
+        if self.start_size is not None and self.start_size > self.image_size:
+            raise ValueError(f"data.start_size: {self.start_size} is more than data.image_size {self.image_size}")
+        return self
 
 
 class AugmentSettings(Settings):
@@ -180,7 +196,11 @@ class AugmentSettings(Settings):
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of CutMix; 0 for none. With mixup too, each batch draws one of the two."""
     mix_probability: Probability = 1.0
-    """Probability that a batch is mixed by Mixup or CutMix."""
+    """Probability that a batch (or an image) is mixed by Mixup or CutMix."""
+    mix_by: Literal["batch", "element"] = "batch"
+    """Whether Mixup and CutMix draw once for the whole batch or for every image by itself."""
+    repeats: Positive = 1
+    """Differently augmented views of an image in a batch (repeated augmentation); epochs keep their length."""
 
     @model_validator(mode="after")
     def _range(self) -> "AugmentSettings":
@@ -206,6 +226,8 @@ class OptimizerSettings(Settings):
     """Decoupled weight decay of convolution and linear weights."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each group of layers to the one before it, for fine-tuning; 1 for none."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the whole gradient; larger ones are scaled down. None for no clipping."""
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from convnext.config import AugmentSettings, DataSettings
 from convnext.data.catalog import load_splits
+from convnext.data.images import Picture
 from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import Normalize, batch_mix, eval_transform, train_transform
+from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
 from convnext.errors import DataError, SettingsError
 
 
@@ -37,19 +38,18 @@ def test_digits_splits_are_stratified_seeded_and_disjoint() -> None:
     assert np.abs(shares - np.bincount(splits.train.targets) / len(splits.train)).max() < 0.01
     parts = [identities(part) for part in (splits.train, splits.val, splits.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
-    again = load_splits(digits())
-    assert np.array_equal(again.test.images, splits.test.images)
+    assert load_splits(digits()).fingerprints() == splits.fingerprints()
     assert splits.train.load(0).mode == "L"
 
 
 def test_statistics_are_those_of_the_training_images() -> None:
     splits = load_splits(digits())
     whole = load_splits(digits().replace(val_fraction=0.0))
-    pixels = np.asarray(whole.train.images) / 255
+    images = np.stack([np.asarray(whole.train.raw(index)) for index in range(len(whole.train))])
+    pixels = images / 255
     assert splits.mean == pytest.approx((pixels.mean(),), abs=1e-4)
     assert splits.std == pytest.approx((pixels.std(),), abs=1e-4)
-    images = torch.from_numpy(np.asarray(whole.train.images))[:, None]
-    normalized = Normalize(whole.mean, whole.std)(images)
+    normalized = Normalize(whole.mean, whole.std)(torch.from_numpy(images)[:, None])
     assert normalized.mean().item() == pytest.approx(0, abs=1e-3)
     assert normalized.std().item() == pytest.approx(1, abs=1e-3)
 
@@ -125,7 +125,7 @@ def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None
 def drawn(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
     splits = load_splits(digits())
     augment = AugmentSettings(crop="padding", policy="trivialaugment", erasing=0.5, color_jitter=0.4)
-    images = AugmentedImages(splits.train, train_transform(augment, 8, splits.mean), seed)
+    images = AugmentedImages(splits.train, [TrainTransform(augment, 8, splits.mean)] * 2, seed)
     sampler = TrainSampler(len(splits.train), 128, epochs=2, seed=seed, start_step=start_step)
     with batches(images, sampler, workers) as stream:
         return list(stream)
@@ -149,10 +149,10 @@ def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ() -> None:
     sampler = TrainSampler(100, 32, epochs=2, seed=0)
     keys = list(sampler)
     assert len(keys) == len(sampler) == 6
-    first, second = ([index for batch in keys[start : start + 3] for _, index in batch] for start in (0, 3))
+    first, second = ([index for batch in keys[start : start + 3] for _, index, _ in batch] for start in (0, 3))
     assert len(set(first)) == len(first) == 96
     assert first != second
-    assert {epoch for batch in keys[:3] for epoch, _ in batch} == {0}
+    assert {epoch for batch in keys[:3] for epoch, _, _ in batch} == {0}
 
 
 def test_processes_share_each_batch() -> None:
@@ -160,7 +160,7 @@ def test_processes_share_each_batch() -> None:
     shares = [list(TrainSampler(100, 32, epochs=1, seed=0, rank=rank, world_size=3)) for rank in range(3)]
     for step, batch in enumerate(whole):
         assert sorted(key for share in shares for key in share[step]) == sorted(batch)
-    seen = [index for rank in range(3) for batch in EvalSampler(50, 8, rank, 3) for _, index in batch]
+    seen = [index for rank in range(3) for batch in EvalSampler(50, 8, rank, 3) for _, index, _ in batch]
     assert sorted(seen) == list(range(50))
 
 
@@ -170,7 +170,7 @@ def test_batch_larger_than_the_data_is_refused() -> None:
 
 
 def test_evaluation_transform_keeps_the_middle(colour_image: Image.Image) -> None:
-    pixels = eval_transform(16, center_crop=0.5)(colour_image)
+    pixels = EvalTransform(16, center_crop=0.5)(Picture(colour_image, 3))
     assert pixels.shape == (3, 16, 16)
     assert pixels.dtype == torch.uint8
     middle = colour_image.crop((12, 7, 28, 23)).getpixel((8, 8))
@@ -184,17 +184,17 @@ def test_evaluation_transform_keeps_the_middle(colour_image: Image.Image) -> Non
 def test_every_augmentation_gives_the_shape(colour_image: Image.Image, policy: str, crop: str, mode: str) -> None:
     settings = AugmentSettings(crop=crop, policy=policy, color_jitter=0.5, erasing=1.0)
     channels = 3 if mode == "RGB" else 1
-    transform = train_transform(settings, 24, (0.5,) * channels)
+    transform = TrainTransform(settings, 24, (0.5,) * channels)
     torch.manual_seed(0)
-    outputs: list[Tensor] = [transform(colour_image.convert(mode)) for _ in range(4)]
+    outputs: list[Tensor] = [transform(Picture(colour_image.convert(mode), channels)) for _ in range(4)]
     assert all(output.shape == (channels, 24, 24) and output.dtype == torch.uint8 for output in outputs)
     assert not torch.equal(outputs[0], outputs[1])
 
 
 def test_no_augmentation_is_the_evaluation_transform(colour_image: Image.Image) -> None:
     settings = AugmentSettings(crop="none", flip=0.0)
-    expected = eval_transform(24)(colour_image)
-    assert torch.equal(train_transform(settings, 24, (0.5,) * 3)(colour_image), expected)
+    expected = EvalTransform(24)(Picture(colour_image, 3))
+    assert torch.equal(TrainTransform(settings, 24, (0.5,) * 3)(Picture(colour_image, 3)), expected)
 
 
 def test_mixing_keeps_the_shares_of_the_classes() -> None:
@@ -216,11 +216,11 @@ def test_mixing_keeps_the_shares_of_the_classes() -> None:
 
 
 def test_workers_end_with_an_error() -> None:
-    def broken(_: Image.Image) -> Tensor:
+    def broken(_: Picture) -> Tensor:
         raise RuntimeError("a mistake of ours")
 
     splits = load_splits(digits())
-    images = AugmentedImages(splits.train, broken, seed=0)
+    images = AugmentedImages(splits.train, [broken], seed=0)
     with (
         pytest.raises(RuntimeError, match="a mistake of ours"),
         batches(images, EvalSampler(100, 10), workers=2) as stream,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from convnext.config import DataSettings
-from convnext.data.sources import ImageSource, class_folders, scan_folder, statistics, stratified_split
+from convnext.data.sources import ArraySource, ImageSource, class_folders, scan_folder, statistics, stratified_split
 from convnext.errors import DataError, did_you_mean
 
 # A split that a data set lacks is drawn by a seed of its own, so that every run is tested on the same images.
@@ -89,7 +89,7 @@ def _digits(settings: DataSettings) -> Splits:
 
     data = load_digits()
     images = (data.images * (255 / 16)).round().astype(np.uint8)
-    source = ImageSource(images, data.target.astype(np.int64), channels=1)
+    source = ArraySource(images, data.target.astype(np.int64), channels=1)
     train, test = stratified_split(source, settings.test_fraction, SPLIT_SEED)
     mean, std = statistics(train, limit=len(train))
     return Splits(tuple("0123456789"), train, None, test, mean, std)
@@ -106,7 +106,7 @@ def _cifar10(settings: DataSettings) -> Splits:
         if not was_there:
             shutil.rmtree(settings.root, ignore_errors=True)
         raise DataError(f"CIFAR-10 is not in {settings.root} and cannot be downloaded: {error}") from None
-    sources = [ImageSource(part.data, np.array(part.targets, np.int64), channels=3) for part in (train, test)]
+    sources = [ArraySource(part.data, np.array(part.targets, np.int64), channels=3) for part in (train, test)]
     # Statistics of the 50,000 training images, as published with torchvision's and most others' recipes.
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     return Splits(tuple(train.classes), sources[0], None, sources[1], mean, std)
@@ -141,7 +141,7 @@ def _folder(settings: DataSettings) -> Splits:
         raise DataError(f"{folder} has no class folders: expected {folder}/<class>/*.jpg (or .png, …)")
     if len(classes) == 1:
         raise DataError(f"{folder} has one class only ({classes[0]}): a classifier needs at least two class folders")
-    train = scan_folder(folder, classes)
+    train: ImageSource = scan_folder(folder, classes)
     empty = [
         name
         for name, count in zip(classes, np.bincount(train.targets, minlength=len(classes)), strict=True)
@@ -149,13 +149,13 @@ def _folder(settings: DataSettings) -> Splits:
     ]
     if empty:
         raise DataError(f"{folder} has class folders without images: {', '.join(empty[:5])}")
-    val = scan_folder(parts["val"], classes) if "val" in parts else None
+    val: ImageSource | None = scan_folder(parts["val"], classes) if "val" in parts else None
+    test_name = "test"
     if "test" in parts:
-        test, test_name = scan_folder(parts["test"], classes), "test"
+        test: ImageSource = scan_folder(parts["test"], classes)
     elif val is not None:
         test, test_name = val, "val"
     else:
-        test_name = "test"
         train, test = stratified_split(train, settings.test_fraction, SPLIT_SEED)
     mean, std = (settings.mean, settings.std) if settings.mean and settings.std else statistics(train)
     return Splits(tuple(classes), train, val, test, mean, std, test_name)

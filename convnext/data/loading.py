@@ -1,17 +1,19 @@
 """Batches as pure functions of the settings: which images, in which order, and with which random changes.
 
-A batch's images and augmentation depend on (seed, epoch, index) alone, so they are the same for any number of
-workers, and after any interruption.
+A batch's images and augmentation depend on (seed, epoch, index) and which repetition it is alone, so they are the same
+for any number of workers, and after any interruption.
 """
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,7 +22,8 @@ from convnext.data.sources import ImageSource
 from convnext.data.transforms import Transform
 from convnext.errors import DataError, SettingsError
 
-Key = tuple[int, int]  # epoch, index
+_GROUPS_TOGETHER = 8
+Key = tuple[int, int, int]  # epoch, index, and which of the image's repetitions in the epoch
 
 
 class Batch(NamedTuple):
@@ -44,27 +47,31 @@ def seed_for(*numbers: int) -> int:
 
 
 class AugmentedImages(Dataset[tuple[Tensor, int] | str]):
-    """Transformed images by (epoch, index); an unreadable one is the line that says so."""
+    """Transformed images by (epoch, index, repetition); an unreadable one is the line that says so.
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+    Args:
+        source: the images.
+        transforms: one an epoch.
+        seed: of the random changes.
+    """
+
+    def __init__(self, source: ImageSource, transforms: Sequence[Transform], seed: int) -> None:
         self.source = source
-        self.transform = transform
+        self.transforms = transforms
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | str:
-        epoch, index = key
-        try:
-            image = self.source.load(index)
-        except UnreadableImageError as error:
-            return str(error)
+        epoch, index, _ = key
         generator = torch.default_generator
         state = generator.get_state()
-        generator.manual_seed(seed_for(self.seed, epoch, index))
+        generator.manual_seed(seed_for(self.seed, *key))
         try:
-            return self.transform(image), int(self.source.targets[index])
+            return self.transforms[epoch](self.source.picture(index)), int(self.source.targets[index])
+        except UnreadableImageError as error:
+            return str(error)
         finally:
             generator.set_state(state)
 
@@ -90,6 +97,9 @@ class TrainSampler(Sampler[list[Key]]):
         start_step: first step, counted over all epochs from 0.
         rank: this process's number; it takes every ``world_size``-th image of the batch.
         world_size: number of processes.
+        repeats: views of an image in a batch (repeated augmentation, Hoffer et al. 2020); an epoch then shows that
+            many times fewer images in as many steps.
+        groups: numbers of the files that images lie in together, or None; see `ImageSource.groups`.
 
     Raises:
         SettingsError: a batch larger than the training set.
@@ -104,6 +114,8 @@ class TrainSampler(Sampler[list[Key]]):
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        repeats: int = 1,
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size > length:
             raise SettingsError(
@@ -111,19 +123,30 @@ class TrainSampler(Sampler[list[Key]]):
             )
         self.length, self.batch_size, self.epochs, self.seed = length, batch_size, epochs, seed
         self.start_step, self.rank, self.world_size = start_step, rank, world_size
+        self.repeats, self.groups = repeats, groups
         self.steps_per_epoch = length // batch_size
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step
 
+    def _order(self, epoch: int) -> Tensor:
+        """All images in the epoch's order; whole groups come one after the other, a few of them shuffled together."""
+        generator = torch.Generator().manual_seed(seed_for(self.seed, epoch))
+        order = torch.randperm(self.length, generator=generator)
+        if self.groups is None:
+            return order
+        groups = torch.from_numpy(self.groups)
+        rank = torch.randperm(int(groups.max()) + 1, generator=generator)
+        return order[torch.argsort(rank[groups[order]] // _GROUPS_TOGETHER, stable=True)]
+
     def __iter__(self) -> Iterator[list[Key]]:
         first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            generator = torch.Generator().manual_seed(seed_for(self.seed, epoch))
-            order = torch.randperm(self.length, generator=generator)
+            order = self._order(epoch)[: -(-self.length // self.repeats)].repeat_interleave(self.repeats)
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
-                batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-                yield [(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
+                places = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
+                indices = order[places.start : places.stop : places.step].tolist()
+                yield [(epoch, index, place % self.repeats) for index, place in zip(indices, places, strict=True)]
 
 
 class EvalSampler(Sampler[list[Key]]):
@@ -138,7 +161,7 @@ class EvalSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+            yield [(0, index, 0) for index in self.indices[start : start + self.batch_size]]
 
 
 @contextmanager
@@ -146,7 +169,7 @@ def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int 
     """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
     workers = default_workers(dataset.source) if workers is None else workers
     loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # keys are (epoch, index)
+        dataset,  # type: ignore[arg-type]  # the keys are tuples
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
@@ -165,7 +188,7 @@ def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int 
 
 def default_workers(source: ImageSource) -> int:
     """Workers for files: one a core, at most 8; none for images in memory beside a CPU that is busy computing."""
-    if source.root is None and not torch.cuda.is_available():
+    if source.in_memory and not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)

@@ -1,17 +1,18 @@
 """Labelled images by index, in arrays or in files, and their seeded, stratified division."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.images import read_image
+from convnext.data.images import Picture, Raw, UnreadableImageError
 from convnext.errors import DataError
 
 _SUFFIXES = (
@@ -20,25 +21,48 @@ _SUFFIXES = (
 )
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """``N`` labelled images.
+class ImageSource(ABC):
+    """``N`` labelled images, by index.
 
-    Args:
-        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8 pixels, or ``N`` paths relative to ``root`` as bytes: one
-            array, so that worker processes share its memory.
+    Attributes:
         targets: ``(N,)`` class indices.
         channels: 3 or 1: what `load` returns.
-        root: folder of the files.
+        in_memory: whether pixels lie decoded in this process's memory, so that workers would gain nothing.
+        groups: ``(N,)`` numbers of the files that images lie in together, where reading them in turn is much faster
+            than reading them in any order; else None.
     """
 
-    images: NDArray[Any]
     targets: NDArray[np.int64]
     channels: int
-    root: Path | None = None
+    in_memory: ClassVar[bool] = False
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @abstractmethod
+    def raw(self, index: int) -> Raw:
+        """The image as it is kept: an encoded file's bytes, or ``(H, W)`` or ``(H, W, C)`` uint8 pixels.
+
+        Raises:
+            UnreadableImageError: it cannot be read; the message names it.
+        """
+
+    @abstractmethod
+    def label(self, index: int) -> str:
+        """What to call the image in a report: its path, or its number."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of which images these are, with their labels."""
+
+    @abstractmethod
+    def subset(self, indices: NDArray[np.int64]) -> "ImageSource":
+        """The images at ``indices``, in that order."""
+
+    def picture(self, index: int) -> Picture:
+        """The image, not decoded yet."""
+        return Picture(self.raw(index), self.channels, self.label(index))
 
     def load(self, index: int) -> Image.Image:
         """The image, mode ``RGB`` or ``L``.
@@ -46,25 +70,85 @@ class ImageSource:
         Raises:
             UnreadableImageError: a file that cannot be decoded; the message names it.
         """
-        if self.root is None:
-            return Image.fromarray(self.images[index])
-        return read_image(self.root / os.fsdecode(self.images[index]), self.channels)
+        return self.picture(index).decode()
+
+
+@dataclass(frozen=True)
+class ArraySource(ImageSource):
+    """Images in one array.
+
+    Args:
+        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8 pixels.
+        targets: ``(N,)`` class indices.
+        channels: 3 or 1.
+    """
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.int64]
+    channels: int
+    in_memory: ClassVar[bool] = True
+
+    def raw(self, index: int) -> Raw:
+        """The pixels."""
+        pixels: NDArray[np.uint8] = self.images[index]
+        return pixels
 
     def label(self, index: int) -> str:
-        """What to call the image in a report: its path, or its number."""
-        return f"#{index}" if self.root is None else str(self.root / os.fsdecode(self.images[index]))
+        """The image's number."""
+        return f"#{index}"
 
     def fingerprint(self) -> str:
-        """A digest of which images these are, with their labels: of paths for files, of pixels for arrays."""
-        digest = blake2b(np.ascontiguousarray(self.images).tobytes() if self.root is None else b"", digest_size=16)
-        if self.root is not None:
-            digest.update(b"\0".join(self.images.tolist()))
+        """A digest of pixels and labels."""
+        digest = blake2b(np.ascontiguousarray(self.images).tobytes(), digest_size=16)
         digest.update(self.targets.tobytes())
         return digest.hexdigest()
 
-    def subset(self, indices: NDArray[np.int64]) -> "ImageSource":
+    def subset(self, indices: NDArray[np.int64]) -> "ArraySource":
         """The images at ``indices``, in that order."""
         return replace(self, images=self.images[indices], targets=self.targets[indices])
+
+
+@dataclass(frozen=True)
+class FileSource(ImageSource):
+    """Image files below a folder.
+
+    Args:
+        paths: ``(N,)`` paths relative to ``root`` as bytes: one array, so that worker processes share its memory.
+        targets: ``(N,)`` class indices.
+        channels: 3 or 1.
+        root: the folder.
+    """
+
+    paths: NDArray[np.bytes_]
+    targets: NDArray[np.int64]
+    channels: int
+    root: Path
+
+    def raw(self, index: int) -> Raw:
+        """The file's bytes."""
+        path = self.path(index)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"{path}: unreadable image ({error.strerror})") from error
+
+    def path(self, index: int) -> Path:
+        """The file's path."""
+        return self.root / os.fsdecode(self.paths[index])
+
+    def label(self, index: int) -> str:
+        """The file's path."""
+        return str(self.path(index))
+
+    def fingerprint(self) -> str:
+        """A digest of relative paths and labels."""
+        digest = blake2b(b"\0".join(self.paths.tolist()), digest_size=16)
+        digest.update(self.targets.tobytes())
+        return digest.hexdigest()
+
+    def subset(self, indices: NDArray[np.int64]) -> "FileSource":
+        """The images at ``indices``, in that order."""
+        return replace(self, paths=self.paths[indices], targets=self.targets[indices])
 
 
 def is_image_name(name: str) -> bool:
@@ -93,7 +177,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def scan_folder(folder: Path, classes: list[str]) -> ImageSource:
+def scan_folder(folder: Path, classes: list[str]) -> FileSource:
     """All images below ``folder/<class>/``, sorted by path.
 
     Raises:
@@ -111,7 +195,7 @@ def scan_folder(folder: Path, classes: list[str]) -> ImageSource:
     if not paths:
         raise DataError(f"{folder} has no images in its class folders: expected {folder}/<class>/*.jpg (or .png, …)")
     # Colour always: one grey picture among the files says nothing about the others.
-    return ImageSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
+    return FileSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
 
 
 def _image_files(folder: Path, root: Path) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""From a Pillow image to the uint8 pixels that a batch is made of.
+"""From a picture to the uint8 pixels that a batch is made of.
 
 Pixels stay uint8 until the batch is on its device, where `Normalize` makes them float: a quarter of the memory
 to move, and one operation a batch in place of one a sample.
@@ -7,73 +7,117 @@ to move, and one operation a batch in place of one a sample.
 from collections.abc import Callable, Sequence
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
+from torchvision.transforms.v2 import functional
 
 from convnext.config import AugmentSettings
+from convnext.data.images import Picture
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Picture], Tensor]
+
+_RATIO = (3 / 4, 4 / 3)  # of the sides of a random area
 
 
-def train_transform(settings: AugmentSettings, image_size: int, mean: Sequence[float]) -> Transform:
+class TrainTransform:
     """Random augmentation; every draw comes from torch's global generator.
+
+    Called with a picture, gives ``(C, image_size, image_size)`` uint8.
 
     Args:
         settings: what to do.
         image_size: side of the result in pixels.
         mean: channel means on a scale of 0 to 1, the colour of erased rectangles.
-
-    Returns:
-        A function from a Pillow image to ``(C, image_size, image_size)`` uint8.
     """
-    steps: list[nn.Module] = []
-    if settings.crop == "resized":
-        steps.append(v2.RandomResizedCrop(image_size, settings.crop_scale, interpolation=InterpolationMode.BICUBIC))
-    else:
-        steps += _resize_and_center(image_size, 1.0)
+
+    def __init__(self, settings: AugmentSettings, image_size: int, mean: Sequence[float]) -> None:
+        self.settings, self.image_size = settings, image_size
+        fill = [round(255 * value) for value in mean]
+        before: list[nn.Module] = []
         if settings.crop == "padding" and settings.crop_padding:
             padding_mode = "reflect" if settings.crop_padding < image_size else "constant"
-            steps.append(v2.RandomCrop(image_size, settings.crop_padding, padding_mode=padding_mode))
-    if settings.flip:
-        steps.append(v2.RandomHorizontalFlip(settings.flip))
-    if settings.color_jitter:
-        steps.append(v2.ColorJitter(*[settings.color_jitter] * 3))
-    fill = [round(255 * value) for value in mean]
+            before.append(v2.RandomCrop(image_size, settings.crop_padding, padding_mode=padding_mode))
+        if settings.flip:
+            before.append(v2.RandomHorizontalFlip(settings.flip))
+        pillow: list[nn.Module] = []  # faster there than on tensors
+        if settings.color_jitter:
+            pillow.append(v2.ColorJitter(*[settings.color_jitter] * 3))
+        pillow += _policy(settings, fill)
+        after = [v2.RandomErasing(settings.erasing, value=fill)] if settings.erasing else []
+        through_pillow = [v2.ToPILImage(), *pillow, v2.PILToTensor()] if pillow else []
+        self.steps = (*before, *through_pillow, *after)
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """A random view of the picture."""
+        pixels = self._crop(picture)
+        for step in self.steps:
+            pixels = step(pixels)
+        return pixels
+
+    def _crop(self, picture: Picture) -> Tensor:
+        if self.settings.crop != "resized":
+            return _resized_center(picture, self.image_size, 1.0)
+        width, height = picture.size
+        # A tensor without memory: only its shape is asked for.
+        shape = torch.empty((1, height, width), device="meta")
+        top, left, rows, columns = RandomResizedCrop.get_params(shape, list(self.settings.crop_scale), list(_RATIO))
+        return picture.resized((left, top, left + columns, top + rows), self.image_size, self.image_size)
+
+
+def _policy(settings: AugmentSettings, fill: list[int]) -> list[nn.Module]:
+    bilinear = InterpolationMode.BILINEAR
     if settings.policy == "randaugment":
-        steps.append(
-            v2.RandAugment(
-                settings.randaugment_ops,
-                settings.randaugment_magnitude,
-                interpolation=InterpolationMode.BILINEAR,
-                fill=fill,
-            )
-        )
-    elif settings.policy == "autoaugment":
-        learned = v2.AutoAugmentPolicy(settings.autoaugment)
-        steps.append(v2.AutoAugment(learned, interpolation=InterpolationMode.BILINEAR, fill=fill))
-    elif settings.policy == "trivialaugment":
-        steps.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=fill))
-    steps.append(v2.PILToTensor())
-    if settings.erasing:
-        steps.append(v2.RandomErasing(settings.erasing, value=fill))
-    composed: Transform = v2.Compose(steps)
-    return composed
+        ops, magnitude = settings.randaugment_ops, settings.randaugment_magnitude
+        return [v2.RandAugment(ops, magnitude, interpolation=bilinear, fill=fill)]
+    if settings.policy == "autoaugment":
+        return [v2.AutoAugment(v2.AutoAugmentPolicy(settings.autoaugment), interpolation=bilinear, fill=fill)]
+    if settings.policy == "trivialaugment":
+        return [v2.TrivialAugmentWide(interpolation=bilinear, fill=fill)]
+    return []
 
 
-def eval_transform(image_size: int, center_crop: float = 1.0) -> Transform:
+class EvalTransform:
     """Resize the shorter side to ``image_size / center_crop`` pixels and keep the square in the middle.
 
-    Returns:
-        A function from a Pillow image to ``(C, image_size, image_size)`` uint8.
+    Called with a picture, gives ``(C, image_size, image_size)`` uint8.
     """
-    composed: Transform = v2.Compose([*_resize_and_center(image_size, center_crop), v2.PILToTensor()])
-    return composed
+
+    def __init__(self, image_size: int, center_crop: float = 1.0) -> None:
+        self.image_size, self.center_crop = image_size, center_crop
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """The middle of the picture."""
+        return _resized_center(picture, self.image_size, self.center_crop)
 
 
-def _resize_and_center(image_size: int, center_crop: float) -> list[nn.Module]:
-    resize = v2.Resize(round(image_size / center_crop), interpolation=InterpolationMode.BICUBIC)
-    return [resize, v2.CenterCrop(image_size)]
+def _resized_center(picture: Picture, image_size: int, center_crop: float) -> Tensor:
+    width, height = picture.size
+    shorter = round(image_size / center_crop)
+    scale = shorter / min(width, height)
+    sides = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
+    pixels = picture.resized((0, 0, width, height), *sides)
+    middle: Tensor = functional.center_crop_image(pixels, [image_size, image_size])
+    return middle
+
+
+def sizes_by_epoch(image_size: int, start_size: int | None, full_size_from: float, epochs: int) -> list[int]:
+    """The side of the training images in each epoch (progressive resizing, Howard 2018; Tan & Le 2021).
+
+    Args:
+        image_size: the last one.
+        start_size: the first one; None for ``image_size`` throughout.
+        full_size_from: share of the epochs after which ``image_size`` is reached.
+        epochs: their number.
+
+    Returns:
+        One side an epoch, growing evenly, in steps of an eighth of ``image_size``.
+    """
+    if start_size is None:
+        return [image_size] * epochs
+    step = max(1, image_size // 8)
+    growing = max(1, round(epochs * full_size_from))
+    sizes = (start_size + (image_size - start_size) * epoch / growing for epoch in range(epochs))
+    return [min(image_size, max(start_size, step * round(size / step))) for size in sizes]
 
 
 class Normalize(nn.Module):
@@ -104,12 +148,64 @@ def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
         A module from float images ``(N, C, H, W)`` and labels ``(N,)`` to images of the same shape and either those
         labels or, where it mixed, shares of each class ``(N, num_classes)``. Draws from torch's global generator.
     """
+    if not settings.mix_probability or not (settings.mixup or settings.cutmix):
+        return None
+    if settings.mix_by == "element":
+        return ElementMix(settings.mixup, settings.cutmix, settings.mix_probability, num_classes)
     mixes: list[nn.Module] = []
     if settings.mixup:
         mixes.append(v2.MixUp(alpha=settings.mixup, num_classes=num_classes))
     if settings.cutmix:
         mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=num_classes))
-    if not mixes or not settings.mix_probability:
-        return None
     mix: nn.Module = v2.RandomApply([v2.RandomChoice(mixes)], p=settings.mix_probability)
     return mix
+
+
+class ElementMix(nn.Module):
+    """Mixup and CutMix drawn for every image by itself: whether, which of the two, and how much.
+
+    torchvision's draw once a batch. Each image is mixed with the one before it in the batch.
+
+    Args:
+        mixup: alpha of Mixup (Zhang et al. 2018); 0 for none.
+        cutmix: alpha of CutMix (Yun et al. 2019); 0 for none.
+        probability: of an image to be mixed.
+        num_classes: of the labels.
+    """
+
+    def __init__(self, mixup: float, cutmix: float, probability: float, num_classes: int) -> None:
+        super().__init__()
+        self.alphas = torch.tensor([mixup, cutmix])
+        self.probability, self.num_classes = probability, num_classes
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """``(N, C, H, W)`` and ``(N,)`` to mixed images and ``(N, num_classes)`` shares."""
+        count, _, height, width = images.shape
+        # Drawn on the CPU, so that all devices draw the same.
+        kind = torch.multinomial((self.alphas > 0).float(), count, replacement=True)
+        alpha = self.alphas[kind]
+        share = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[
+            :, 0
+        ]  # Beta(alpha, alpha), as torchvision draws
+        share[torch.rand(count) >= self.probability] = 1.0
+        rows, columns = _boxes(share, height, width)
+        inside = rows[:, :, None] & columns[:, None, :]
+        cut = kind == 1
+        share = torch.where(cut, 1 - inside.float().mean((1, 2)), share)
+        keep = torch.where(cut[:, None, None], (~inside).float(), share[:, None, None])
+        keep, share = keep[:, None].to(images.device, images.dtype), share[:, None].to(images.device)
+        one_hot = nn.functional.one_hot(labels, self.num_classes).float()
+        mixed = torch.lerp(images.roll(1, 0), images, keep)
+        return mixed, torch.lerp(one_hot.roll(1, 0), one_hot, share)
+
+
+def _boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows ``(N, H)`` and columns ``(N, W)`` of a box a sample that covers ``1 - share``, cut off at the border."""
+    half = 0.5 * torch.sqrt(1 - share)
+
+    def covered(side: int) -> Tensor:
+        center = torch.rand(len(share)) * side
+        pixel = torch.arange(side) + 0.5
+        return (pixel - center[:, None]).abs() < (half * side)[:, None]
+
+    return covered(height), covered(width)

@@ -15,7 +15,7 @@ from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
 from convnext.data.loading import AugmentedImages, EvalSampler, batches, raise_if_strict
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import Normalize, eval_transform
+from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.files import write_text
@@ -63,7 +63,7 @@ def predict_source(
     """
     model.eval()
     normalize = Normalize(info.mean, info.std).to(device)
-    dataset = AugmentedImages(source, eval_transform(info.image_size, info.center_crop), seed=0)
+    dataset = AugmentedImages(source, [EvalTransform(info.image_size, info.center_crop)], seed=0)
     logits, targets, unreadable = [], [], list[str]()
     with batches(dataset, EvalSampler(len(source), batch_size), workers) as stream:
         for batch in stream:

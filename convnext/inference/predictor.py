@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convnext.data.images import read_image, to_mode
-from convnext.data.transforms import Normalize, eval_transform
+from convnext.data.images import Picture, read_image, to_mode
+from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo
@@ -40,7 +40,7 @@ class Predictor:
         self.info = info
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._transform = eval_transform(info.image_size, info.center_crop)
+        self._transform = EvalTransform(info.image_size, info.center_crop)
         self._normalize = Normalize(info.mean, info.std).to(self.device)
 
     @classmethod
@@ -109,7 +109,7 @@ class Predictor:
     def _prepare(self, image: ImageLike) -> Tensor:
         channels = self.info.channels
         picture = to_mode(image, channels) if isinstance(image, Image.Image) else read_image(image, channels)
-        return self._transform(picture)
+        return self._transform(Picture(picture, channels))
 
     @torch.inference_mode()
     def _predict(self, pixels: Sequence[Tensor], top_k: int) -> list[list[Prediction]]:

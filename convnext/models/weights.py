@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convnext.download import cache_folder, download
 from convnext.errors import CheckpointError, SettingsError, did_you_mean
 from convnext.models.conversion import convert, unwrap
-from convnext.models.download import cache_folder, download
 
 _HOST = "https://dl.fbaipublicfiles.com/convnext/"
 
@@ -178,7 +178,7 @@ def load_released(
         tag: the training, as for `find`.
         num_classes: classes of the model.
         in_channels: channels of its images.
-        folder: where downloads are kept; `convnext.models.download.cache_folder` by default.
+        folder: where downloads are kept; `convnext.download.cache_folder` by default.
         progress: whether to show a bar, on a terminal.
 
     Returns:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
 from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches, raise_if_strict, seed_for
-from convnext.data.transforms import Normalize, batch_mix, train_transform
+from convnext.data.transforms import Normalize, TrainTransform, batch_mix, sizes_by_epoch
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
 from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
@@ -113,6 +113,8 @@ class Trainer:
             settings.seed,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
+            repeats=settings.augment.repeats,
+            groups=splits.train.groups,
         )
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
@@ -125,8 +127,9 @@ class Trainer:
             image_size=data.image_size,
             center_crop=data.center_crop,
         )
-        transform = train_transform(settings.augment, data.image_size, splits.mean)
-        self.images = AugmentedImages(splits.train, transform, settings.seed)
+        sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+        by_size = {size: TrainTransform(settings.augment, size, splits.mean) for size in set(sizes)}
+        self.images = AugmentedImages(splits.train, [by_size[size] for size in sizes], settings.seed)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
 

@@ -118,7 +118,7 @@ def test_failed_downloads_are_one_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("convnext.models.download.download.__defaults__", (None, True, 1, 0.0, 5.0))
+    monkeypatch.setattr("convnext.download.download.__defaults__", (None, True, 1, 0.0, 5.0))
     if fault == "404":
         server.status = 404
     elif fault == "cut":
