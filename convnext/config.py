@@ -210,22 +210,29 @@ class AugmentSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW and its schedule; norms, biases and layer scale are not decayed."""
+    """The optimizer and its schedule; norms, biases and layer scale are not decayed."""
 
     section: ClassVar[str] = "optimizer."
+
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Optimizer; muon is for the linear layers of the blocks, with AdamW for the rest, at one learning rate."""
 
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
     reference_batch_size: Positive = 4096
     """Batch size that lr is meant for: 4096 in the paper."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
-    """Learning rate at the end of the cosine, scaled like lr."""
+    """Learning rate at the end of the schedule, scaled like lr."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 20.0
     """Epochs of linear rise from 0 to the peak; a run of few epochs spends no more than a quarter of them on it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay of convolution and linear weights."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
+    momentum: Fraction = 0.9
+    """Momentum (Nesterov) of SGD and Muon."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each group of layers to the one before it, for fine-tuning; 1 for none."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -257,6 +264,12 @@ class RunSettings(Settings):
     """Where to compute; auto takes the first of CUDA, MPS, CPU that is there."""
     channels_last: bool = True
     """Keep images in NHWC order in memory, the faster one for ConvNeXt."""
+    freeze: Annotated[int, Field(ge=0)] = 0
+    """Stages, from the input on and with the stem, whose weights stay as they are; for fine-tuning."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start for faster steps on GPUs."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass: less memory for a third more time."""
     eval_every: Positive = 1
     """Epochs from one evaluation on the validation split to the next."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)

@@ -14,7 +14,7 @@ from convnext.errors import CheckpointError
 from convnext.models.registry import resolve
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo, TrainingState
-from convnext.training.optimization import make_optimizer
+from convnext.training.optimization import load_optimizers, make_optimizers, optimizer_tensors
 
 SHAPE = ModelSettings(depths=(1, 1), dims=(8, 16), patch_size=2)
 INFO = ModelInfo(
@@ -127,15 +127,23 @@ def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
         checkpoint.load_weights(other, checkpoint.find(tmp_path) / "model.safetensors")
 
 
-def test_optimizer_state_survives_in_the_parameters_memory_format() -> None:
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+def test_optimizer_state_survives_in_the_parameters_memory_format(name: str) -> None:
     torch.manual_seed(0)
     shape = {"depths": (1, 1), "dims": (8, 16), "patch_size": 2}
     one, other = (create_model("convnext_tiny", 2, **shape).to(memory_format=torch.channels_last) for _ in range(2))
-    first, second = (make_optimizer(model, recipe("digits").optimizer) for model in (one, other))
+    settings = recipe("digits").optimizer.replace(name=name)
+    first, second = (make_optimizers(model, settings) for model in (one, other))
     one(torch.randn(4, 3, 8, 8)).square().sum().backward()
-    first.step()
-    checkpoint.load_optimizer(second, {k: v.contiguous() for k, v in checkpoint.optimizer_tensors(first).items()})
-    for parameter, twin in zip(one.parameters(), other.parameters(), strict=True):
-        for key, value in first.state[parameter].items():
-            assert torch.equal(value, second.state[twin][key])
-            assert value.stride() == second.state[twin][key].stride()
+    for optimizer in first:
+        optimizer.step()
+    saved = {key: value.contiguous() for key, value in optimizer_tensors(one, first).items()}
+    assert saved
+    load_optimizers(other, second, saved)
+    restored = optimizer_tensors(other, second)
+    assert restored.keys() == saved.keys()
+    for key, value in optimizer_tensors(one, first).items():
+        assert torch.equal(value, restored[key])
+        assert value.stride() == restored[key].stride()
+    with pytest.raises(CheckpointError, match="optimizer of another model"):
+        load_optimizers(create_model("convnext_tiny", 2, depths=(1,), dims=(4,)), second, saved)

@@ -5,13 +5,22 @@ import torch
 from torch import nn
 
 from convnext import create_model, recipe
-from convnext.training.optimization import average_weights, ema_decay, learning_rate, make_optimizer
+from convnext.errors import SettingsError
+from convnext.training.optimization import (
+    average_weights,
+    configure,
+    ema_decay,
+    learning_rate,
+    make_optimizers,
+    set_learning_rate,
+)
 
 
 def test_norms_biases_and_layer_scale_are_not_decayed() -> None:
     model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, spared = make_optimizer(model, recipe("digits").optimizer).param_groups
+    (optimizer,) = make_optimizers(model, recipe("digits").optimizer)
+    decayed, spared = sorted(optimizer.param_groups, key=lambda group: -group["weight_decay"])
     assert decayed["weight_decay"] > 0
     assert spared["weight_decay"] == 0
     decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
@@ -52,3 +61,71 @@ def test_average_warms_up_and_follows_the_weights() -> None:
         decay = 0.0 if update == 0 else ema_decay(update, 0.9)
         expected = decay * expected + (1 - decay) * update
     assert average.module.state_dict()["weight"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_other_schedules(schedule: str) -> None:
+    changes = {
+        "optimizer.lr": 1e-3,
+        "optimizer.warmup_epochs": 2,
+        "optimizer.min_lr": 0,
+        "optimizer.schedule": schedule,
+    }
+    settings = recipe("digits", epochs=10, **changes)
+    rates = [learning_rate(step, settings, steps_per_epoch=5) for step in (9, 10, 30, 49)]
+    assert rates == pytest.approx({"linear": [1e-3, 1e-3, 5e-4, 2.5e-5], "constant": [1e-3] * 4}[schedule])
+
+
+def test_layer_decay_groups_as_the_authors_do() -> None:
+    with torch.device("meta"):
+        model = create_model("convnext_small")
+    settings = recipe("digits").optimizer.replace(layer_decay=0.8)
+    (optimizer,) = make_optimizers(model, settings)
+    set_learning_rate([optimizer], 1.0)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    # The authors divide the network into 12 groups below the head: the stem is the first, the last stage the twelfth.
+    expected = {
+        "downsample_layers.0.0.weight": 13,
+        "stages.0.2.dwconv.weight": 12,
+        "downsample_layers.1.1.weight": 11,
+        "downsample_layers.2.1.weight": 10,
+        "stages.2.2.gamma": 10,
+        "stages.2.3.gamma": 9,
+        "stages.2.26.pwconv1.weight": 2,
+        "stages.3.0.norm.bias": 1,
+        "norm.weight": 0,
+        "head.weight": 0,
+    }
+    for name, parameter in model.named_parameters():
+        if name in expected:
+            assert rates[id(parameter)] == pytest.approx(0.8 ** expected[name]), name
+
+
+def test_layer_decay_needs_a_convnext() -> None:
+    settings = recipe("digits").optimizer.replace(layer_decay=0.8)
+    with pytest.raises(SettingsError, match="layer_decay is for ConvNeXt, not ResNet"):
+        make_optimizers(create_model("resnet18"), settings)
+
+
+def test_muon_takes_the_linear_layers_of_the_blocks() -> None:
+    model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
+    muon, adamw = make_optimizers(model, recipe("digits").optimizer.replace(name="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen = {names[id(parameter)] for group in muon.param_groups for parameter in group["params"]}
+    assert chosen == {f"stages.{stage}.0.pwconv{number}.weight" for stage in (0, 1) for number in (1, 2)}
+    rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
+    assert chosen | rest == set(names.values())
+    assert not chosen & rest
+
+
+def test_frozen_stages_and_their_limits() -> None:
+    model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
+    configure(model, recipe("digits", freeze=1))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        name for name, _ in model.named_parameters() if name.startswith(("downsample_layers.0", "stages.0"))
+    }
+    with pytest.raises(SettingsError, match="the model has 2 stages, got 3"):
+        configure(model, recipe("digits", freeze=3))
+    with pytest.raises(SettingsError, match="freeze is for ConvNeXt, not ResNet"):
+        configure(create_model("resnet18"), recipe("digits", freeze=1))

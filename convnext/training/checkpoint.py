@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from convnext.errors import CheckpointError, SettingsError
 from convnext.files import sync
 from convnext.models.pretrained import load_state
 
-FORMAT = 1
+FORMAT = 2
 
 
 class ModelInfo(BaseModel):
@@ -210,32 +209,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat names: ``optimizer.<parameter>.<what>``."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{index}.{key}": value for index, values in state.items() for key, value in values.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave; the learning rate is not part of it.
-
-    Raises:
-        CheckpointError: the tensors are those of another model's optimizer.
-    """
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            number, key = rest.split(".")
-            state.setdefault(int(number), {})[key] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if not state.keys() <= set(range(len(parameters))):
-        raise CheckpointError("training.safetensors holds the optimizer of another model: it is not this run's")
-    for index, entry in state.items():
-        for key, value in entry.items():
-            if value.shape == parameters[index].shape:
-                # Fused kernels walk parameter and state together, so both need the same memory format.
-                entry[key] = torch.empty_like(parameters[index]).copy_(value)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,41 +1,170 @@
-"""Parameter groups, the optimizer, the learning rate as a function of the step, and the average of the weights."""
+"""Parameter groups, optimizers, the learning rate as a function of the step, and the average of the weights."""
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from convnext.config import OptimizerSettings, RunSettings
+from convnext.errors import CheckpointError, SettingsError
+from convnext.models.convnext import ConvNeXt
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+_Named: TypeAlias = tuple[str, nn.Parameter]
+
+_BLOCKS_TOGETHER = 3  # blocks of a stage that share a learning rate under layer-wise decay, as in the authors' code
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels with weight decay; vectors (norms, biases, layer scale) without, as the authors do."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def configure(model: nn.Module, settings: RunSettings) -> None:
+    """Freeze the first stages, and set activation checkpointing, as the settings ask.
+
+    Raises:
+        SettingsError: another model than ConvNeXt, or more stages than it has.
+    """
+    if not isinstance(model, ConvNeXt):
+        for name in ("freeze", "checkpoint_activations"):
+            if getattr(settings, name):
+                raise SettingsError(f"{name} is for ConvNeXt, not {type(model).__name__}: leave it out")
+        return
+    if settings.freeze > len(model.stages):
+        raise SettingsError(f"freeze: the model has {len(model.stages)} stages, got {settings.freeze}")
+    model.checkpointing = settings.checkpoint_activations
+    for part in (*model.downsample_layers[: settings.freeze], *model.stages[: settings.freeze]):
+        part.requires_grad_(False)
+
+
+def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optimizer]:
+    """Fused AdamW or SGD for all weights; or Muon for the linear layers of the blocks, with AdamW for the rest.
+
+    Vectors (norms, biases, layer scale) are not decayed. Each group has an ``lr_scale``, its factor on
+    `learning_rate`, which sets the groups' rates at every step.
+
+    Raises:
+        SettingsError: ``layer_decay`` for a model that is no ConvNeXt.
+    """
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    scales = _lr_scales(model, settings.layer_decay)
+    options: dict[str, Any] = {"lr": settings.lr, "fused": True}
+    if settings.name == "sgd":
+        groups = _groups(named, settings.weight_decay, scales)
+        return [SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0, **options)]
+    if settings.name == "adamw":
+        return [AdamW(_groups(named, settings.weight_decay, scales), betas=settings.betas, **options)]
+    matrices = [(name, parameter) for name, parameter in named if _is_hidden_matrix(name, parameter)]
+    chosen = {name for name, _ in matrices}
+    rest = [(name, parameter) for name, parameter in named if name not in chosen]
+    # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
+    muon = Muon(
+        _groups(matrices, settings.weight_decay, scales),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, AdamW(_groups(rest, settings.weight_decay, scales), betas=settings.betas, **options)]
+
+
+def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and not name.startswith(("head", "fc"))
+
+
+def _groups(named: Iterable[_Named], weight_decay: float, scales: dict[str, float]) -> list[dict[str, Any]]:
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        groups.setdefault((parameter.ndim > 1, scales.get(name, 1.0)), []).append(parameter)
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+        for (decayed, scale), parameters in groups.items()
     ]
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Fused AdamW; its learning rate is set at every step from `learning_rate`."""
-    groups = parameter_groups(model, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+def _lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factors on the learning rate by parameter: ``decay`` from each group of layers to the one before it.
+
+    The groups, from the input on: the stem; in each stage every three blocks, the first with the downsampling before
+    it; the last norm and the head (Liu et al. 2022, appendix A.2).
+    """
+    if decay == 1:
+        return {}
+    if not isinstance(model, ConvNeXt):
+        raise SettingsError(f"optimizer.layer_decay is for ConvNeXt, not {type(model).__name__}: leave it at 1")
+    first = [1]
+    for stage in model.stages:
+        first.append(first[-1] + math.ceil(len(list(stage.children())) / _BLOCKS_TOGETHER))
+
+    def group(name: str) -> int:
+        if match := re.match(r"downsample_layers\.(\d+)", name):
+            return first[int(match[1])] if int(match[1]) else 0
+        if match := re.match(r"stages\.(\d+)\.(\d+)", name):
+            return first[int(match[1])] + int(match[2]) // _BLOCKS_TOGETHER
+        return first[-1]
+
+    return {name: decay ** (first[-1] - group(name)) for name, _ in model.named_parameters()}
+
+
+def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
+    """Set every group's rate to ``lr`` times its ``lr_scale``."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
 
 
 def learning_rate(step: int, settings: RunSettings, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to ``min_lr`` (Loshchilov & Hutter 2017), at optimizer step ``step`` from 0."""
+    """The rate at optimizer step ``step`` from 0: linear warm-up, then the schedule of the settings.
+
+    Cosine (Loshchilov & Hutter 2017) and linear end at ``min_lr``.
+    """
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return settings.peak_lr * (step + 1) / warmup_steps
     # min_lr is scaled with the batch size as lr is, and never above the peak.
     minimum = min(settings.optimizer.min_lr / settings.optimizer.lr, 1.0) * settings.peak_lr
     progress = (step - warmup_steps) / max(1, settings.epochs * steps_per_epoch - warmup_steps)
-    return minimum + (settings.peak_lr - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return minimum + (settings.peak_lr - minimum) * left[settings.optimizer.schedule]
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state as flat names: ``optimizer.<parameter>.<what>``."""
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` gave; learning rates are not part of it.
+
+    Raises:
+        CheckpointError: the tensors are those of another model's optimizer.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
+            found.setdefault(parameter_name, {})[key] = tensor
+    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        for key, value in found.pop(name, {}).items():
+            if id(parameter) not in owners or value.shape not in (parameter.shape, torch.Size([])):
+                found[name] = {}
+                break
+            # Fused kernels walk parameter and state together, so both need the same memory format and device.
+            owners[id(parameter)].state[parameter][key] = (
+                torch.empty_like(parameter, requires_grad=False).copy_(value)
+                if value.shape == parameter.shape
+                else value.to(parameter.device)
+            )
+    if found:
+        raise CheckpointError(
+            f"training.safetensors holds the optimizer of another model: it is not this run's ({next(iter(found))})"
+        )
 
 
 def ema_decay(updates: int, decay: float) -> float:

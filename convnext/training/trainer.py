@@ -29,12 +29,12 @@ from convnext.evaluation.evaluator import Predictions, check_classes, predict_so
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.files import locked, write_text
 from convnext.models import registry
-from convnext.models.pretrained import load_state, released, start_from
-from convnext.training import checkpoint
+from convnext.models.pretrained import released, start_from
+from convnext.training import checkpoint, snapshot
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
 from convnext.training.interruption import StopSignals
-from convnext.training.optimization import average_weights, learning_rate, make_optimizer
+from convnext.training.optimization import average_weights, configure, learning_rate, make_optimizers, set_learning_rate
 from convnext.training.progress import Display
 from convnext.training.run import Run, folder_to_resume, new_folder, write_settings
 from convnext.training.tracking import Tracker
@@ -138,9 +138,11 @@ class Trainer:
         raw_model = registry.build(settings.model, len(splits.classes))
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
-        self.model, self.optimizer = self.accelerator.prepare(
-            self.raw_model, make_optimizer(self.raw_model, settings.optimizer)
-        )
+        configure(self.raw_model, settings)
+        self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
+        self.model, *self._steppers = self.accelerator.prepare(self.raw_model, *self.optimizers)
+        if settings.compile:
+            self.model = torch.compile(self.model)
         self.state = TrainingState(settings=settings, versions=_versions())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._pending: list[tuple[Tensor, int]] = []
@@ -225,8 +227,7 @@ class Trainer:
         labels = batch.targets.to(self.device, non_blocking=True)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         lr = learning_rate(step, self.settings, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizers, lr)
 
         sums = torch.zeros(2, device=self.device)
         parts = list(zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True))
@@ -241,8 +242,9 @@ class Trainer:
             sums += torch.stack([loss.detach() * len(part_labels), correct])
         if self.settings.optimizer.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self._steppers:
+            optimizer.step()
+            optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.raw_model)
 
@@ -354,11 +356,7 @@ class Trainer:
             self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")
 
     def _save(self) -> None:
-        weights = self.average.module.state_dict() if self.average is not None else self.raw_model.state_dict()
-        training = checkpoint.optimizer_tensors(self.optimizer.optimizer)
-        if self.average is not None:
-            training |= {f"model.{name}": tensor for name, tensor in self.raw_model.state_dict().items()}
-            training["average.updates"] = self.average.n_averaged
+        weights, training = snapshot.take(self.raw_model, self.average, self.optimizers)
         checkpoint.save(self.folder / "checkpoints", weights, self.info, training, self.state)
 
     def _restore(self, folder: Path) -> None:
@@ -369,18 +367,7 @@ class Trainer:
             raise CheckpointError(
                 f"{folder} has format {self.state.format}, and this version reads format {checkpoint.FORMAT}"
             )
-        training = checkpoint.read_tensors(folder / "training.safetensors")
-        checkpoint.load_optimizer(self.optimizer.optimizer, training)
-        weights = checkpoint.read_tensors(folder / "model.safetensors")
-        if self.average is not None:
-            load_state(self.average.module, weights, folder / "model.safetensors")
-            if "average.updates" not in training:
-                raise CheckpointError(
-                    f"{folder / 'training.safetensors'} is not the one of this run: no average.updates"
-                )
-            self.average.n_averaged.copy_(training["average.updates"])
-            weights = {name.removeprefix("model."): x for name, x in training.items() if name.startswith("model.")}
-        load_state(self.raw_model, weights, folder)
+        snapshot.restore(folder, self.raw_model, self.average, self.optimizers)
 
 
 def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:

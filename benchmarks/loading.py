@@ -1,0 +1,113 @@
+"""How fast training images arrive: our loader against timm's, over the same JPEG files in one run.
+
+Both give normalized float batches of random resized crops (224 px, bicubic, scale 0.08 to 1) with flips, from the same
+files with the same number of workers. Rounds of the loaders alternate, and each is judged by its median.
+
+    python benchmarks/loading.py --images ../shared/data/imagenet-samples-125.tar --workers 2
+"""
+
+import argparse
+import os
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from convnext.data.cache import open_cache
+
+from convnext.config import AugmentSettings, DataSettings
+from convnext.data.catalog import load_splits
+from convnext.data.loading import AugmentedImages, TrainSampler, batches
+from convnext.data.sources import ImageSource
+from convnext.data.transforms import Normalize, TrainTransform
+
+SIZE, BATCH = 224, 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def folder_of(images: Path, repeat: int, folder: Path) -> Path:
+    """A folder ``train/<class>/`` with ``repeat`` links to every image of a folder or tar file."""
+    if images.is_file():
+        with tarfile.open(images) as archive:
+            archive.extractall(folder / "files", filter="data")
+        images = folder / "files"
+    for path in sorted(images.rglob("*.JPEG")):
+        target = folder / "train" / path.stem.split("_")[0]
+        target.mkdir(parents=True, exist_ok=True)
+        for number in range(repeat):
+            (target / f"{path.stem}-{number}.JPEG").symlink_to(path.resolve())
+    return folder / "train"
+
+
+def ours(source: ImageSource, workers: int) -> int:
+    """One epoch of our loader; returns the images that came."""
+    transform = TrainTransform(AugmentSettings(), SIZE, MEAN)
+    sampler = TrainSampler(len(source), BATCH, epochs=1, seed=0)
+    normalize, count = Normalize(MEAN, STD), 0
+    with batches(AugmentedImages(source, [transform], seed=0), sampler, workers) as stream:
+        for batch in stream:
+            count += len(normalize(batch.images))
+    return count
+
+
+def timms(folder: Path, workers: int) -> int:
+    """One epoch of timm's loader; returns the images that came."""
+    from timm.data import create_loader
+    from timm.data.dataset import ImageDataset
+
+    loader = create_loader(
+        ImageDataset(str(folder)),
+        input_size=(3, SIZE, SIZE),
+        batch_size=BATCH,
+        is_training=True,
+        scale=(0.08, 1.0),
+        hflip=0.5,
+        color_jitter=None,
+        interpolation="bicubic",
+        mean=MEAN,
+        std=STD,
+        num_workers=workers,
+        persistent_workers=False,
+        pin_memory=False,
+        device=torch.device("cpu"),
+    )
+    return sum(len(images) for images, _ in loader)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder or tar file of JPEGs named CLASS_*.JPEG")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeat", type=int, default=16, help="times that each image is read in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = folder_of(options.images, options.repeat, Path(temporary))
+        data = DataSettings(root=folder.parent, val_fraction=0, test_fraction=0.01, mean=MEAN, std=STD)
+        source = load_splits(data).train
+        cached = open_cache(source, "ram", side=256)
+        loaders: dict[str, Callable[[], int]] = {
+            "timm": lambda: timms(folder, options.workers),
+            "ours": lambda: ours(source, options.workers),
+            "ours, cached": lambda: ours(cached, options.workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(options.rounds):
+            for name, run in loaders.items():
+                started = time.perf_counter()
+                count = run()
+                rates[name].append(count / (time.perf_counter() - started))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{len(source)} images, {options.workers} workers, {options.rounds} rounds, torch {torch.__version__}")
+    for name, values in rates.items():
+        print(f"{name:<13} {median[name]:8,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f})")
+    print(f"ratio: {median['ours'] / median['timm']:.2f} ours/timm")
+    print(f"ratio: {median['ours, cached'] / median['timm']:.2f} ours cached/timm")
+
+
+if __name__ == "__main__":
+    main()
