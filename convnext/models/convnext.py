@@ -48,6 +48,20 @@ class GRN(nn.Module):
         return y
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that stays in float32 under autocast on CPU.
+
+    There its weight gradient takes three times as long in bfloat16, and eats up what the linear layers gain.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.float())
+        return super().forward(x)
+
+
 class Block(nn.Module):
     """The ConvNeXt block (section 2, figure 4): depthwise convolution, LayerNorm, two linear layers around a GELU.
 
@@ -70,7 +84,7 @@ class Block(nn.Module):
         grn: bool = False,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.dwconv = DepthwiseConv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, expansion * dim)
         self.act = nn.GELU()
