@@ -55,7 +55,7 @@ def ours(source: ImageSource, workers: int) -> int:
 
 def timms(folder: Path, workers: int) -> int:
     """One epoch of timm's loader; returns the images that came."""
-    from timm.data import create_loader
+    from timm.data.loader import create_loader
     from timm.data.dataset import ImageDataset
 
     loader = create_loader(
@@ -65,7 +65,7 @@ def timms(folder: Path, workers: int) -> int:
         is_training=True,
         scale=(0.08, 1.0),
         hflip=0.5,
-        color_jitter=None,
+        color_jitter=0,
         interpolation="bicubic",
         mean=MEAN,
         std=STD,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from simplejpeg import decode_jpeg
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from convnext.errors import DataError
@@ -108,22 +108,14 @@ class Picture:
             return self._pixels
         assert self._jpeg is not None
         raw, image = self._jpeg
-        if factor == 1:
-            mode = ImageReadMode.RGB if self.channels == 3 else ImageReadMode.GRAY
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # the bytes are read-only, and nobody writes
-                    encoded = torch.frombuffer(raw, dtype=torch.uint8)
-                decoded: Tensor = decode_jpeg(encoded, mode)
-                return decoded
-            except RuntimeError:  # Pillow forgives what a person would not see, and says what is wrong with the rest
-                return _tensor(read_image(io.BytesIO(raw), self.channels, self.name))
+        height, width = -(-image.height // factor), -(-image.width // factor)
+        colours = "RGB" if self.channels == 3 else "GRAY"
         try:
-            with Image.open(io.BytesIO(raw), formats=("JPEG",)) as reduced:
-                reduced.draft(image.mode, (image.width // factor, image.height // factor))
-                return _tensor(to_mode(reduced, self.channels))
-        except Exception as error:
-            raise UnreadableImageError(f"{self.name}: unreadable image ({error})") from error
+            pixels = decode_jpeg(raw, colours, min_height=height, min_width=width, min_factor=factor)
+        except ValueError:  # Pillow forgives what a person would not see, and says what is wrong with the rest
+            whole = read_image(io.BytesIO(raw), self.channels, self.name)
+            return _tensor(whole.resize((width, height), Image.Resampling.BOX) if factor > 1 else whole)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 _ORIENTATION = 0x0112  # the EXIF tag

@@ -116,8 +116,8 @@ def sizes_by_epoch(image_size: int, start_size: int | None, full_size_from: floa
         return [image_size] * epochs
     step = max(1, image_size // 8)
     growing = max(1, round(epochs * full_size_from))
-    sizes = (start_size + (image_size - start_size) * epoch / growing for epoch in range(epochs))
-    return [min(image_size, max(start_size, step * round(size / step))) for size in sizes]
+    steps = ((image_size - start_size) * min(epoch / growing, 1.0) / step for epoch in range(epochs))
+    return [image_size if epoch >= growing else start_size + step * int(s) for epoch, s in enumerate(steps)]
 
 
 class Normalize(nn.Module):
