@@ -252,8 +252,8 @@ class RunSettings(Settings):
     """Passes over the training set."""
     batch_size: Positive = 4096
     """Images of one optimizer step, over all processes and accumulated parts."""
-    accumulate: Positive = 1
-    """Parts into which each batch is split to save memory; the gradient is that of the whole batch."""
+    accumulate: Positive | Literal["auto"] = 1
+    """Parts into which each batch is split to save memory, at the same gradient; auto: as few as fit into it."""
     label_smoothing: Fraction = 0.1
     """Share of each target spread evenly over all classes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -270,6 +270,16 @@ class RunSettings(Settings):
     """Compile the model with torch.compile: minutes at the start for faster steps on GPUs."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass: less memory for a third more time."""
+    save_every_epochs: Positive = 1
+    """Epochs from one checkpoint to the next; the last epoch and a better one are always saved."""
+    save_every_steps: Positive | None = None
+    """Optimizer steps from one checkpoint to the next, besides those at the ends of epochs; None for no such."""
+    save_every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes from one checkpoint to the next, besides those at the ends of epochs; None for no such."""
+    keep: Positive = 2
+    """Newest checkpoints to keep, besides the best."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps in a row that may be skipped because loss or gradient is not a finite number, before the run stops."""
     eval_every: Positive = 1
     """Epochs from one evaluation on the validation split to the next."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
@@ -283,7 +293,7 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> "RunSettings":
-        if self.accumulate > self.batch_size:
+        if self.accumulate != "auto" and self.accumulate > self.batch_size:
             raise ValueError(f"accumulate: {self.accumulate} parts of a batch of {self.batch_size} would be empty")
         return self
 

@@ -1,5 +1,6 @@
 """Files that are either complete or not there, and folders that one process at a time may change."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,15 @@ def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically."""
     with writing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    """The file's digest in hexadecimal; ``kind`` is a name that `hashlib` knows."""
+    found = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def sync(path: Path) -> None:

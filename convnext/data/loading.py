@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from convnext.data.images import UnreadableImageError
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import Transform
 from convnext.errors import DataError, SettingsError
 
+Sample = tuple[Tensor, int, int] | str  # pixels, target and index; or why there are none
+
 _GROUPS_TOGETHER = 8
+_MOST_WORKERS = 1024
 Key = tuple[int, int, int]  # epoch, index, and which of the image's repetitions in the epoch
 
 
@@ -32,11 +35,13 @@ class Batch(NamedTuple):
     Attributes:
         images: ``(n, C, H, W)`` uint8, in channels-last memory format.
         targets: ``(n,)`` int64.
+        indices: ``(n,)`` int64, of the images in their source.
         unreadable: a line for each image left out.
     """
 
     images: Tensor
     targets: Tensor
+    indices: Tensor
     unreadable: list[str]
 
 
@@ -46,7 +51,7 @@ def seed_for(*numbers: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class AugmentedImages(Dataset[tuple[Tensor, int] | str]):
+class AugmentedImages(Dataset[Sample]):
     """Transformed images by (epoch, index, repetition); an unreadable one is the line that says so.
 
     Args:
@@ -59,32 +64,51 @@ class AugmentedImages(Dataset[tuple[Tensor, int] | str]):
         self.source = source
         self.transforms = transforms
         self.seed = seed
+        # Shared with the workers, so that one that dies leaves word of what it was reading.
+        self._reading = torch.full((_MOST_WORKERS,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | str:
+    def being_read(self) -> list[str]:
+        """Labels of the images that the workers have begun to read and not finished."""
+        return [self.source.label(index) for index in self._reading[self._reading >= 0].tolist()]
+
+    def __getitem__(self, key: Key) -> Sample:
+        worker = get_worker_info()
+        if worker is None:
+            return self._read(key)
+        self._reading[worker.id] = key[1]
+        try:
+            return self._read(key)
+        finally:
+            self._reading[worker.id] = -1
+
+    def _read(self, key: Key) -> Sample:
         epoch, index, _ = key
         generator = torch.default_generator
         state = generator.get_state()
         generator.manual_seed(seed_for(self.seed, *key))
         try:
-            return self.transforms[epoch](self.source.picture(index)), int(self.source.targets[index])
+            pixels = self.transforms[epoch](self.source.picture(index))
+            return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
             return str(error)
         finally:
             generator.set_state(state)
 
 
-def collate(samples: list[tuple[Tensor, int] | str]) -> Batch:
+def collate(samples: list[Sample]) -> Batch:
     """Stack the readable samples, and keep the lines of the others."""
     read = [sample for sample in samples if not isinstance(sample, str)]
     unreadable = [sample for sample in samples if isinstance(sample, str)]
     if not read:
-        return Batch(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), unreadable)
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Batch(torch.empty(0, dtype=torch.uint8), nothing, nothing, unreadable)
     # Stacked in HWC order, in which most images come: their bytes are copied as they are.
-    images = torch.stack([image.permute(1, 2, 0) for image, _ in read]).permute(0, 3, 1, 2)
-    return Batch(images, torch.tensor([target for _, target in read]), unreadable)
+    images = torch.stack([image.permute(1, 2, 0) for image, _, _ in read]).permute(0, 3, 1, 2)
+    targets, indices = (torch.tensor([sample[place] for sample in read]) for place in (1, 2))
+    return Batch(images, targets, indices, unreadable)
 
 
 class TrainSampler(Sampler[list[Key]]):

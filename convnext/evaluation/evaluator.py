@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,24 @@ from convnext.files import write_text
 from convnext.training import checkpoint
 from convnext.training.checkpoint import ModelInfo
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits ``(N, K)`` and targets ``(N,)``, on the CPU, with a line for each image that could not be read."""
+    """What a model says of a split's images, on the CPU.
+
+    Attributes:
+        logits: ``(N, K)``.
+        targets: ``(N,)`` class indices.
+        indices: ``(N,)``, of the images in their source.
+        unreadable: a line for each image that could not be read.
+    """
 
     logits: Tensor
     targets: Tensor
+    indices: Tensor
     unreadable: list[str]
 
 
@@ -44,8 +55,10 @@ def predict_source(
     strict: bool = False,
     autocast: Any = nullcontext,
     between_batches: Callable[[], None] = lambda: None,
+    accelerator: "Accelerator | None" = None,
 ) -> Predictions:
-    """The model's logits for every image of ``source``, in order.
+    """The model's logits for every image of ``source``, in order; where several processes train, each computes a share
+    and gets all.
 
     Args:
         model: from normalized images to logits.
@@ -57,6 +70,7 @@ def predict_source(
         strict: whether an unreadable image is an error.
         autocast: context of the forward pass.
         between_batches: called before each batch; what it raises ends the evaluation.
+        accelerator: the processes; None for this one alone.
 
     Raises:
         DataError: no image could be read; or ``strict`` and one could not.
@@ -64,8 +78,11 @@ def predict_source(
     model.eval()
     normalize = Normalize(info.mean, info.std).to(device)
     dataset = AugmentedImages(source, [EvalTransform(info.image_size, info.center_crop)], seed=0)
-    logits, targets, unreadable = [], [], list[str]()
-    with batches(dataset, EvalSampler(len(source), batch_size), workers) as stream:
+    rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    # Empty tensors first, so that a process without images has something of the right shape to share.
+    logits, indices = [torch.empty(0, len(info.classes))], [torch.empty(0, dtype=torch.int64)]
+    unreadable = list[str]()
+    with batches(dataset, EvalSampler(len(source), batch_size, rank, world_size), workers) as stream:
         for batch in stream:
             between_batches()
             unreadable += batch.unreadable
@@ -75,10 +92,21 @@ def predict_source(
             images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
             with autocast():
                 logits.append(model(normalize(images)).float().cpu())
-            targets.append(batch.targets)
-    if not logits:
+            indices.append(batch.indices)
+    return _together(source, torch.cat(indices), torch.cat(logits), unreadable, accelerator)
+
+
+def _together(
+    source: ImageSource, indices: Tensor, logits: Tensor, unreadable: list[str], accelerator: "Accelerator | None"
+) -> Predictions:
+    if accelerator is not None:
+        from convnext.training import processes
+
+        indices, logits = processes.share_evenly(accelerator, indices, indices, logits)
+        unreadable = processes.share_lines(accelerator, unreadable)
+    if not len(logits):
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
-    return Predictions(torch.cat(logits), torch.cat(targets), unreadable)
+    return Predictions(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
 
 
 def evaluate(
@@ -122,7 +150,7 @@ def evaluate(
     source = splits.part(split)
     if source is None:
         raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
-    same_images = _check_same_images(run, splits, split, root)
+    same_images = _check_same_images(run, folder, splits, split, root)
     keep_freed_memory()
     chosen = torch.device(pick_device(device))
     model = model.to(chosen).to(memory_format=torch.channels_last)
@@ -134,13 +162,13 @@ def evaluate(
     return write_report(run, stem, predictions, source, info)
 
 
-def _check_same_images(run: Path, splits: Splits, split: str, root: str | Path | None) -> bool:
+def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root: str | Path | None) -> bool:
     """Whether the split's images are those that the run had.
 
     Raises:
         DataError: they are not, and nobody said that others are meant: the run's training images may be among them.
     """
-    if splits.fingerprints().get(split) == checkpoint.read_fingerprints(run).get(split):
+    if splits.fingerprints().get(split) == checkpoint.read_fingerprints(folder).get(split):
         return True
     if root is None:
         raise DataError(
@@ -175,6 +203,5 @@ def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSo
     report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
     write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
     plots.confusion_matrix(predictions, info.classes, run / f"{stem}_confusion_matrix.png")
-    if not predictions.unreadable:  # else logits and images are no longer in step
-        plots.prediction_grid(predictions, source, info.classes, run / f"{stem}_predictions.png")
+    plots.prediction_grid(predictions, source, info.classes, run / f"{stem}_predictions.png")
     return report

@@ -80,13 +80,13 @@ def prediction_grid(
     predictions: "Predictions", source: ImageSource, classes: Sequence[str], path: Path, count: int = 32
 ) -> None:
     """Images spread evenly over the split, each with its predicted class, and the true one where that is another."""
-    indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    shown = np.linspace(0, len(predictions.targets) - 1, min(count, len(predictions.targets))).astype(int)
     probabilities = predictions.logits.softmax(1)
     columns = 8
-    rows = -(-len(indices) // columns)
+    rows = -(-len(shown) // columns)
     figure = new_figure(figsize=(columns * 1.6, rows * 1.9))
-    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, indices, strict=False):
-        image = source.load(int(index))
+    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
+        image = source.load(int(predictions.indices[index]))
         axes.imshow(image, cmap="gray" if image.mode == "L" else None)
         guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
         label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"

@@ -1,14 +1,15 @@
 """A run's checkpoints: atomic, complete, and opened without executing anything.
 
 ``checkpoints/step-<n>/`` holds ``model.safetensors`` (the weights to use: the moving average where there is one),
-``model.json`` (how to use them), ``training.safetensors`` and ``training.json`` (how to go on). The links ``last``
-and ``best`` point at such folders. A folder gets its name, and a link its target, in one atomic rename after the
-contents have reached the disk: what is visible is complete.
+``model.json`` (how to use them), ``training.safetensors`` and ``training.json`` (how to go on), and ``sha256.json``,
+the digests of these four. The links ``last`` and ``best`` point at such folders. A folder gets its name, and a link its
+target, in one atomic rename after the contents have reached the disk: what is visible is complete.
 """
 
 import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
-from convnext.errors import CheckpointError, SettingsError
-from convnext.files import sync
+from convnext.errors import CheckpointError, DataError, SettingsError
+from convnext.files import digest, sync
 from convnext.models.pretrained import load_state
 
 FORMAT = 2
+_DIGESTS = "sha256.json"
 
 
 class ModelInfo(BaseModel):
@@ -51,17 +53,31 @@ class ModelInfo(BaseModel):
 
 
 class TrainingState(BaseModel):
-    """Where a run stands, after ``step`` optimizer steps, with the sums of the epoch under way."""
+    """Where a run stands, after ``step`` optimizer steps, with the sums of the epoch under way.
+
+    Attributes:
+        format: of the checkpoint; see `FORMAT`.
+        settings: the run's, resolved.
+        versions: of the libraries that matter, and the commit of the folder that training was started in.
+        fingerprints: digests of the images, by split.
+        metrics: of the last epoch that ended.
+        skipped: steps in a row, up to this one, that were left out because of numbers that are not finite.
+        scaler: state of the gradient scaler of fp16.
+    """
 
     format: int = FORMAT
     settings: RunSettings
     versions: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
+    metrics: dict[str, float] = {}
     step: int = 0
     loss_sum: float = 0.0
     correct: float = 0.0
     images: int = 0
     seconds: float = 0.0
-    unreadable: int = 0
+    skipped: int = 0
+    skipped_in_all: int = 0
+    scaler: dict[str, float] = {}
     best_step: int | None = None
     best_top1: float | None = None
 
@@ -74,7 +90,7 @@ def save(
     state: TrainingState,
 ) -> None:
     """Write a checkpoint into ``folder`` (a run's ``checkpoints``), point ``last`` (and ``best``, where this step is
-    the best) at it, and remove those that nothing points at.
+    the best) at it, and remove all but the newest ``settings.keep`` and those that a link points at.
 
     Raises:
         CheckpointError: the disk is full or not writable; the checkpoints before stay as they were.
@@ -85,12 +101,15 @@ def save(
     target = _unused(folder / f"step-{state.step:08d}")
     unfinished = folder / f".{target.name}.tmp"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left_by_a_kill in folder.glob(".step-*.tmp"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         unfinished.mkdir(parents=True)
         save_file(_plain(weights), unfinished / "model.safetensors")
         save_file(_plain(training), unfinished / "training.safetensors")
         (unfinished / "model.json").write_text(info.model_dump_json(indent=2), encoding="utf-8")
         (unfinished / "training.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
+        digests = {path.name: digest(path) for path in sorted(unfinished.iterdir())}
+        (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
         for path in [*unfinished.iterdir(), unfinished]:
             sync(path)
         unfinished.rename(target)
@@ -105,9 +124,55 @@ def save(
             f"then continue with --resume"
         ) from error
     kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
-    for path in folder.glob("step-*"):
+    newest = {_order(path)[0]: path.resolve() for path in reversed(_newest_first(folder))}  # the last of each step
+    kept |= {newest[step] for step in sorted(newest, reverse=True)[: state.settings.keep]}
+    for path in _newest_first(folder):
         if path.resolve() not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, ...]:
+    """The step, and the number where that step was saved again."""
+    return tuple(int(number) for number in path.name.split("-")[1:])
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a checkpoint is what was written."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        return bool(digests) and all(digest(folder / name) == known for name, known in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest_complete(run: Path) -> Path | None:
+    """The checkpoint to go on from; None where the run has none.
+
+    One that a broken disk or a power cut damaged is put aside as ``damaged-…``, with a line on standard error.
+
+    Raises:
+        CheckpointError: the run has checkpoints, and all are damaged.
+    """
+    folder = run / "checkpoints"
+    damaged: list[Path] = []
+    for path in _newest_first(folder):
+        if is_complete(path):
+            for other in damaged:
+                print(f"{other} is damaged: going on from {path.name}", file=sys.stderr)
+                other.rename(_unused(folder / f"damaged-{other.name}"))
+            if damaged:
+                _point(folder / "last", path)
+            return path
+        damaged.append(path)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged: leave --resume out to start a new run, or copy a whole one back"
+        )
+    return None
 
 
 def _unused(path: Path) -> Path:
@@ -195,13 +260,46 @@ def read_json(path: Path, kind: type[Any]) -> Any:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
 
 
-def read_fingerprints(run: Path) -> dict[str, str]:
-    """Digests of the images that the run had, by split.
+def read_state(folder: Path) -> TrainingState:
+    """Where the run of a checkpoint stands.
 
     Raises:
-        CheckpointError: the run's ``splits.json`` is missing or damaged.
+        CheckpointError: it cannot be read, or is of another version's format.
     """
-    fingerprints: dict[str, str] = read_json(run / "splits.json", RootModel[dict[str, str]]).root
+    path = folder / "training.json"
+    found = read_json(path, RootModel[dict[str, Any]]).root.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {found}, and this version goes on from format {FORMAT}: its weights can "
+            f"be evaluated and used as they are; to train on, use the version that wrote it, or start from them with "
+            f"--model.weights {folder / 'model.safetensors'}"
+        )
+    state: TrainingState = read_json(path, TrainingState)
+    return state
+
+
+def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: Path) -> None:
+    """Refuse to go on with other images than before.
+
+    Raises:
+        DataError: those of a split have changed.
+    """
+    changed = [name for name, digest in fingerprints.items() if state.fingerprints.get(name) != digest]
+    if changed:
+        raise DataError(
+            f"the {' and '.join(changed)} images have changed since {run} was started, so it cannot go on: restore "
+            f"them, or leave --resume out to start a new run"
+        )
+
+
+def read_fingerprints(folder: Path) -> dict[str, str]:
+    """Digests of the images that the run of a checkpoint had, by split; of a checkpoint of any format.
+
+    Raises:
+        CheckpointError: its ``training.json`` is missing or damaged.
+    """
+    state: dict[str, Any] = read_json(folder / "training.json", RootModel[dict[str, Any]]).root
+    fingerprints: dict[str, str] = state.get("fingerprints", {})
     return fingerprints
 
 

@@ -21,13 +21,8 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     keep_freed_memory()
     # Accelerate keeps one state a process, and would refuse a second run with another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    precision = {"fp32": "no"}.get(name := _precision(settings.precision, device), name)
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    if accelerator.num_processes > 1:
-        raise SettingsError(
-            f"{accelerator.num_processes} processes were started, and training runs in one so far: start one process"
-        )
-    return accelerator
+    precision = {"fp32": "no"}.get(name := pick_precision(settings.precision, device), name)
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
 def pick_device(name: str) -> str:
@@ -44,7 +39,12 @@ def pick_device(name: str) -> str:
     return name
 
 
-def _precision(name: str, device: str) -> str:
+def pick_precision(name: str, device: str) -> str:
+    """``name``, or for ``"auto"`` bf16 (else fp16) on CUDA and fp32 elsewhere.
+
+    Raises:
+        SettingsError: fp16 on another device than CUDA.
+    """
     if name == "auto":
         if device != "cuda":
             return "fp32"

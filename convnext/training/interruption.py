@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 
 class InterruptedRunError(Exception):
@@ -21,7 +21,7 @@ class InterruptedRunError(Exception):
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGHUP and the first SIGINT are kept in `received` for `check` to raise.
+    """While active, SIGTERM, SIGHUP and the first SIGINT are kept in `received`, and SIGUSR1 in `save`.
 
     Args:
         folder: the run's folder.
@@ -32,10 +32,12 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         self.received: int | None = None
+        self.save = False
         self._before: dict[int, Any] = {}
         try:
-            stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            self._before = {number: signal.signal(number, self._note) for number in stops}
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._note)
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note_save)
         except ValueError:  # only the main thread may handle signals
             self._before = {}
         return self
@@ -47,12 +49,23 @@ class StopSignals:
             InterruptedRunError: one did.
         """
         if self.received is not None:
-            raise InterruptedRunError(self.folder, self.received)
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Stop here, because a signal asked this process or another one of the run for it.
+
+        Raises:
+            InterruptedRunError: always.
+        """
+        raise InterruptedRunError(self.folder, self.received or signal.SIGTERM)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+
+    def _note_save(self, _: int, __: FrameType | None) -> None:
+        self.save = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

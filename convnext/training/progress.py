@@ -1,10 +1,61 @@
-"""The live display of a training run, on standard error."""
+"""What a training run says of itself: a live display and lines on standard error."""
 
+import subprocess
 import time
+from importlib.metadata import version
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import device, nn
+
+from convnext.config import RunSettings
+from convnext.data.catalog import Splits
+from convnext.models import registry
+from convnext.training.checkpoint import TrainingState
+
+_PERIOD = 0.5  # seconds from one update of the bar to the next
+
+
+def announcement(
+    settings: RunSettings, splits: Splits, model: nn.Module, where: device, folder: Path
+) -> tuple[str, str]:
+    """What will be trained on what, and how."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
+    warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
+    parts = f" in {settings.accumulate} parts" if settings.accumulate != 1 else ""
+    return (
+        f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {settings.precision}; "
+        f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
+        f"at {settings.data.image_size} px",
+        f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{parts} / "
+        f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of {steps} steps, {warmup:g} "
+        f"of warm-up; run folder {folder}",
+    )
+
+
+def epoch_line(metrics: dict[str, float], epochs: int) -> str:
+    """The numbers of an epoch that has ended."""
+    parts = [f"epoch {metrics['epoch']}/{epochs}"]
+    for name in ("train", "val"):
+        if f"{name}_loss" in metrics:
+            accuracy = 100 * metrics[f"{name}_top1"]
+            parts.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
+    parts.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
+    return "; ".join(parts)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on, and the commit of the folder that we are in, if any."""
+    found = {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate", "simplejpeg")}
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass  # no git, or no repository
+    return found
 
 
 class Display:
@@ -44,14 +95,21 @@ class Display:
         """Print a line above the bar."""
         self.console.print(text, markup=False)
 
-    def update(self, step: int, epoch: str, images: int, loss: float, accuracy: float, lr: float) -> None:
-        """Show the numbers after ``step`` steps; ``images`` were trained on since the last call."""
+    def update(self, state: TrainingState, steps_per_epoch: int, epochs: int, images: int, lr: float) -> None:
+        """Show the numbers after a step on ``images`` images."""
+        self._images += images
         now = time.perf_counter()
-        rate = images / max(now - self._since, 1e-9)
-        self._since = now
-        numbers = f"loss {loss:.3f}  top-1 {100 * accuracy:5.2f} %  lr {lr:.2e}  {rate:,.0f} images/s"
-        self._bar.update(self._task, completed=step, description=epoch, numbers=numbers)
+        if now - self._since < _PERIOD:
+            return
+        rate, seen = self._images / (now - self._since), max(state.images, 1)
+        self._since, self._images = now, 0
+        numbers = (
+            f"loss {state.loss_sum / seen:.3f}  top-1 {100 * state.correct / seen:5.2f} %  lr {lr:.2e}  "
+            f"{rate:,.0f} images/s"
+        )
+        epoch = f"epoch {(state.step - 1) // steps_per_epoch + 1}/{epochs}"
+        self._bar.update(self._task, completed=state.step, description=epoch, numbers=numbers)
 
     def resume_clock(self) -> None:
         """Leave the time since the last update out of the rate, after an evaluation."""
-        self._since = time.perf_counter()
+        self._since, self._images = time.perf_counter(), 0

@@ -14,7 +14,11 @@ from convnext.files import locked, write_text
 from convnext.training.checkpoint import read_json
 
 # Settings that say where and how to compute, not what: they may change when a run goes on.
-_FREE = {"output", "device", "trackers", "data.root", "data.workers", "data.strict"}
+_FREE = {
+    *("output", "device", "trackers", "compile", "checkpoint_activations"),
+    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep"),
+    *("data.root", "data.workers", "data.strict", "data.cache"),
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
     before: RunSettings = read_json(path, RunSettings)
     old, new = flatten(before), flatten(settings)
-    keys = [key for key in new if key not in _FREE and old[key] != new[key]]
+    keys = [key for key in new if key not in _FREE and old[key] != new[key] and new[key] != "auto"]
     changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
     if changed:
         if set(keys) <= {"data.mean", "data.std"}:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,32 +31,46 @@ class Tracker:
         step: optimizer step from which the run goes on; lines from after it are dropped, since those epochs will
             be computed again.
         settings: the run's.
+        main: False on all processes but the first, which write nothing.
 
     Raises:
         SettingsError: a tracker whose package is not installed.
     """
 
-    def __init__(self, run: Path, step: int, settings: RunSettings) -> None:
+    def __init__(self, run: Path, step: int, settings: RunSettings, main: bool = True) -> None:
         self.path = run / "metrics.jsonl"
         self.history = [line for line in read_metrics(run) if line["step"] <= step]
+        self._main, self._backends = main, dict[str, Backend]()
+        if not main:
+            return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-        backends: dict[str, Callable[[Path, int, RunSettings], Backend]]
-        backends = {"tensorboard": _TensorBoard, "wandb": _WandB}
-        self._backends: list[Backend] = [backends[name](run, step, settings) for name in settings.trackers]
+        kinds: dict[str, Callable[[Path, int, RunSettings], Backend]]
+        kinds = {"tensorboard": _TensorBoard, "wandb": _WandB}
+        self._backends = {name: kinds[name](run, step, settings) for name in settings.trackers}
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one epoch's numbers; ``metrics`` has ``epoch`` and ``step``."""
         self.history.append(metrics)
+        if not self._main:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
-        for backend in self._backends:
-            backend.log(metrics["step"], values)
+        self._tell(lambda backend: backend.log(metrics["step"], values))
 
     def close(self) -> None:
         """Finish the backends' files."""
-        for backend in self._backends:
-            backend.close()
+        self._tell(lambda backend: backend.close())
+
+    def _tell(self, what: Callable[[Backend], None]) -> None:
+        """Tell every backend; one that fails is told no more, and training goes on without it."""
+        for name, backend in list(self._backends.items()):
+            try:
+                what(backend)
+            except Exception as error:  # a full disk, no network, a broken service
+                del self._backends[name]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                print(f"tracker {name} failed ({reason}); training goes on without it", file=sys.stderr)
 
 
 class _TensorBoard:

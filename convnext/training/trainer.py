@@ -1,21 +1,20 @@
 """The training loop.
 
 A run is a stream of optimizer steps, numbered from 0 over all epochs. Images, augmentation, learning rate and dropped
-paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later.
+paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later. Several
+processes each take a share of every batch, and agree once a step on its numbers and on whether to stop.
 """
 
-import json
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,20 +22,27 @@ from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
 from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches, raise_if_strict, seed_for
 from convnext.data.transforms import Normalize, TrainTransform, batch_mix, sizes_by_epoch
-from convnext.errors import CheckpointError, DataError, SettingsError, UserError
 from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
-from convnext.files import locked, write_text
+from convnext.files import locked
 from convnext.models import registry
-from convnext.models.pretrained import released, start_from
-from convnext.training import checkpoint, snapshot
+from convnext.models.pretrained import start_from
+from convnext.training import checkpoint, faults, progress, snapshot
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
 from convnext.training.interruption import StopSignals
-from convnext.training.optimization import average_weights, configure, learning_rate, make_optimizers, set_learning_rate
-from convnext.training.progress import Display
-from convnext.training.run import Run, folder_to_resume, new_folder, write_settings
+from convnext.training.memory import settle_parts
+from convnext.training.optimization import (
+    average_weights,
+    configure,
+    learning_rate,
+    make_optimizers,
+    set_learning_rate,
+)
+from convnext.training.processes import choose_folder, total
+from convnext.training.resolution import resolve
+from convnext.training.run import Run, write_settings
 from convnext.training.tracking import Tracker
 
 
@@ -54,65 +60,49 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
         UserError: settings, data or an output folder that cannot be used; nothing is written then.
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
-    splits = load_splits(settings.data)
-    settings, splits = _resolve(settings, splits)
-    found = folder_to_resume(settings) if resume else None
-    if resume and found is None:
+    accelerator = make_accelerator(settings)
+    with accelerator.local_main_process_first():  # which downloads what is missing, once a machine
+        splits = load_splits(settings.data)
+    settings, splits = resolve(settings, splits, accelerator)
+    trainer = Trainer(settings, splits, accelerator)
+    folder, was_there = choose_folder(accelerator, settings, resume)
+    main = accelerator.is_main_process
+    if resume and not was_there and main:
         print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
-    trainer = Trainer(settings, splits)
-    folder = found or new_folder(settings.output, settings.name)
     try:
-        with locked(folder), StopSignals(folder) as signals:
-            write_settings(folder, settings)
+        with locked(folder) if main else nullcontext(), StopSignals(folder) as signals:
             trainer.open(folder)
-            trainer.fit(signals)
+            with faults.explained(trainer.settings, folder, trainer.images):
+                trainer.fit(signals)
             return trainer.finish(signals)
     except Exception:
-        if found is None and not (folder / "checkpoints").exists():
+        if main and not was_there and not (folder / "checkpoints").exists():
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
         raise
 
 
-def _resolve(settings: RunSettings, splits: Splits) -> tuple[RunSettings, Splits]:
-    """The settings with every open choice made by the data and the model's variant, and the splits that fit them."""
-    model = registry.resolve(settings.model, splits.channels)
-    if model.in_channels != splits.channels:
-        raise SettingsError(
-            f"model.in_channels is {model.in_channels}, but the images of data set {settings.data.name!r} have "
-            f"{splits.channels}: leave model.in_channels out"
-        )
-    registry.check_image_size(model, settings.data.image_size)
-    # Released weights expect the normalisation that they were trained with.
-    if (weights := released(model)) is not None and splits.channels == 3:
-        splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
-    root = settings.data.root and settings.data.root.absolute()
-    data = settings.data.replace(root=root, mean=splits.mean, std=splits.std)
-    resolved: RunSettings = settings.replace(model=model, data=data)
-    return resolved, splits
-
-
 class Trainer:
-    """One run: its model, optimizer and data, and the step at which it stands.
+    """One run: its model, optimizers and data, and the step at which it stands.
 
     Args:
         settings: resolved settings.
         splits: the data.
+        accelerator: the processes, the device and the precision.
 
     Raises:
         UserError: settings that the data or the machine do not allow.
     """
 
-    def __init__(self, settings: RunSettings, splits: Splits) -> None:
-        self.settings, self.splits = settings, splits
-        self.accelerator = make_accelerator(settings)
-        self.device = self.accelerator.device
+    def __init__(self, settings: RunSettings, splits: Splits, accelerator: Accelerator) -> None:
+        self.settings, self.splits, self.accelerator = settings, splits, accelerator
+        self.device, self.main = accelerator.device, accelerator.is_main_process
         self.sampler = TrainSampler(
             len(splits.train),
             settings.batch_size,
             settings.epochs,
             settings.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
             repeats=settings.augment.repeats,
             groups=splits.train.groups,
         )
@@ -140,70 +130,65 @@ class Trainer:
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
         configure(self.raw_model, settings)
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
-        self.model, *self._steppers = self.accelerator.prepare(self.raw_model, *self.optimizers)
+        self.model, *self._steppers = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
             self.model = torch.compile(self.model)
-        self.state = TrainingState(settings=settings, versions=_versions())
+        self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
-        self._pending: list[tuple[Tensor, int]] = []
-        self._last_update = 0.0
+        self._fault = ""  # where the first of the steps that are being skipped went wrong
+        self._clock = self._last_save = time.perf_counter()
 
     def open(self, folder: Path) -> None:
-        """Take ``folder`` as the run's, and go on from its last checkpoint where it has one.
+        """Take ``folder`` as the run's, and go on from its newest whole checkpoint where it has one.
 
         Raises:
-            CheckpointError: the checkpoint is damaged or of other classes.
+            CheckpointError: its checkpoints are damaged or of other classes.
         """
         self.folder = folder
-        if (folder / "checkpoints" / "last").is_dir():
-            self._restore(checkpoint.find(folder))
-            self._check_same_images(folder)
+        found = checkpoint.newest_complete(folder) if self.main else None
+        self.accelerator.wait_for_everyone()  # a damaged checkpoint may have been put aside
+        found = found if self.main else checkpoint.newest_complete(folder)
+        if found is not None:
+            self._restore(found)
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
-        write_text(folder / "splits.json", json.dumps(self.splits.fingerprints(), indent=2))
-        self.tracker = Tracker(folder, self.state.step, self.settings)
-
-    def _check_same_images(self, folder: Path) -> None:
-        known = checkpoint.read_fingerprints(folder)
-        changed = [name for name, digest in self.splits.fingerprints().items() if known.get(name) != digest]
-        if changed:
-            raise DataError(
-                f"the {' and '.join(changed)} images have changed since {folder} was started, so it cannot go on: "
-                f"restore them, or leave --resume out to start a new run"
-            )
+        self.settings = self.state.settings = settle_parts(self.settings, self.raw_model, self.accelerator)
+        if self.main:
+            write_settings(folder, self.settings)
+        self.tracker = Tracker(folder, self.state.step, self.settings, self.main)
 
     def fit(self, signals: StopSignals) -> None:
         """Train from the step at which the run stands to the end.
 
         Args:
-            signals: asked after every step whether to stop.
+            signals: asked after every step whether to save or stop.
 
         Raises:
             InterruptedRunError: a signal asked to stop.
-            UserError: an unreadable image under ``data.strict``, a loss that is not finite, or a full disk.
+            UserError: an unreadable image under ``data.strict``, numbers that stay infinite, or a full disk.
         """
         self.sampler.start_step = self.state.step
         with ExitStack() as stack:
             stack.callback(self.tracker.close)
-            self.display = Display(self.total_steps, self.state.step, self.accelerator.is_main_process)
+            self.display = progress.Display(self.total_steps, self.state.step, self.main)
             stack.enter_context(self.display)
-            self._announce()
+            for line in progress.announcement(self.settings, self.splits, self.raw_model, self.device, self.folder):
+                self.display.line(line)
+            if self.state.step:
+                self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")
             self.model.train()
-            started = time.perf_counter()
+            self._clock = self._last_save = time.perf_counter()
             stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers))
             for batch in stream:
-                self._train_step(batch)
-                self.state.step += 1
+                stop, save = self._train_step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
-                    self.state.seconds += time.perf_counter() - started
-                    self._end_epoch()
-                    started = time.perf_counter()
-                elif signals.received is not None:
-                    self._flush()
-                    self.state.seconds += time.perf_counter() - started
+                    self._end_epoch(save or stop)
+                elif save or stop or self._is_due():
                     self._save()
-                signals.check()
+                signals.save = False
+                if stop:
+                    signals.stop()
 
     def finish(self, signals: StopSignals) -> Run:
         """Evaluate the last weights on the test split, draw the pictures, and return the run.
@@ -211,25 +196,76 @@ class Trainer:
         Args:
             signals: asked between batches whether to stop.
         """
-        plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
         predictions = self._predict("test", signals.check)
-        report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
+        if self.main:
+            plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
+            report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
+        else:
+            report = self._report(predictions)
         return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
 
-    def _train_step(self, batch: Batch) -> None:
-        """One optimizer step on ``batch``: the mean gradient over all its images, in ``accumulate`` parts."""
-        self._note_unreadable(batch.unreadable)
-        if not len(batch.targets):
-            return
-        step = self.state.step
-        torch.manual_seed(seed_for(self.settings.seed, step, self.accelerator.process_index, 0))
-        images = self.normalize(batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format))
-        labels = batch.targets.to(self.device, non_blocking=True)
-        images, targets = self.mix(images, labels) if self.mix else (images, labels)
-        lr = learning_rate(step, self.settings, self.steps_per_epoch)
-        set_learning_rate(self.optimizers, lr)
+    def _train_step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        """One optimizer step: the mean gradient over the images of all processes, in ``accumulate`` parts.
 
+        Returns:
+            Whether any process was asked to stop, and whether one was asked to save.
+        """
+        self._note_unreadable(batch.unreadable)
+        step, settings = self.state.step, self.settings
+        count = len(batch.targets)
+        everyones = count
+        if self.accelerator.num_processes > 1:
+            everyones = int(total(self.accelerator, torch.tensor(count, device=self.device)))
+        self.state.step += 1
+        if not everyones:
+            return False, False
+        torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
+        images, targets, labels = self._on_device(batch)
+        lr = learning_rate(step, settings, self.steps_per_epoch)
+        set_learning_rate(self.optimizers, lr)
+        sums = self._backward(images, targets, labels, count, everyones)
+        norm = self._gradient_norm()
+        flags = torch.tensor([count, signals.received is not None, signals.save], device=self.device)
+        numbers = total(self.accelerator, torch.cat([sums, flags]).double())
+        # The one time in a step that the device is waited for.
+        loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.double()[None]]).tolist()
+        if math.isfinite(norm_value) and math.isfinite(loss_sum):
+            self._update()
+            self.state.loss_sum += loss_sum
+            self.state.correct += correct
+            self.state.images += int(images_seen)
+        else:
+            self._skip(images)
+        self.display.update(self.state, self.steps_per_epoch, settings.epochs, int(images_seen), lr)
+        return bool(stop), bool(save)
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized, mixed images, their targets, and the labels before mixing."""
+        if not len(batch.targets):
+            # A process none of whose images could be read has to take part all the same, with nothing to say.
+            side = self.settings.data.image_size
+            images = torch.zeros(1, self.splits.channels, side, side, device=self.device)
+            nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
+            return images, nothing, nothing
+        pixels = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
+        images, labels = self.normalize(pixels), batch.targets.to(self.device, non_blocking=True)
+        if self.mix is None:
+            return images, labels, labels
+        images, targets = self.mix(images, labels)
+        return images, targets, labels
+
+    def _backward(self, images: Tensor, targets: Tensor, labels: Tensor, count: int, everyones: int) -> Tensor:
+        """Leave the gradient in the parameters; returns the sum of the losses and the number of right answers.
+
+        Args:
+            images: ``(n, C, H, W)`` of this process, ``targets`` and ``labels`` with them.
+            targets: ``(n,)`` or ``(n, K)``.
+            labels: ``(n,)``.
+            count: ``n``, or 0 where the images are there only for form.
+            everyones: images of all processes.
+        """
         sums = torch.zeros(2, device=self.device)
+        assert self.settings.accumulate != "auto"
         parts = list(zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True))
         for number, (part_images, part_targets, part_labels) in enumerate(parts):
             last = number == len(parts) - 1
@@ -237,66 +273,60 @@ class Trainer:
                 with self.accelerator.autocast():
                     logits = self.model(part_images).float()
                 loss = F.cross_entropy(logits, part_targets, label_smoothing=self.settings.label_smoothing)
-                self.accelerator.backward(loss * (len(part_labels) / len(labels)))
-            correct = (logits.detach().argmax(1) == part_labels).sum()
-            sums += torch.stack([loss.detach() * len(part_labels), correct])
+                # Gradients are averaged over the processes, hence their number.
+                share = min(len(part_labels), count) * self.accelerator.num_processes / everyones
+                self.accelerator.backward(loss * share)
+            if count:
+                correct = (logits.detach().argmax(1) == part_labels).sum()
+                sums += torch.stack([loss.detach() * len(part_labels), correct])
+        return sums
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the whole gradient, which is clipped where the settings say so."""
+        parameters = [parameter for parameter in self.raw_model.parameters() if parameter.grad is not None]
         if self.settings.optimizer.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.clip_norm)
+            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.settings.optimizer.clip_norm)
+            return norm
+        self.accelerator.unscale_gradients()
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _update(self) -> None:
         for optimizer in self._steppers:
             optimizer.step()
             optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.raw_model)
+        self.state.skipped, self._fault = 0, ""
 
-        self._pending.append((sums, len(labels)))
-        if time.perf_counter() - self._last_update > 0.5:  # seldom: reading the loss waits for the device
-            self._flush(lr)
+    def _skip(self, images: Tensor) -> None:
+        """Leave the step out.
 
-    def _flush(self, lr: float | None = None) -> None:
-        """Read the pending steps' numbers from the device, and show them.
-
-        Sums are taken step by step in double precision, so they do not depend on when this is called.
+        Raises:
+            TrainingError: too many in a row.
         """
-        if not self._pending:
-            return
-        rows = torch.stack([sums for sums, _ in self._pending]).cpu().tolist()
-        images = sum(count for _, count in self._pending)
-        self._pending.clear()
-        for loss_sum, correct in rows:
-            self.state.loss_sum += loss_sum
-            self.state.correct += correct
-        self.state.images += images
-        if not math.isfinite(self.state.loss_sum):
-            raise UserError(
-                f"the loss is no longer a finite number near step {self.state.step} of {self.folder}: lower "
-                f"optimizer.lr (now {self.settings.peak_lr:.3g} at its peak), lengthen the warm-up, or set "
-                f"optimizer.clip_norm; checkpoints, where there are some, are from before"
-            )
-        if lr is not None:
-            state, epoch = self.state, self.state.step // self.steps_per_epoch + 1
-            description = f"epoch {epoch}/{self.settings.epochs}"
-            accuracy = state.correct / state.images
-            self.display.update(
-                state.step,
-                description,
-                images * self.accelerator.num_processes,
-                state.loss_sum / state.images,
-                accuracy,
-                lr,
-            )
-        self._last_update = time.perf_counter()
+        self._fault = self._fault or faults.origin(self.raw_model, images)
+        if self.accelerator.scaler is not None:
+            for optimizer in self._steppers:
+                optimizer.step()  # leaves the weights alone and lowers the scale, which is how fp16 finds it
+        for optimizer in self._steppers:
+            optimizer.zero_grad()
+        self.state.skipped += 1
+        self.state.skipped_in_all += 1
+        self.display.line(f"skipped step {self.state.step}: numbers that are not finite in {self._fault}")
+        if self.state.skipped > self.settings.max_skipped_steps:
+            raise faults.not_finite(self.state.step, self._fault, self.settings, self.folder)
 
-    def _end_epoch(self) -> None:
-        """Validate, log, and save."""
-        self._flush()
+    def _end_epoch(self, save: bool) -> None:
+        """Validate, log, and save where it is due."""
         state, settings = self.state, self.settings
         epoch = state.step // self.steps_per_epoch
-        metrics: dict[str, Any] = {"epoch": epoch, "step": state.step}
+        metrics: dict[str, float] = {"epoch": epoch, "step": state.step}
         if state.images:
             metrics["train_loss"] = state.loss_sum / state.images
             metrics["train_top1"] = state.correct / state.images
+        self._tick()
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-            report = self._validate()
+            report = self._report(self._predict("val", lambda: None))  # stops are for after the checkpoint
             metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
             if state.best_top1 is None or report.top1 > state.best_top1:
                 state.best_top1, state.best_step = report.top1, state.step
@@ -305,13 +335,16 @@ class Trainer:
         metrics["seconds"] = state.seconds
         state.loss_sum = state.correct = state.seconds = 0.0
         state.images = 0
+        state.metrics = metrics
         self.tracker.log(metrics)
-        self._save()
-        self.display.line(_epoch_line(metrics, settings.epochs))
+        due = epoch % settings.save_every_epochs == 0 or epoch == settings.epochs or state.best_step == state.step
+        if save or due or self._is_due():
+            self._save()
+        self.display.line(progress.epoch_line(metrics, settings.epochs))
         self.display.resume_clock()
+        self._clock = time.perf_counter()
 
-    def _validate(self) -> Report:
-        predictions = self._predict("val", lambda: None)  # stops are for after the epoch's checkpoint
+    def _report(self, predictions: Predictions) -> Report:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
     def _predict(self, split: str, between_batches: Callable[[], None]) -> Predictions:
@@ -326,6 +359,7 @@ class Trainer:
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
             between_batches=between_batches,
+            accelerator=self.accelerator,
         )
         self.model.train()
         self._note_unreadable(predictions.unreadable)
@@ -338,49 +372,36 @@ class Trainer:
                 self.unreadable[line] = None
                 self.display.line(f"left out: {line}")
 
-    def _announce(self) -> None:
-        settings, splits = self.settings, self.splits
-        parameters = sum(parameter.numel() for parameter in self.raw_model.parameters())
-        held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
-        self.display.line(
-            f"{registry.describe(settings.model)}, {parameters:,} parameters, on {self.device} in "
-            f"{self.accelerator.mixed_precision.replace('no', 'fp32')}; {len(splits.train):,} training, {held_out}"
-            f"{len(splits.test):,} test images of {len(splits.classes)} classes at {settings.data.image_size} px"
-        )
-        self.display.line(
-            f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size} / "
-            f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of "
-            f"{self.steps_per_epoch} steps, {settings.warmup_epochs:g} of warm-up; run folder {self.folder}"
-        )
-        if self.state.step:
-            self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")
+    def _tick(self) -> None:
+        """Add the time since the last call to that of the epoch."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._clock
+        self._clock = now
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is due in the middle of an epoch."""
+        steps, minutes = self.settings.save_every_steps, self.settings.save_every_minutes
+        late = minutes is not None and time.perf_counter() - self._last_save >= 60 * minutes
+        return late or (steps is not None and self.state.step % steps == 0)
 
     def _save(self) -> None:
-        weights, training = snapshot.take(self.raw_model, self.average, self.optimizers)
-        checkpoint.save(self.folder / "checkpoints", weights, self.info, training, self.state)
+        self._tick()
+        if self.main:
+            if self.accelerator.scaler is not None:
+                self.state.scaler = self.accelerator.scaler.state_dict()
+            weights, training = snapshot.take(self.raw_model, self.average, self.optimizers)
+            checkpoint.save(self.folder / "checkpoints", weights, self.info, training, self.state)
+        self._last_save = self._clock = time.perf_counter()
 
     def _restore(self, folder: Path) -> None:
         info: ModelInfo = checkpoint.read_json(folder / "model.json", ModelInfo)
         check_classes(info, self.splits, folder)
-        self.state = checkpoint.read_json(folder / "training.json", TrainingState)
-        if self.state.format != checkpoint.FORMAT:
-            raise CheckpointError(
-                f"{folder} has format {self.state.format}, and this version reads format {checkpoint.FORMAT}"
-            )
+        state: TrainingState = checkpoint.read_state(folder)
+        checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
+        state.versions = self.state.versions
+        self.state = state
+        if self.settings.accumulate == "auto":
+            self.settings = self.settings.replace(accumulate=state.settings.accumulate)
         snapshot.restore(folder, self.raw_model, self.average, self.optimizers)
-
-
-def _epoch_line(metrics: dict[str, Any], epochs: int) -> str:
-    parts = [f"epoch {metrics['epoch']}/{epochs}"]
-    for name in ("train", "val"):
-        if f"{name}_loss" in metrics:
-            accuracy = 100 * metrics[f"{name}_top1"]
-            parts.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
-    parts.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
-    return "; ".join(parts)
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate")}
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(dict(state.scaler))

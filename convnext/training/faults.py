@@ -1,0 +1,91 @@
+"""What to say, and what to do, when a step goes wrong."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convnext.config import RunSettings
+from convnext.data.loading import AugmentedImages
+from convnext.errors import UserError
+
+
+class TrainingError(UserError):
+    """Training cannot go on; what was saved before is as it was."""
+
+
+def origin(model: nn.Module, images: Tensor) -> str:
+    """Where numbers stop being finite: in the images, a weight, the first layer in the order of computation, or only
+    in the gradient.
+
+    Args:
+        model: as it was when the step went wrong.
+        images: ``(N, C, H, W)`` of that step.
+    """
+    if not images.isfinite().all():
+        return "the images"
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"weight {name}"
+    found: list[str] = []
+
+    def hook_for(name: str) -> "torch.utils.hooks.RemovableHandle":
+        def check(_: nn.Module, __: object, output: object) -> None:
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+
+        return model.get_submodule(name).register_forward_hook(check)
+
+    hooks = [hook_for(name) for name, module in model.named_modules() if name and not list(module.children())]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if found:
+        return f"the output of layer {found[0]}"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss"
+
+
+def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> TrainingError:
+    """The error that ends a run after too many steps without a finite loss and gradient."""
+    clip = "lower optimizer.clip_norm" if settings.optimizer.clip_norm else "set optimizer.clip_norm"
+    return TrainingError(
+        f"loss or gradient was not a finite number in {settings.max_skipped_steps + 1} steps in a row, up to step "
+        f"{step}, first in {where}: lower optimizer.lr (now {settings.peak_lr:.3g} at its peak), lengthen the warm-up, "
+        f"or {clip}; the checkpoints in {folder} are from before"
+    )
+
+
+@contextmanager
+def explained(settings: RunSettings, folder: Path, images: AugmentedImages) -> Iterator[None]:
+    """Turn what the machine did to a run into what the user can do about it.
+
+    Raises:
+        TrainingError: memory ran out, or a process that reads images died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+            raise TrainingError(
+                f"memory ran out: let --batch-size auto find how much fits, split the batch with --accumulate (now "
+                f"{settings.accumulate}), set --checkpoint-activations, or lower batch_size ({settings.batch_size}) or "
+                f"data.image_size ({settings.data.image_size}); checkpoints are in {folder}"
+            ) from error
+        if dead := re.search(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited|worker \(pid (\d+)\) is killed", text):
+            reading = "; ".join(images.being_read()) or "none"
+            raise TrainingError(
+                f"a process that reads images died (pid {dead[1] or dead[2]}; the images being read: {reading}): where "
+                f"memory ran out lower --data.workers, where one of these images is the cause leave it out with "
+                f"--data.exclude; go on with --resume"
+            ) from error
+        raise

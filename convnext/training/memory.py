@@ -1,0 +1,113 @@
+"""How many images fit into memory at once."""
+
+import gc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from convnext.config import RunSettings
+from convnext.training.faults import TrainingError
+
+_SHARE = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
+_STATES = 4  # times the weights: gradient, two moments, moving average
+
+Autocast = Callable[[], AbstractContextManager[object]]
+
+
+def settle_parts(settings: RunSettings, model: nn.Module, accelerator: Accelerator) -> RunSettings:
+    """The settings with ``accumulate`` a number, the same on every process.
+
+    Raises:
+        TrainingError: not even one image fits.
+    """
+    if settings.accumulate != "auto":
+        return settings
+    channels, side = settings.model.in_channels or 3, settings.data.image_size
+    share = -(-settings.batch_size // accelerator.num_processes)
+    parts = parts_that_fit(model, (channels, side, side), share, accelerator.device, accelerator.autocast)
+    everyones = accelerator.gather(torch.tensor([parts], device=accelerator.device))
+    settled: RunSettings = settings.replace(accumulate=int(everyones.max()))
+    return settled
+
+
+def parts_that_fit(
+    model: nn.Module, shape: tuple[int, int, int], batch_size: int, device: torch.device, autocast: Autocast
+) -> int:
+    """The fewest parts into which a batch must be split for its forward and backward pass to fit into memory.
+
+    On CUDA passes are tried, with fewer and fewer images; elsewhere, where running out of memory would end the process
+    or push others out, it is computed from what a few images keep for the backward pass.
+
+    Args:
+        model: on its device; it is left as it was.
+        shape: ``(C, H, W)`` of the images.
+        batch_size: images of this process's share of a step.
+        device: the model's.
+        autocast: makes the context of the forward pass.
+
+    Raises:
+        TrainingError: not even one image fits.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        images = (
+            _by_trying(model, shape, batch_size, device, autocast)
+            if device.type == "cuda"
+            else _by_computing(model, shape, device, autocast)
+        )
+    finally:
+        model.zero_grad()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    if images < 1:
+        raise TrainingError("not even one image fits into memory: lower data.image_size, or choose a smaller model")
+    return -(-batch_size // min(images, batch_size))
+
+
+def _pass(model: nn.Module, images: Tensor, autocast: Autocast) -> None:
+    with autocast():
+        logits = model(images)
+    logits.float().square().mean().backward()
+
+
+def _by_trying(
+    model: nn.Module, shape: tuple[int, int, int], batch_size: int, device: torch.device, autocast: Autocast
+) -> int:
+    images = batch_size
+    while images:
+        try:
+            states = [torch.empty_like(p) for p in model.parameters() for _ in range(_STATES - 1)]
+            _pass(model, torch.zeros(images, *shape, device=device), autocast)
+            del states
+            return images
+        except torch.OutOfMemoryError:
+            images //= 2
+        model.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
+    return 0
+
+
+def _by_computing(model: nn.Module, shape: tuple[int, int, int], device: torch.device, autocast: Autocast) -> int:
+    few, more = (_kept_bytes(model, torch.zeros(count, *shape, device=device), autocast) for count in (2, 4))
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    free = psutil.virtual_memory().available * _SHARE - _STATES * weights
+    return int(free / max(1, (more - few) / 2))
+
+
+def _kept_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:
+    """Bytes that the forward pass keeps for the backward pass, each block of memory once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        _pass(model, images, autocast)
+    return sum(kept.values())

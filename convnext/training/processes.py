@@ -1,0 +1,68 @@
+"""Several processes that train one model: who speaks, what they agree on, and how they share their results."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather, pad_across_processes
+from torch import Tensor
+
+from convnext.config import RunSettings
+from convnext.errors import UserError
+from convnext.training.run import folder_to_resume, new_folder
+
+
+def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool) -> tuple[Path, bool]:
+    """The run's folder, made or found by the main process, and whether it was there before.
+
+    Raises:
+        UserError: it cannot be made, or has other settings; on every process.
+    """
+    chosen: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = folder_to_resume(settings) if resume else None
+            chosen = [(found or new_folder(settings.output, settings.name), found is not None)]
+        except UserError as error:
+            chosen = [error]
+    broadcast_object_list(chosen)
+    if isinstance(chosen[0], Exception):
+        raise chosen[0]
+    folder, was_there = chosen[0]
+    return folder, was_there
+
+
+def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
+    """The sum over all processes, on each of them."""
+    return numbers if accelerator.num_processes == 1 else accelerator.reduce(numbers, reduction="sum")
+
+
+def share_evenly(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> list[Tensor]:
+    """Put together what the processes computed for their own images.
+
+    Args:
+        accelerator: the processes.
+        indices: ``(n,)`` of this process's images in the split; each image belongs to one process.
+        values: tensors ``(n, …)`` in that order.
+
+    Returns:
+        The values of all images that were computed, in the order of the split, on every process.
+    """
+    if accelerator.num_processes == 1:
+        return list(values)
+    padded = pad_across_processes(indices.to(accelerator.device), dim=0, pad_index=-1)
+    everyones = gather(padded).cpu()
+    order = torch.argsort(everyones)
+    order = order[everyones[order] >= 0]
+    gathered = (gather(pad_across_processes(value.to(accelerator.device), dim=0)).cpu() for value in values)
+    return [value[order] for value in gathered]
+
+
+def share_lines(accelerator: Accelerator, lines: list[str]) -> list[str]:
+    """The lines of all processes, on each of them."""
+    if accelerator.num_processes == 1:
+        return lines
+    everyones: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(everyones, lines)
+    return sorted(line for share in everyones for line in share)
