@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from convnext import __version__
-from convnext.commands import catalogues, models, runs
+from convnext.commands import catalogues, datasets, history, models, runs
 from convnext.errors import SettingsError, UserError, did_you_mean
 
 _USERS_ERRNO = (
@@ -23,9 +23,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": runs.train,
     "evaluate": runs.evaluate,
     "predict": runs.predict,
+    "runs": history.runs_command,
+    "inspect": history.inspect_command,
     "recipes": catalogues.recipes_command,
     "models": catalogues.models_command,
-    "datasets": catalogues.datasets_command,
+    "datasets": datasets.datasets_command,
     "convert": models.convert_command,
     "roadmap": models.roadmap_command,
 }

@@ -251,7 +251,7 @@ class RunSettings(Settings):
     epochs: Positive = 300
     """Passes over the training set."""
     batch_size: Positive = 4096
-    """Images of one optimizer step, over all processes and accumulated parts."""
+    """Images of one optimizer step, over all processes and accumulated parts; `auto` is short for --accumulate auto."""
     accumulate: Positive | Literal["auto"] = 1
     """Parts into which each batch is split to save memory, at the same gradient; auto: as few as fit into it."""
     label_smoothing: Fraction = 0.1

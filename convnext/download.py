@@ -2,7 +2,8 @@
 
 While ``name`` is on its way, its folder holds ``.name.part``, the bytes so far, locked by the process that writes them,
 and ``.name.version``, the server's word for the version they belong to. A process that is killed, or interrupted with
-Ctrl-C, leaves both, and the next one goes on from them; one that gives up removes both.
+Ctrl-C, leaves both, and the next one goes on from them; one that gives up removes both, unless it is told to keep what
+came so far.
 """
 
 import errno
@@ -20,6 +21,7 @@ from email.message import Message
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path, PurePosixPath
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -29,11 +31,16 @@ from convnext.files import sync
 
 _BLOCK = 1 << 20  # bytes
 _PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
+CHECKSUMS = {"sha256": "SHA-256", "md5": "MD5"}
 Report = Callable[[int, int | None], None]
 
 
 class DownloadError(UserError):
     """A file that cannot be fetched."""
+
+
+class _BrokenError(DownloadError):
+    """A connection that kept breaking."""
 
 
 def cache_folder() -> Path:
@@ -51,6 +58,9 @@ def download(
     retries: int = 4,
     pause: float = 1.0,
     timeout: float = 30.0,
+    *,
+    md5: str | None = None,
+    keep_part: bool = False,
 ) -> Path:
     """Fetch a file once; a second process that asks for it waits for the first.
 
@@ -62,39 +72,52 @@ def download(
         retries: further attempts after one that brought nothing new.
         pause: seconds before the first of them; each next pause is twice as long.
         timeout: seconds without a byte after which a connection counts as broken.
+        md5: the MD5 checksum, where that is what was published.
+        keep_part: whether a connection that keeps breaking leaves what came so far to the next call.
 
     Returns:
         The file's path.
 
     Raises:
         DownloadError: no such file, no connection, a connection that keeps breaking, another checksum, or no room on
-            the disk; nothing is left in the folder.
+            the disk; nothing is left in the folder, but the part that ``keep_part`` asks for.
     """
+    checksums = {name: value for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
     parts = urlsplit(url)
     name = PurePosixPath(parts.path).name
     if parts.scheme not in ("http", "https") or not name:
         raise DownloadError(f"cannot download {url!r}: give a URL that starts with https:// and ends in a file's name")
     target = folder / name
-    unfinished = target.with_name(f".{name}.part")
+
+    def work(file: FileIO, path: Path) -> None:
+        with Bar(name, progress) as bar:
+            _Transfer(url, file, path, bar.report, timeout).finish(target, checksums, retries, pause, keep_part)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        while not target.is_file():
-            # Opened for appending, so that what another process has written so far stays.
-            with FileIO(unfinished, "a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if not _is_at(file, unfinished):
-                    continue  # while we waited, the holder of the lock finished this file, or gave it up
-                if target.is_file():
-                    unfinished.unlink()
-                    break
-                with _Bar(name, progress) as bar:
-                    _Transfer(url, file, unfinished, bar.report, timeout).finish(target, sha256, retries, pause)
+        _by_one_process(target, work)
     except OSError as error:
         raise _disk_error(url, folder, error) from error
     return target
 
 
-def _is_at(file: FileIO, path: Path) -> bool:
+def _by_one_process(target: Path, work: Callable[[FileIO, Path], None]) -> None:
+    """Do ``work`` on the part file, open and locked, which makes it the target; nothing where the target is there."""
+    unfinished = target.with_name(f".{target.name}.part")
+    while not target.is_file():
+        # Opened for appending, so that what another process has written so far stays.
+        with FileIO(unfinished, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not is_at(file, unfinished):
+                continue  # while we waited, the holder of the lock finished this file, or gave it up
+            if target.is_file():
+                unfinished.unlink()
+                break
+            work(file, unfinished)
+
+
+def is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether the open file is still the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -102,10 +125,14 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 
 def _disk_error(url: str, folder: Path, error: OSError) -> DownloadError:
-    advice = "free space, or set CONVNEXT_CACHE to a folder on another disk"
+    advice = f"free space, or {_choose(folder)} on another disk"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        advice = "set CONVNEXT_CACHE to a folder that can be written"
+        advice = f"{_choose(folder)} that can be written"
     return DownloadError(f"cannot download {url}: cannot write to {folder}: {error.strerror or error}; {advice}")
+
+
+def _choose(folder: Path) -> str:
+    return "set CONVNEXT_CACHE to a folder" if folder.is_relative_to(cache_folder()) else "choose a folder"
 
 
 class _Transfer:
@@ -127,22 +154,24 @@ class _Transfer:
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
 
-    def finish(self, target: Path, sha256: str | None, retries: int, pause: float) -> None:
+    def finish(self, target: Path, checksums: dict[str, str], retries: int, pause: float, keep_part: bool) -> None:
         """Fetch what is missing, check the whole, and rename it to ``target``."""
         try:
             self._fetch(retries, pause)
-            if sha256 is not None and not (found := _sha256(self.path)).startswith(sha256.lower()):
-                raise DownloadError(
-                    f"{self.url} has the SHA-256 {found[: max(len(sha256), 8)]}, not {sha256}: the file was damaged or "
-                    f"replaced, and is removed; try again, and do not use it if this repeats"
-                )
+            for kind, expected in checksums.items():
+                if not (found := checksum(self.path, kind)).startswith(expected.lower()):
+                    raise DownloadError(
+                        f"{self.url} has the {CHECKSUMS[kind]} {found[: max(len(expected), 8)]}, not {expected}: the "
+                        f"file was damaged or replaced, and is removed; try again, and do not use it if this repeats"
+                    )
             os.fsync(self.file.fileno())
             self.version.unlink(missing_ok=True)
             self.path.replace(target)
             sync(target.parent)
-        except (UserError, OSError):
-            self.version.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
+        except (UserError, OSError) as error:
+            if not (keep_part and isinstance(error, _BrokenError) and self.size):
+                self.version.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
             raise
 
     def _fetch(self, retries: int, pause: float) -> None:
@@ -152,7 +181,7 @@ class _Transfer:
                 furthest, failures = self.size, 0
             failures += 1
             if failures > retries:
-                raise DownloadError(
+                raise _BrokenError(
                     f"cannot download {self.url}: {problem}, {failures} times in a row; check the network and try again"
                 )
             time.sleep(pause * 2 ** (failures - 1))
@@ -221,7 +250,7 @@ class _Transfer:
         if needed > free:
             raise DownloadError(
                 f"cannot download {self.url}: {needed / 1e6:.0f} MB are missing and {self.path.parent} has room for "
-                f"{free / 1e6:.0f} MB; free space, or set CONVNEXT_CACHE to a folder on another disk"
+                f"{free / 1e6:.0f} MB; free space, or {_choose(self.path.parent)} on another disk"
             )
 
     def _write(self, block: bytes) -> None:
@@ -250,16 +279,26 @@ def _line(error: object) -> str:
     return text.splitlines()[0]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def checksum(path: Path, algorithm: str, report: Report | None = None) -> str:
+    """A file's checksum in hexadecimal, by one of the `CHECKSUMS`; ``report`` hears of the bytes read and in all."""
+    digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
+    size, done = path.stat().st_size, 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+            done += len(block)
+            if report is not None:
+                report(done, size)
     return digest.hexdigest()
 
 
-class _Bar:
-    """The progress bar of one file."""
+class Bar:
+    """A progress bar of bytes, on standard error where that is a terminal.
+
+    Args:
+        name: what it says.
+        shown: False for none.
+    """
 
     def __init__(self, name: str, shown: bool) -> None:
         from rich.console import Console
@@ -271,9 +310,10 @@ class _Bar:
         self._task = self._bar.add_task(name, total=None)
 
     def report(self, done: int, total: int | None) -> None:
+        """Bytes so far, and in all where that is known."""
         self._bar.update(self._task, completed=done, total=total)
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         self._bar.start()
         return self
 

@@ -9,10 +9,11 @@ NAME = "small.pth"
 
 
 class Server(ThreadingHTTPServer):
-    """One file on the loopback, with faults on demand.
+    """Files on the loopback, with faults on demand.
 
     Attributes:
-        body: the file.
+        body: the one file there is, at any path.
+        files: or files by path; others are not found.
         tag: its ETag; empty for none.
         cuts: how many of the next responses break off halfway.
         status: answered to every request where it is not 200.
@@ -24,8 +25,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes = b"", files: dict[str, bytes] | None = None) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
         self.body, self.tag, self.cuts, self.status = body, '"one"', 0, 200
         self.ranges = self.if_range = True
         self.requests: list[str | None] = []
@@ -33,8 +35,12 @@ class Server(ThreadingHTTPServer):
         self.stalled.set()
 
     @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/convnext/{NAME}"
+        return f"{self.base}convnext/{NAME}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,16 +49,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, wanted = self.server, self.headers["Range"]
         server.requests.append(wanted)
-        if server.status != 200:
-            self.send_error(server.status)
+        whole = server.body if server.files is None else server.files.get(self.path.removeprefix("/"))
+        if server.status != 200 or whole is None:
+            self.send_error(404 if whole is None else server.status)
             return
         start = 0
         if wanted and server.ranges and (not server.if_range or self.headers["If-Range"] == server.tag):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        body = server.body[start:]
+        body = whole[start:]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
         if server.tag:
             self.send_header("ETag", server.tag)
         self.send_header("Content-Length", str(len(body)))

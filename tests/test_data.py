@@ -16,7 +16,7 @@ from convnext.config import AugmentSettings, DataSettings
 from convnext.data.catalog import load_splits
 from convnext.data.images import Picture
 from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ArraySource, ImageSource
 from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
 from convnext.errors import DataError, SettingsError
 
@@ -267,3 +267,26 @@ def test_fingerprints_know_the_images(small_folder: Path) -> None:
     assert (after["train"], after["val"]) == (before["train"], before["val"])
     assert after["test"] != before["test"]
     assert load_splits(digits()).fingerprints() == load_splits(digits()).fingerprints()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's accounts of memory")
+def test_memory_stays_flat_and_is_not_multiplied_by_workers() -> None:
+    """Over epochs, and with workers that share 192 MB of images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1000, 256, 256, 3), np.uint8)
+    source = ArraySource(pixels, np.arange(1000) % 10, channels=3)
+    epochs = 6
+    images = AugmentedImages(source, [TrainTransform(AugmentSettings(), 32, (0.5,) * 3)] * epochs, seed=0)
+    sampler = TrainSampler(1000, 100, epochs, seed=0)
+    private: list[list[int]] = []
+    with batches(images, sampler, workers=2) as stream:
+        for step, _ in enumerate(stream):
+            if step in (15, 45):
+                private.append([private_bytes(child.pid) for child in multiprocessing.active_children()])
+    assert len(private[0]) == len(private[1]) == 2
+    assert max(private[0]) < 100e6
+    assert max(private[1]) < max(private[0]) + 16e6
+
+
+def private_bytes(process: int | None) -> int:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))

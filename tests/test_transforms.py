@@ -203,8 +203,9 @@ def test_repeated_augmentation_shows_fewer_images_in_more_views(photographs: Pat
         assert len({index for _, index, _ in batch}) == 3
         assert sorted(repetition for _, _, repetition in batch) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     images = AugmentedImages(source, [TrainTransform(AugmentSettings(), 32, MEAN)] * 2, seed=0)
-    views = [images[key] for key in keys[0][:3]]
-    assert not any(torch.equal(views[0][0], view[0]) for view in views[1:])  # type: ignore[arg-type]
+    first, *others = (images[key] for key in keys[0][:3])
+    assert isinstance(first, tuple)
+    assert not any(isinstance(other, tuple) and torch.equal(first[0], other[0]) for other in others)
     shares = [list(TrainSampler(len(source), 9, 2, 0, rank=rank, world_size=2, repeats=3)) for rank in range(2)]
     assert sorted(shares[0][0] + shares[1][0]) == sorted(keys[0])
 

@@ -1,4 +1,4 @@
-"""``convnext recipes``, ``models`` and ``datasets``."""
+"""``convnext recipes`` and ``models``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ import tyro
 
 from convnext import recipes
 from convnext.commands.terminal import parse, print_table, table
-from convnext.errors import SettingsError, did_you_mean
+from convnext.errors import SettingsError
+
+_STEPS_PER_EPOCH = 100  # in the picture of a recipe for the user's own images
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class _Recipes:
 
     name: tyro.conf.Positional[str | None] = None
     """Recipe to show."""
+    plot: Path | None = None
+    """Picture to write: the recipe's learning rate, and the side of its images where it grows, over the epochs."""
 
 
 @dataclass(frozen=True)
@@ -32,31 +36,41 @@ class _Models:
     """Measure images per second of the model named, on this machine, in evaluation."""
 
 
-@dataclass(frozen=True)
-class _Datasets:
-    """List the data sets, or write one as a folder of PNG files."""
-
-    name: tyro.conf.Positional[str | None] = None
-    """Data set to write."""
-    to_folder: Path | None = None
-    """New folder to write: train/<class>/*.png and test/<class>/*.png."""
-    root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
-    """Folder of the data set, where it needs one."""
-
-
 def recipes_command(args: Sequence[str]) -> int:
     """List the recipes, or show one with all its settings."""
     options = parse(_Recipes, args, "recipes")
     if options.name is not None:
-        recipe = recipes.get(options.name)
-        print(f"{recipe.docs}\n\nReaches: {recipe.expected}\n\nSettings:")
-        print(recipe.settings.model_dump_json(indent=2, exclude={"recipe"}))
+        _show_recipe(recipes.get(options.name), options.plot)
         return 0
-    rows = table("recipe", "what it is", "reaches")
+    if options.plot is not None:
+        raise SettingsError("which recipe's schedule? convnext recipes NAME --plot FILE")
+    rows = table("recipe", "what it is", "published (not run here)", "measured here")
     for recipe in map(recipes.get, recipes.names()):
-        rows.add_row(recipe.name, recipe.summary, str(recipe.expected))
+        published = recipe.published.text(recipe.settings.model.name) if recipe.published else ""
+        rows.add_row(recipe.name, recipe.summary, published, "; ".join(map(str, recipe.measured)))
     print_table(rows)
     return 0
+
+
+def _show_recipe(recipe: recipes.Recipe, picture: Path | None) -> None:
+    from convnext.recipes._cost import cost
+
+    found = cost(recipe)
+    print(recipe.docs + "\n")
+    if recipe.published is not None:
+        print(f"Published, not run here: {recipe.published.text()}\nby {recipe.published.source}\n")
+    for measured in recipe.measured:
+        print(f"Measured here: {measured}\n")
+    print(f"Cost: {found}\n\nSettings:")
+    print(recipe.settings.model_dump_json(indent=2, exclude={"recipe"}))
+    if picture is not None:
+        from convnext.evaluation.plots import schedule
+
+        steps = found.images // recipe.settings.batch_size if found.images else _STEPS_PER_EPOCH
+        schedule(recipe.settings, steps, picture)
+        print(
+            f"picture: {picture}" + ("" if found.images else f", for epochs of {steps} steps: your images decide that")
+        )
 
 
 def models_command(args: Sequence[str]) -> int:
@@ -116,28 +130,4 @@ def _show_model(name: str, image_size: int, throughput: bool) -> int:
     if throughput:
         rate = summary.images_per_second(registry.create_model(name), image_size)
         print(f"{rate:,.1f} images/s on the CPU, {torch.get_num_threads()} threads, evaluation, batch 8, fp32")
-    return 0
-
-
-def datasets_command(args: Sequence[str]) -> int:
-    """List the data sets, or write one as a folder of images."""
-    options = parse(_Datasets, args, "datasets")
-    from convnext.config import DataSettings
-    from convnext.data.catalog import DATASETS, export_folder, load_splits
-
-    if options.name is None and options.to_folder is not None:
-        raise SettingsError("to-folder writes one data set: convnext datasets NAME --to-folder DIR")
-    if options.name is None:
-        rows = table("data set", "what it is")
-        for name, dataset in DATASETS.items():
-            rows.add_row(name, dataset.summary)
-        print_table(rows)
-        return 0
-    if options.name not in DATASETS:
-        raise SettingsError(f"no data set is called {options.name!r}: {did_you_mean(options.name, DATASETS)}")
-    if options.to_folder is None:
-        print(f"{options.name}: {DATASETS[options.name].summary}")
-        return 0
-    export_folder(load_splits(DataSettings(name=options.name, root=options.root)), options.to_folder)
-    print(options.to_folder)
     return 0

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -72,7 +74,8 @@ def train(args: Sequence[str]) -> int:
     if not args or args[0].startswith("-"):
         usage = "usage: convnext train RECIPE [--resume] [settings]\n\nRecipes"
         usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
-        usage += "".join(f"  {name:<12} {recipes.get(name).summary}\n" for name in recipes.names())
+        width = max(map(len, recipes.names()))
+        usage += "".join(f"  {name:<{width}} {recipes.get(name).summary}\n" for name in recipes.names())
         if args and args[0] in ("-h", "--help"):
             print(usage, end="")
             return 0
@@ -80,13 +83,27 @@ def train(args: Sequence[str]) -> int:
         raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
     recipe = recipes.get(args[0])
     description = recipe.docs + "\n\nEvery setting of the run can be changed:"
-    options = parse(_Train, args[1:], f"train {recipe.name}", _Train(recipe.settings), description)
+    changes = _automatic_batch(args[1:])
+    options = parse(_Train, changes, f"train {recipe.name}", _Train(recipe.settings), description)
     import convnext
 
-    settings = recipes.follow_model(recipe.settings, options.settings)
+    settings, notes = recipes.complete(recipe.settings, options.settings)
+    for note in notes:
+        print(note, file=sys.stderr)
     run = convnext.train(settings, resume=options.resume)
-    _print_summary(run, recipe)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        _print_summary(run, recipe)
     return 0
+
+
+def _automatic_batch(args: Sequence[str]) -> list[str]:
+    """``--batch-size auto`` in other words: the recipe's batch, in as few parts as fit into memory."""
+    names = ("--batch-size", "--batch_size")
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith(names) else [arg])]
+    for place, (name, value) in enumerate(pairwise(words)):
+        if name in names and value == "auto":
+            words[place] = "--accumulate"
+    return words
 
 
 def evaluate(args: Sequence[str]) -> int:
@@ -154,14 +171,30 @@ def predict(args: Sequence[str]) -> int:
     return 2 if failures else 0
 
 
+def _known(run: "Run", recipe: recipes.Recipe) -> str:
+    """Lines with the numbers that others and we reached with the recipe, beside the run's."""
+    lines = [f"Measured  {measured}\n" for measured in recipe.measured]
+    if (published := recipe.published) is not None:
+        model = run.settings.model.name
+        line = f"Published {published.text(model)} (by {published.source}; not run here)"
+        if (theirs := published.values.get(model)) is not None:
+            top1 = published.metric == "top-1"
+            ours = 100 * run.report.top1 if top1 else run.report.macro_f1
+            digits, unit = (2, " %") if top1 else (4, "")
+            line += f"; this run {ours:.{digits}f}{unit}, {abs(ours - theirs):.{digits}f} "
+            line += "above" if ours >= theirs else "below"
+        lines.append(line + "\n")
+    return "".join(lines)
+
+
 def _print_summary(run: "Run", recipe: recipes.Recipe) -> None:
     report = run.report
     files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
     print(
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
         f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)\n"
-        f"Promised  {recipe.expected}\n"
-        f"Files     {run.path}: {files}\n"
+        + _known(run, recipe)
+        + f"Files     {run.path}: {files}\n"
         f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE"
     )
     if run.unreadable:

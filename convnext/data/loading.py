@@ -20,11 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from convnext.data.images import UnreadableImageError
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import Transform
-from convnext.errors import DataError, SettingsError
+from convnext.errors import DataError, SettingsError, UserError
 
-Sample = tuple[Tensor, int, int] | str  # pixels, target and index; or why there are none
+# Pixels, target and index; or why there are none; or what must end the reading, which would come out of a worker as
+# many lines if it were raised there.
+Sample = tuple[Tensor, int, int] | str | UserError
 
-_GROUPS_TOGETHER = 8
+_GROUPS_TOGETHER = 8  # half of what `shard_files` keeps at once
 _MOST_WORKERS = 1024
 Key = tuple[int, int, int]  # epoch, index, and which of the image's repetitions in the epoch
 
@@ -94,13 +96,18 @@ class AugmentedImages(Dataset[Sample]):
             return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
             return str(error)
+        except UserError as error:
+            return error
         finally:
             generator.set_state(state)
 
 
-def collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[Sample]) -> Batch | UserError:
     """Stack the readable samples, and keep the lines of the others."""
-    read = [sample for sample in samples if not isinstance(sample, str)]
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    read = [sample for sample in samples if isinstance(sample, tuple)]
     unreadable = [sample for sample in samples if isinstance(sample, str)]
     if not read:
         nothing = torch.empty(0, dtype=torch.int64)
@@ -193,7 +200,7 @@ class EvalSampler(Sampler[list[Key]]):
 def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> Iterator[Iterator[Batch]]:
     """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
     workers = default_workers(dataset.source) if workers is None else workers
-    loader: DataLoader[Batch] = DataLoader(
+    loader: DataLoader[Batch | UserError] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the keys are tuples
         batch_sampler=sampler,
         num_workers=workers,
@@ -204,11 +211,18 @@ def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int 
     )
     iterator = iter(loader)
     try:
-        yield iterator
+        yield _batches_only(iterator)
     finally:
         # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the iterator.
         if shut_down := getattr(iterator, "_shutdown_workers", None):
             shut_down()
+
+
+def _batches_only(stream: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    for item in stream:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 def default_workers(source: ImageSource) -> int:

@@ -1,42 +1,87 @@
-"""One file an experiment: its settings, what it reproduces, the number to reach, and its cost.
+"""One file an experiment: its settings, what it reproduces, the number that others published, and ours.
 
-A recipe's module has a docstring, ``SETTINGS`` and ``EXPECTED``; its file name, with dashes, is the recipe's name.
+A recipe's module has a docstring, ``SETTINGS``, ``PUBLISHED`` (or None) and ``MEASURED``; its file name, with dashes,
+is the recipe's name. It may have ``BY_MODEL``, settings that go with another model than its own, and ``choose``, which
+chooses settings by the data. Modules whose name begins with ``_`` are no recipes.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, Literal, TypeAlias
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError, did_you_mean
 from convnext.models import registry
 
+Choice: TypeAlias = Callable[[RunSettings, RunSettings], tuple[RunSettings, list[str]]]
+
 
 @dataclass(frozen=True)
-class Expected:
-    """What a recipe reaches.
+class Published:
+    """A number that others reached; not run here.
+
+    Attributes:
+        values: by model name: percent for top-1, a share for F1 (the mean over classes).
+        metric: what was measured.
+        split: on which images.
+        source: who published it, and where.
+        about: whether the number was given as about that.
+    """
+
+    values: Mapping[str, float]
+    metric: Literal["top-1", "F1"]
+    split: str
+    source: str
+    about: bool = False
+
+    def text(self, model: str | None = None) -> str:
+        """The number of that model, or of all where it has none, with metric and split."""
+        values = self.values if model is None or model not in self.values else {model: self.values[model]}
+        unit = " %" if self.metric == "top-1" else ""
+        numbers = [f"{value}{unit}" + (f" ({name})" if len(values) > 1 else "") for name, value in values.items()]
+        return f"{'about ' * self.about}{', '.join(numbers)} {self.metric}, {self.split}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of a run of ours.
 
     Attributes:
         text: the number, with its metric and split.
-        source: the folder of ``results/`` with the run that measured it, or who published it; None where nobody has.
+        folder: the folder of ``results/`` with that run.
     """
 
     text: str
-    source: str | None
+    folder: str
 
     def __str__(self) -> str:
-        return self.text + (f" ({self.source})" if self.source else "")
+        return f"{self.text} ({self.folder})"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An experiment: `convnext train NAME`."""
+    """An experiment: `convnext train NAME`.
+
+    Attributes:
+        name: what it is called.
+        docs: its text.
+        settings: of the run.
+        published: the number that it reproduces, if it reproduces one.
+        measured: our runs of it.
+        by_model: by model name, the settings that go with another model than its own.
+        choose: from these settings and changed ones to those chosen by the data, with a line for each choice.
+    """
 
     name: str
     docs: str
     settings: RunSettings
-    expected: Expected
+    published: Published | None
+    measured: tuple[Measured, ...]
+    by_model: Mapping[str, Mapping[str, Any]]
+    choose: Choice | None
 
     @property
     def summary(self) -> str:
@@ -46,7 +91,8 @@ class Recipe:
 
 def names() -> list[str]:
     """Names of all recipes, sorted."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
 
 
 def get(name: str) -> Recipe:
@@ -58,8 +104,15 @@ def get(name: str) -> Recipe:
     if name not in names():
         raise SettingsError(f"no recipe is called {name!r}: {did_you_mean(name, names())}")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    settings = module.SETTINGS.replace(recipe=name, name=name)
-    return Recipe(name, (module.__doc__ or "").strip(), settings, module.EXPECTED)
+    return Recipe(
+        name=name,
+        docs=(module.__doc__ or "").strip(),
+        settings=module.SETTINGS.replace(recipe=name, name=name),
+        published=module.PUBLISHED,
+        measured=module.MEASURED,
+        by_model=getattr(module, "BY_MODEL", {}),
+        choose=getattr(module, "choose", None),
+    )
 
 
 def recipe(name: str, /, **changes: Any) -> RunSettings:
@@ -67,36 +120,56 @@ def recipe(name: str, /, **changes: Any) -> RunSettings:
 
     Raises:
         SettingsError: unknown recipe or setting, or a value out of its bounds.
+        DataError: a recipe that chooses by the data, whose folder cannot be used.
     """
     base = get(name).settings
-    return follow_model(base, base.replace(**changes))
+    return complete(base, base.replace(**changes))[0]
 
 
-def follow_model(base: RunSettings, changed: RunSettings) -> RunSettings:
-    """Let settings that were not changed follow those that were.
+def complete(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[str]]:
+    """Let settings that were not changed follow those that were, and the data where the recipe chooses by them.
 
-    Another model than the recipe's has its own depths and dims: without this, ``--model.name convnext_small`` would be
-    a name without an effect. The roadmap keeps them: there they are the scale at which its steps are compared. Another
-    number of stages has dims that double from the recipe's first.
+    A setting that equals the recipe's counts as not changed. Completing once more changes nothing.
+
+    Args:
+        base: a recipe's settings.
+        changed: these with the user's changes.
+
+    Returns:
+        The settings, and lines that say what was chosen by the data and why.
 
     Raises:
         SettingsError: depths and dims of different length.
+        DataError: a folder to choose by that cannot be used.
     """
-    name = changed.model.name
+    found = get(base.recipe)
+    followed = _follow_model(found, changed)
+    return found.choose(found.settings, followed) if found.choose else (followed, [])
+
+
+def _follow_model(recipe: Recipe, changed: RunSettings) -> RunSettings:
+    """Let the settings of the model, and those that go with it, follow its name.
+
+    Another model than the recipe's has its own depths and dims: without this, ``--model.name convnext_small`` would be
+    a name without an effect. The roadmap keeps them: there they are the scale at which its steps are compared. Another
+    number of stages has dims that double from the recipe's first. What a model does not have at all, such as the layer
+    scale of a ResNet, `registry.resolve` leaves out.
+    """
+    base, name = recipe.settings, changed.model.name
+    follow: dict[str, Any] = dict(recipe.by_model.get(name, {}))
     if name in (base.model.name, registry.ROADMAP):
         depths, dims = changed.model.depths, changed.model.dims
-        if depths and dims and dims == base.model.dims and len(depths) != len(dims):
-            doubled = tuple(dims[0] * 2**stage for stage in range(len(depths)))
-            changed = changed.replace(**{"model.dims": doubled})
-        changed.model.check_stages()
-        return changed
-    resets: dict[str, Any] = {
-        f"model.{field}": None
-        for field in ("depths", "dims")
-        if getattr(changed.model, field) == getattr(base.model, field)
-    }
-    if registry.has_no_layer_scale(name) and changed.model.layer_scale == base.model.layer_scale:
-        resets["model.layer_scale"] = "variant"
-    followed: RunSettings = changed.replace(**resets)
+        if depths and dims and len(depths) != len(dims):
+            follow["model.dims"] = tuple(dims[0] * 2**stage for stage in range(len(depths)))
+    else:
+        follow |= {"model.depths": None, "model.dims": None}
+        if registry.has_no_layer_scale(name):
+            follow["model.layer_scale"] = "variant"
+    followed: RunSettings = changed.replace(**unchanged(follow, base, changed))
     followed.model.check_stages()
     return followed
+
+
+def unchanged(values: Mapping[str, Any], base: RunSettings, changed: RunSettings) -> dict[str, Any]:
+    """Those of ``values``, by dotted name, whose settings are in ``changed`` as they are in ``base``."""
+    return {key: value for key, value in values.items() if attrgetter(key)(changed) == attrgetter(key)(base)}

@@ -1,10 +1,11 @@
-"""Settings with every open choice made, so that a run can be repeated elsewhere."""
+"""Settings with every open choice made, so that a run can be repeated elsewhere; and its images where it wants them."""
 
 from dataclasses import replace
 
 from accelerate import Accelerator
 
-from convnext.config import RunSettings
+from convnext.config import DataSettings, RunSettings
+from convnext.data.cache import open_cache
 from convnext.data.catalog import Splits
 from convnext.errors import SettingsError
 from convnext.models import registry
@@ -28,8 +29,26 @@ def resolve(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> 
     # Released weights expect the normalisation that they were trained with.
     if (weights := released(model)) is not None and splits.channels == 3:
         splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
-    root = settings.data.root and settings.data.root.absolute()
-    data = settings.data.replace(root=root, mean=splits.mean, std=splits.std)
+    root, exclude = (path and path.absolute() for path in (settings.data.root, settings.data.exclude))
+    data = settings.data.replace(root=root, exclude=exclude, mean=splits.mean, std=splits.std)
     precision = accelerator.mixed_precision.replace("no", "fp32")
     resolved: RunSettings = settings.replace(model=model, data=data, precision=precision)
     return resolved, splits
+
+
+def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
+    """The splits with their images decoded in a cache, where the settings ask for one and they are not in memory.
+
+    Raises:
+        CacheError: there is no room for it.
+    """
+    if data.cache == "none":
+        return splits
+    sources = [source for source in (splits.train, splits.val, splits.test) if source and not source.in_memory]
+    found = {id(source): open_cache(source, data.cache, data.cache_side, data.workers, progress) for source in sources}
+    return replace(
+        splits,
+        train=found.get(id(splits.train), splits.train),
+        val=found.get(id(splits.val), splits.val),
+        test=found.get(id(splits.test), splits.test),
+    )

@@ -3,28 +3,36 @@
 import json
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
+from convnext.evaluation.metrics import Report
 from convnext.files import write_text
 from convnext.training.run import flatten, read_metrics
 
 
 class Backend(Protocol):
-    """A place to log to."""
+    """A place to log to, made from the run's folder, the optimizer step from which the run goes on, and settings."""
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: dict[str, float], /) -> None:
         """Take the numbers of one epoch, which ended after ``step`` optimizer steps."""
 
-    def close(self) -> None:
-        """Finish."""
+    def finish(self, step: int, values: dict[str, float], pictures: dict[str, Path], /) -> None:
+        """Take the numbers and the PNG files of the whole run, which took ``step`` optimizer steps."""
+
+    def close(self, failed: bool, /) -> None:
+        """Write what is left; ``failed`` where the run stops before its end."""
 
 
 class Tracker:
-    """Writes ``metrics.jsonl``, and passes the same numbers on to the backends.
+    """Writes ``metrics.jsonl``, and passes the same numbers on to the backends, which leaving the context closes.
+
+    A backend that fails is told no more, and the run goes on without it; only a new run does not start then, since
+    nothing is lost yet and somebody is there to mend it.
 
     Args:
         run: the run's folder.
@@ -34,7 +42,7 @@ class Tracker:
         main: False on all processes but the first, which write nothing.
 
     Raises:
-        SettingsError: a tracker whose package is not installed.
+        SettingsError: a tracker of a new run that is not installed or cannot start.
     """
 
     def __init__(self, run: Path, step: int, settings: RunSettings, main: bool = True) -> None:
@@ -44,9 +52,22 @@ class Tracker:
         if not main:
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-        kinds: dict[str, Callable[[Path, int, RunSettings], Backend]]
-        kinds = {"tensorboard": _TensorBoard, "wandb": _WandB}
-        self._backends = {name: kinds[name](run, step, settings) for name in settings.trackers}
+        for name in settings.trackers:
+            try:
+                self._backends[name] = _BACKENDS[name](run, step, settings)
+            except Exception as error:  # no package, no key, no network, a full disk: each has many names for it
+                if not step:
+                    self.close(failed=True)
+                    raise SettingsError(f"tracker {name} cannot start ({_reason(error)}): {_ADVICE[name]}") from None
+                _say_failed(name, error)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one epoch's numbers; ``metrics`` has ``epoch`` and ``step``."""
@@ -58,64 +79,113 @@ class Tracker:
         values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
         self._tell(lambda backend: backend.log(metrics["step"], values))
 
-    def close(self) -> None:
-        """Finish the backends' files."""
-        self._tell(lambda backend: backend.close())
+    def finish(self, report: Report, pictures: Sequence[Path]) -> None:
+        """Pass the numbers of the test and the run's pictures on; to be called after the last epoch.
+
+        Args:
+            report: of the test split.
+            pictures: PNG files, which are called by their names.
+        """
+        values = {f"test/{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
+        named = {f"pictures/{path.stem}": path for path in pictures}
+        step = self.history[-1]["step"] if self.history else 0
+        self._tell(lambda backend: backend.finish(step, values, named))
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the backends' files; once is enough.
+
+        Args:
+            failed: whether the run stops before its end.
+        """
+        self._tell(lambda backend: backend.close(failed))
+        self._backends.clear()
 
     def _tell(self, what: Callable[[Backend], None]) -> None:
-        """Tell every backend; one that fails is told no more, and training goes on without it."""
         for name, backend in list(self._backends.items()):
             try:
                 what(backend)
             except Exception as error:  # a full disk, no network, a broken service
                 del self._backends[name]
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                print(f"tracker {name} failed ({reason}); training goes on without it", file=sys.stderr)
+                _say_failed(name, error)
+
+
+def _say_failed(name: str, error: Exception) -> None:
+    print(f"tracker {name} failed ({_reason(error)}); training goes on without it", file=sys.stderr)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _TensorBoard:
     def __init__(self, run: Path, step: int, settings: RunSettings) -> None:
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from torch.utils.tensorboard import SummaryWriter
 
+        # Numbers from after the step are hidden: those epochs are computed again.
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._writer.add_text("settings", f"```\n{settings.model_dump_json(indent=2)}\n```", step)
+        # The writer's own add_hparams would make a second run, beside the one that has the curves.
+        values = {name: _plain(value) for name, value in flatten(settings).items()}
+        self._writer.file_writer.add_summary(hparams_pb(values, trial_id=run.name))  # type: ignore[attr-defined]
+        self._writer.flush()
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def finish(self, step: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for name, path in pictures.items():
+            with Image.open(path) as image:
+                self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self.log(step, values)
+
+    def close(self, _: bool) -> None:
         self._writer.close()
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """A setting as TensorBoard can show it."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class _WandB:
     def __init__(self, run: Path, _: int, settings: RunSettings) -> None:
-        try:
-            import wandb
-        except ModuleNotFoundError:
-            raise SettingsError("tracker wandb is not installed: pip install 'convnext[wandb]'") from None
+        import wandb
+
         # The identity stays in the folder, so that a resumed run goes on in the same place.
         identity = run / "wandb_id"
         if not identity.exists():
             write_text(identity, secrets.token_hex(4))
-        try:
-            self._run = wandb.init(
-                project="convnext",
-                name=run.name,
-                id=identity.read_text(encoding="utf-8"),
-                resume="allow",
-                dir=run,
-                config=flatten(settings),
-            )
-        except Exception as error:  # no key, no network, a broken service: wandb has many names for it
-            reason = str(error).splitlines()[0]
-            raise SettingsError(
-                f"tracker wandb cannot start ({reason}): log in with `wandb login`, or set WANDB_MODE=offline"
-            ) from None
+        self._run = wandb.init(
+            project="convnext",
+            name=run.name,
+            id=identity.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=run,
+            config=flatten(settings),
+        )
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def finish(self, _: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
+        import wandb
+
+        # Without a step, which would be dropped where the run was finished before and is only tested again.
+        self._run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
+        self._run.summary.update(values)
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+_BACKENDS: dict[str, Callable[[Path, int, RunSettings], Backend]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
+_ADVICE = {
+    "tensorboard": "see that the run's folder can be written, or leave it out of --trackers",
+    "wandb": "pip install 'convnext[wandb]' where it is missing, log in with `wandb login`, or set WANDB_MODE=offline",
+}

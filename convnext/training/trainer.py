@@ -41,7 +41,7 @@ from convnext.training.optimization import (
     set_learning_rate,
 )
 from convnext.training.processes import choose_folder, total
-from convnext.training.resolution import resolve
+from convnext.training.resolution import cached, resolve
 from convnext.training.run import Run, write_settings
 from convnext.training.tracking import Tracker
 
@@ -64,6 +64,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     with accelerator.local_main_process_first():  # which downloads what is missing, once a machine
         splits = load_splits(settings.data)
     settings, splits = resolve(settings, splits, accelerator)
+    splits = cached(splits, settings.data, accelerator.is_local_main_process)
     trainer = Trainer(settings, splits, accelerator)
     folder, was_there = choose_folder(accelerator, settings, resume)
     main = accelerator.is_main_process

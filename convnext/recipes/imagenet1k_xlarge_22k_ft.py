@@ -1,0 +1,48 @@
+"""ConvNeXt-XL from ImageNet-22K, fine-tuned on ImageNet-1K at 224 px, as in the paper.
+
+Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545, section 3 and appendix A) with the settings of
+the authors' training guide, from their weights: 30 epochs of AdamW at 5e-5, layer by layer lower towards the input, no
+Mixup or CutMix, and a classifier that starts close to zero. Other sizes bring their own stochastic depth and averaging;
+RandAugment differs as ``imagenet1k-tiny`` says.
+
+Command: ``convnext train imagenet1k-xlarge-22k-ft --data.root DIR``, with ``--accumulate 32`` or more on few GPUs; or
+``--model.name convnext_tiny`` (``_small``, ``_base``, ``_large``).
+"""
+
+from typing import Any
+
+from convnext.recipes import Published, imagenet1k_tiny
+
+SETTINGS = imagenet1k_tiny.SETTINGS.replace(
+    epochs=30,
+    batch_size=512,
+    ema_decay=0.9999,
+    **{
+        "model.name": "convnext_xlarge",
+        "model.weights": "in22k",
+        "model.stochastic_depth": 0.4,
+        "model.head_init_scale": 0.001,
+        "augment.mixup": 0.0,
+        "augment.cutmix": 0.0,
+        "optimizer.lr": 5e-5,
+        "optimizer.reference_batch_size": 512,
+        "optimizer.warmup_epochs": 0.0,
+        "optimizer.weight_decay": 1e-8,
+        "optimizer.layer_decay": 0.8,
+    },
+)
+BY_MODEL: dict[str, dict[str, Any]] = {
+    "convnext_tiny": {"model.stochastic_depth": 0.0, "ema_decay": None},
+    "convnext_small": {"model.stochastic_depth": 0.1, "ema_decay": None},
+    "convnext_base": {"model.stochastic_depth": 0.2, "ema_decay": None},
+    "convnext_large": {"model.stochastic_depth": 0.3, "ema_decay": None},
+}
+_TOP1 = {
+    "convnext_tiny": 82.9,
+    "convnext_small": 84.6,
+    "convnext_base": 85.8,
+    "convnext_large": 86.6,
+    "convnext_xlarge": 87.0,
+}
+PUBLISHED = Published(_TOP1, "top-1", "val", imagenet1k_tiny.SOURCE)
+MEASURED = ()
