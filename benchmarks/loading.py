@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from convnext.data.cache import open_cache
 
 from convnext.config import AugmentSettings, DataSettings
+from convnext.data.cache import open_cache
 from convnext.data.catalog import load_splits
 from convnext.data.loading import AugmentedImages, TrainSampler, batches
 from convnext.data.sources import ImageSource
@@ -55,8 +55,8 @@ def ours(source: ImageSource, workers: int) -> int:
 
 def timms(folder: Path, workers: int) -> int:
     """One epoch of timm's loader; returns the images that came."""
-    from timm.data.loader import create_loader
     from timm.data.dataset import ImageDataset
+    from timm.data.loader import create_loader
 
     loader = create_loader(
         ImageDataset(str(folder)),
