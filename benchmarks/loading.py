@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from convnext.config import AugmentSettings, DataSettings
+from convnext.config import AugmentSettings
 from convnext.data.cache import open_cache
-from convnext.data.catalog import load_splits
 from convnext.data.loading import AugmentedImages, TrainSampler, batches
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ImageSource, class_folders, scan_folder
 from convnext.data.transforms import Normalize, TrainTransform
+from convnext.training.devices import keep_freed_memory
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -85,10 +85,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=16, help="times that each image is read in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    keep_freed_memory()  # as training does; it helps both, whose float batches are large
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder_of(options.images, options.repeat, Path(temporary))
-        data = DataSettings(root=folder.parent, val_fraction=0, test_fraction=0.01, mean=MEAN, std=STD)
-        source = load_splits(data).train
+        source = scan_folder(folder, class_folders(folder))
         cached = open_cache(source, "ram", side=256)
         loaders: dict[str, Callable[[], int]] = {
             "timm": lambda: timms(folder, options.workers),

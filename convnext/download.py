@@ -8,7 +8,6 @@ came so far.
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -21,13 +20,12 @@ from email.message import Message
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from convnext.errors import UserError
-from convnext.files import sync
+from convnext.files import digest, is_at, sync
 
 _BLOCK = 1 << 20  # bytes
 _PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
@@ -108,20 +106,12 @@ def _by_one_process(target: Path, work: Callable[[FileIO, Path], None]) -> None:
         # Opened for appending, so that what another process has written so far stays.
         with FileIO(unfinished, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not is_at(file, unfinished):
+            if not is_at(file.fileno(), unfinished):
                 continue  # while we waited, the holder of the lock finished this file, or gave it up
             if target.is_file():
                 unfinished.unlink()
                 break
             work(file, unfinished)
-
-
-def is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the open file is still the one at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _disk_error(url: str, folder: Path, error: OSError) -> DownloadError:
@@ -159,7 +149,7 @@ class _Transfer:
         try:
             self._fetch(retries, pause)
             for kind, expected in checksums.items():
-                if not (found := checksum(self.path, kind)).startswith(expected.lower()):
+                if not (found := digest(self.path, kind)).startswith(expected.lower()):
                     raise DownloadError(
                         f"{self.url} has the {CHECKSUMS[kind]} {found[: max(len(expected), 8)]}, not {expected}: the "
                         f"file was damaged or replaced, and is removed; try again, and do not use it if this repeats"
@@ -277,19 +267,6 @@ def _version(headers: Message) -> str:
 def _line(error: object) -> str:
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0]
-
-
-def checksum(path: Path, algorithm: str, report: Report | None = None) -> str:
-    """A file's checksum in hexadecimal, by one of the `CHECKSUMS`; ``report`` hears of the bytes read and in all."""
-    digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
-    size, done = path.stat().st_size, 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            if report is not None:
-                report(done, size)
-    return digest.hexdigest()
 
 
 class Bar:

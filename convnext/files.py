@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +29,28 @@ def write_text(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
 
 
-def digest(path: Path, kind: str = "sha256") -> str:
-    """The file's digest in hexadecimal; ``kind`` is a name that `hashlib` knows."""
-    found = hashlib.new(kind)
+def digest(path: Path, kind: str = "sha256", report: Callable[[int, int | None], None] | None = None) -> str:
+    """The file's digest in hexadecimal; ``kind`` is a name that `hashlib` knows.
+
+    ``report`` hears of the bytes read so far, and in all.
+    """
+    found = hashlib.new(kind, usedforsecurity=kind != "md5")
+    size, done = path.stat().st_size, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             found.update(block)
+            done += len(block)
+            if report is not None:
+                report(done, size)
     return found.hexdigest()
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether ``path`` still names the open file, and not another or none."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -222,6 +223,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = convnext.train(short(tmp_path, trackers=("wandb",)))
+    wandb.teardown()  # its service writes on after the run's end
     (identity,) = (run.path / "wandb_id").read_text().split()
     recorded = list((run.path / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb"))
     assert len(recorded) == 1

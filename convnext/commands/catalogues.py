@@ -68,9 +68,8 @@ def _show_recipe(recipe: recipes.Recipe, picture: Path | None) -> None:
 
         steps = found.images // recipe.settings.batch_size if found.images else _STEPS_PER_EPOCH
         schedule(recipe.settings, steps, picture)
-        print(
-            f"picture: {picture}" + ("" if found.images else f", for epochs of {steps} steps: your images decide that")
-        )
+        assumed = "" if found.images else f" (for epochs of {steps} steps: how many they have, your images decide)"
+        print(f"picture: {picture}{assumed}")
 
 
 def models_command(args: Sequence[str]) -> int:

@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeAlias
 
-from convnext.download import Bar, checksum, is_at
+from convnext.download import Bar
 from convnext.errors import DataError
-from convnext.files import sync, writing
+from convnext.files import digest, is_at, sync, writing
 
 # From a member's name to where it goes, below the folder that is made; None leaves it out.
 Place: TypeAlias = Callable[[str], str | None]
@@ -51,7 +51,7 @@ def verify(archive: Path, md5: str, progress: bool = True) -> None:
         DamagedArchiveError: it is another file, or a part of it.
     """
     with Bar(f"checking {archive.name}", progress) as bar:
-        found = checksum(archive, "md5", bar.report)
+        found = digest(archive, "md5", bar.report)
     if found != md5:
         raise DamagedArchiveError(
             f"{archive} has the MD5 {found}, not {md5}: it is damaged, incomplete or another file; replace it"
@@ -188,7 +188,7 @@ def alone(lock: Path) -> Iterator[None]:
     while True:
         with lock.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if is_at(file, lock):
+            if is_at(file.fileno(), lock):
                 try:
                     yield
                 finally:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from convnext.data.cache_file import CacheError, CacheFile, Chunk, Header, Store, amount, digest
 from convnext.data.images import UnreadableImageError
-from convnext.data.loading import _ignore_stop_signals, default_workers
+from convnext.data.loading import default_workers, ignore_stop_signals
 from convnext.data.sources import FileSource, ImageSource
 
 __all__ = ["CacheError", "CachedSource", "open_cache"]
@@ -207,7 +207,7 @@ def _decoded(source: ImageSource, side: int, workers: int, lock: int) -> Iterato
 
 
 def _start_worker(lock: int, status: os.stat_result, number: int) -> None:
-    _ignore_stop_signals(number)
+    ignore_stop_signals(number)
     # A forked worker shares the lock, and would keep it for some seconds after its parent was killed.
     with suppress(OSError):
         if os.path.samestat(os.fstat(lock), status):

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from convnext.download import cache_folder
 from convnext.errors import UserError
-from convnext.files import sync
+from convnext.files import is_at, sync
 
 _MAGIC = b"convnext images\x01"
 _HEADER = 4096  # bytes
@@ -131,7 +131,7 @@ def _opened(path: Path, key: str, hold: bool) -> CacheFile | None:
     with suppress(FileNotFoundError), FileIO(path) as file:
         if hold:
             fcntl.flock(file, fcntl.LOCK_SH)
-            if not _is_at(file.fileno(), path):  # its last user removed it while we waited
+            if not is_at(file.fileno(), path):  # its last user removed it while we waited
                 return _opened(path, key, hold)
             if os.fstat(file.fileno()).st_uid != os.geteuid():  # anybody may write to a folder in memory
                 return None
@@ -158,7 +158,7 @@ def _leave(descriptor: int, path: Path, owner: int) -> None:
     if os.getpid() != owner:
         return  # forked: the lock is the parent's
     try:
-        if _try_lock(descriptor) and _is_at(descriptor, path):
+        if _try_lock(descriptor) and is_at(descriptor, path):
             path.unlink()
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: the map has a descriptor of its own
@@ -172,14 +172,6 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether ``path`` names the open file, and not another or none."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def digest(data: bytes) -> str:
@@ -227,7 +219,7 @@ class Store:
         ours = False
         try:
             if ours := _try_lock(descriptor):
-                made = not _is_at(descriptor, self._part) or _opened(self.path, self.key, hold=False) is not None
+                made = not is_at(descriptor, self._part) or _opened(self.path, self.key, hold=False) is not None
                 yield None if made else descriptor
             else:
                 waiting()
@@ -236,7 +228,7 @@ class Store:
                 yield None
         finally:
             # Under another process's lock, or moved to its place, it is not ours to remove.
-            if ours and _is_at(descriptor, self._part):
+            if ours and is_at(descriptor, self._part):
                 self._part.unlink()
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
@@ -277,7 +269,7 @@ class Store:
             if path in (self.path, self._part):
                 continue
             with suppress(OSError), FileIO(path) as file:  # already gone
-                if _try_lock(file.fileno()) and _is_at(file.fileno(), path):
+                if _try_lock(file.fileno()) and is_at(file.fileno(), path):
                     path.unlink()
 
     def check_room(self, needed: int, written: int = 0) -> None:

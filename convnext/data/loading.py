@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from convnext.data.images import UnreadableImageError
 from convnext.data.sources import ImageSource
@@ -113,7 +113,8 @@ def collate(samples: list[Sample]) -> Batch | UserError:
         nothing = torch.empty(0, dtype=torch.int64)
         return Batch(torch.empty(0, dtype=torch.uint8), nothing, nothing, unreadable)
     # Stacked in HWC order, in which most images come: their bytes are copied as they are.
-    images = torch.stack([image.permute(1, 2, 0) for image, _, _ in read]).permute(0, 3, 1, 2)
+    # torch's own function puts a worker's batch where the main process reads it, without a second copy.
+    images: Tensor = default_collate([image.permute(1, 2, 0) for image, _, _ in read]).permute(0, 3, 1, 2)
     targets, indices = (torch.tensor([sample[place] for sample in read]) for place in (1, 2))
     return Batch(images, targets, indices, unreadable)
 
@@ -207,7 +208,7 @@ def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int 
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=ignore_stop_signals,
     )
     iterator = iter(loader)
     try:
@@ -233,7 +234,8 @@ def default_workers(source: ImageSource) -> int:
     return min(cores, 8)
 
 
-def _ignore_stop_signals(_: int) -> None:
+def ignore_stop_signals(_: int) -> None:
+    """Leave stopping to the main process; for a worker's start."""
     import signal
 
     # Ctrl-C and cluster managers signal every process; the main one finishes its step, saves, and ends its workers.

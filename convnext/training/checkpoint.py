@@ -11,15 +11,16 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
-from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.files import digest, sync
-from convnext.models.pretrained import load_state
+
+if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
+    from torch import Tensor, nn
 
 FORMAT = 2
 _DIGESTS = "sha256.json"
@@ -84,9 +85,9 @@ class TrainingState(BaseModel):
 
 def save(
     folder: Path,
-    weights: dict[str, Tensor],
+    weights: "dict[str, Tensor]",
     info: ModelInfo,
-    training: dict[str, Tensor],
+    training: "dict[str, Tensor]",
     state: TrainingState,
 ) -> None:
     """Write a checkpoint into ``folder`` (a run's ``checkpoints``), point ``last`` (and ``best``, where this step is
@@ -181,7 +182,7 @@ def _unused(path: Path) -> Path:
     return path if not path.exists() else next(other for other in candidates if not other.exists())
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
 
@@ -210,7 +211,7 @@ def find(run: Path, name: str = "last") -> Path:
     return folder
 
 
-def load_model(folder: Path) -> tuple[nn.Module, ModelInfo]:
+def load_model(folder: Path) -> "tuple[nn.Module, ModelInfo]":
     """The model of a checkpoint, with its weights, in evaluation mode, on the CPU.
 
     Raises:
@@ -224,16 +225,18 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelInfo]:
     return model.eval(), info
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: "nn.Module", path: Path) -> None:
     """Load a safetensors file into the model, every name and shape as the model has it.
 
     Raises:
         CheckpointError: missing, damaged or other tensors; the message names the first few.
     """
+    from convnext.models.pretrained import load_state
+
     load_state(model, read_tensors(path), path)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> "dict[str, Tensor]":
     """A safetensors file.
 
     Raises:

@@ -5,13 +5,15 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
-from convnext.evaluation.metrics import Report
 from convnext.files import locked, write_text
 from convnext.training.checkpoint import read_json
+
+if TYPE_CHECKING:
+    from convnext.evaluation.metrics import Report
 
 # Settings that say where and how to compute, not what: they may change when a run goes on.
 _FREE = {
@@ -35,7 +37,7 @@ class Run:
 
     path: Path
     settings: RunSettings
-    report: Report
+    report: "Report"
     test_name: str = "test"
     unreadable: list[str] = field(default_factory=list)
 

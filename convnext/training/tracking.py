@@ -6,13 +6,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
-from convnext.evaluation.metrics import Report
 from convnext.files import write_text
 from convnext.training.run import flatten, read_metrics
+
+if TYPE_CHECKING:
+    from convnext.evaluation.metrics import Report
 
 
 class Backend(Protocol):
@@ -79,7 +81,7 @@ class Tracker:
         values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
         self._tell(lambda backend: backend.log(metrics["step"], values))
 
-    def finish(self, report: Report, pictures: Sequence[Path]) -> None:
+    def finish(self, report: "Report", pictures: Sequence[Path]) -> None:
         """Pass the numbers of the test and the run's pictures on; to be called after the last epoch.
 
         Args:

@@ -64,7 +64,8 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     with accelerator.local_main_process_first():  # which downloads what is missing, once a machine
         splits = load_splits(settings.data)
     settings, splits = resolve(settings, splits, accelerator)
-    splits = cached(splits, settings.data, accelerator.is_local_main_process)
+    with accelerator.local_main_process_first():
+        splits = cached(splits, settings.data, accelerator.is_local_main_process)
     trainer = Trainer(settings, splits, accelerator)
     folder, was_there = choose_folder(accelerator, settings, resume)
     main = accelerator.is_main_process
@@ -73,9 +74,10 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     try:
         with locked(folder) if main else nullcontext(), StopSignals(folder) as signals:
             trainer.open(folder)
-            with faults.explained(trainer.settings, folder, trainer.images):
-                trainer.fit(signals)
-            return trainer.finish(signals)
+            with trainer.tracker:
+                with faults.explained(trainer.settings, folder, trainer.images):
+                    trainer.fit(signals)
+                return trainer.finish(signals)
     except Exception:
         if main and not was_there and not (folder / "checkpoints").exists():
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
@@ -171,7 +173,6 @@ class Trainer:
         """
         self.sampler.start_step = self.state.step
         with ExitStack() as stack:
-            stack.callback(self.tracker.close)
             self.display = progress.Display(self.total_steps, self.state.step, self.main)
             stack.enter_context(self.display)
             for line in progress.announcement(self.settings, self.splits, self.raw_model, self.device, self.folder):
@@ -201,6 +202,8 @@ class Trainer:
         if self.main:
             plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
             report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
+            names = ("curves", *(f"{self.splits.test_name}_{name}" for name in ("confusion_matrix", "predictions")))
+            self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
         else:
             report = self._report(predictions)
         return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
