@@ -101,23 +101,40 @@ def test_frames_of_a_film_do_not_all_hang_on_the_first() -> None:
     assert np.isin(copies.within[copies.within >= 0], kept).all()
 
 
+def distinct(levels: NDArray[np.float64]) -> NDArray[np.void]:
+    """Readings of as many images of 64 px with these signatures."""
+    readings = np.zeros(len(levels), READING)
+    readings["readable"] = True
+    readings["digest"] = [number.to_bytes(16, "big") for number in range(1, len(levels) + 1)]
+    readings["width"] = readings["height"] = 64
+    readings["signature"] = levels.clip(-127, 127)
+    return readings
+
+
 def test_copies_are_found_wherever_they_lie_among_thousands() -> None:
     """In another block, another tile and another split."""
     generator = np.random.default_rng(0)
-    readings = np.zeros(9000, READING)
-    readings["readable"] = True
-    readings["digest"] = [number.to_bytes(16, "big") for number in range(1, 9001)]
-    readings["width"] = readings["height"] = 64
-    readings["signature"] = generator.normal(0, 40, (9000, 16, 16)).clip(-127, 127)
+    levels = generator.normal(0, 40, (9000, 16, 16))
     copies = generator.choice(9000, 200, replace=False)
     originals, repeats = copies[:100], copies[100:]
-    noise = generator.normal(0, 4, (100, 16, 16))
-    readings["signature"][repeats] = (readings["signature"][originals] + noise).clip(-127, 127)
+    levels[repeats] = levels[originals] + generator.normal(0, 4, (100, 16, 16))
     stages = np.arange(9000) // 6000
-    found = find_copies(readings, stages, lambda *_: True, lambda blocks: blocks)
+    found = find_copies(distinct(levels), stages, lambda *_: True, lambda blocks: blocks)
     links = np.maximum(found.across, found.within)
     pairs = {frozenset((index, int(links[index]))) for index in np.flatnonzero(links >= 0).tolist()}
     assert pairs == {frozenset(pair) for pair in zip(originals.tolist(), repeats.tolist(), strict=True)}
     leaks = np.flatnonzero(found.across >= 0)
     assert len(leaks) > 20
     assert (stages[leaks] == 0).all()
+
+
+def test_a_leak_is_found_where_the_test_image_is_a_copy_itself() -> None:
+    generator = np.random.default_rng(0)
+    levels = generator.normal(0, 40, (5000, 16, 16))
+    levels[1] = levels[0] + generator.normal(0, 10, (16, 16))
+    levels[4999] = levels[1] + generator.normal(0, 10, (16, 16))  # too far from the first
+    stages = (np.arange(5000) < 2).astype(np.int64)
+    found = find_copies(distinct(levels), stages, lambda *_: True, lambda blocks: blocks)
+    assert found.within[1] == 0
+    assert found.across[4999] == 1
+    assert found.linked(np.arange(5000)).sum() == 2

@@ -7,7 +7,7 @@ Command: ``convnext train fashion-mnist --data.root DIR``, where DIR gets the do
 instructions ``--precision bf16`` takes two thirds of the time.
 """
 
-from convnext.recipes import _small
+from convnext.recipes import Measured, _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=12,
@@ -22,4 +22,4 @@ SETTINGS = _small.SETTINGS.replace(
     },
 )
 PUBLISHED = None
-MEASURED = ()
+MEASURED = (Measured("92.85 % top-1, 0.929 macro-F1, test, in about 28 minutes of one core", "results/fashion-mnist"),)

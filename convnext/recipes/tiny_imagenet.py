@@ -6,7 +6,7 @@ and random areas, since 500 images a class are few.
 Command: ``convnext train tiny-imagenet --data.root DIR``, where DIR gets the download.
 """
 
-from convnext.recipes import _small
+from convnext.recipes import Measured, _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=30,
@@ -25,4 +25,6 @@ SETTINGS = _small.SETTINGS.replace(
 # At the recipe's learning rate Swin-T stays at chance.
 BY_MODEL = {"swin_t": {"optimizer.lr": 5e-4}}
 PUBLISHED = None
-MEASURED = ()
+MEASURED = (
+    Measured("60.90 % top-1, val, on 20 of the 200 classes in 26.5 minutes of one core", "results/tiny-imagenet-20"),
+)

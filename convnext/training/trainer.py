@@ -156,6 +156,9 @@ class Trainer:
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
+        if self.settings.accumulate == "auto" and (folder / "settings.json").exists():
+            before: RunSettings = checkpoint.read_json(folder / "settings.json", RunSettings)
+            self.settings = self.settings.replace(accumulate=before.accumulate)
         self.settings = self.state.settings = settle_parts(self.settings, self.raw_model, self.accelerator)
         if self.main:
             write_settings(folder, self.settings)
@@ -341,7 +344,8 @@ class Trainer:
         state.images = 0
         state.metrics = metrics
         self.tracker.log(metrics)
-        due = epoch % settings.save_every_epochs == 0 or epoch == settings.epochs or state.best_step == state.step
+        due = epoch % settings.save_every_epochs == 0 or state.best_step == state.step
+        due = epoch == settings.epochs or (due and not state.skipped)
         if save or due or self._is_due():
             self._save()
         self.display.line(progress.epoch_line(metrics, settings.epochs))
@@ -383,7 +387,9 @@ class Trainer:
         self._clock = now
 
     def _is_due(self) -> bool:
-        """Whether a checkpoint is due in the middle of an epoch."""
+        """Whether a checkpoint is due in an epoch's middle; never while steps are skipped: the weights may be bad."""
+        if self.state.skipped:
+            return False
         steps, minutes = self.settings.save_every_steps, self.settings.save_every_minutes
         late = minutes is not None and time.perf_counter() - self._last_save >= 60 * minutes
         return late or (steps is not None and self.state.step % steps == 0)
@@ -404,8 +410,6 @@ class Trainer:
         checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
         state.versions = self.state.versions
         self.state = state
-        if self.settings.accumulate == "auto":
-            self.settings = self.settings.replace(accumulate=state.settings.accumulate)
         snapshot.restore(folder, self.raw_model, self.average, self.optimizers)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(dict(state.scaler))
