@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import convnext
 from convnext.cli import main
+from convnext.files import digest
 from convnext.models import weights
 from tests.loopback import Server
 
@@ -213,7 +214,10 @@ def test_a_malicious_checkpoint_never_runs(
     spoiled = ["model.safetensors", "training.safetensors", "model.json", "training.json"]
     for name in spoiled:
         shutil.copytree(digits_run.path, f"spoiled-{name}/digits", symlinks=True)
-        shutil.copy("evil.bin", f"spoiled-{name}/digits/checkpoints/last/{name}")
+        for folder in Path(f"spoiled-{name}/digits/checkpoints").glob("step-*"):
+            shutil.copy("evil.bin", folder / name)
+            digests = json.loads((folder / "sha256.json").read_text())  # whoever spoils a file can write its digest
+            (folder / "sha256.json").write_text(json.dumps({**digests, name: digest(folder / name)}))
     commands = [f"convert {name} out.pth" for name in ("evil.pth", "evil.bin", "evil.safetensors")]
     commands += [f"{command} evil.pth{rest}" for command, rest in (("evaluate", ""), ("predict", " x.png"))]
     commands += [
