@@ -5,8 +5,21 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from convnext.errors import UserError
+
+_locks: set[IO[str]] = set()  # held by this process
+
+
+def _leave_locks() -> None:
+    """A child of this process that outlives it must not keep its locks."""
+    for file in _locks:
+        file.close()
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 @contextmanager
@@ -18,8 +31,10 @@ def writing(path: Path) -> Iterator[Path]:
         sync(unfinished)
         unfinished.replace(path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write does not say where
+            error.filename = str(path)
         raise
 
 
@@ -80,4 +95,8 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        _locks.add(file)
+        try:
+            yield
+        finally:
+            _locks.discard(file)

@@ -5,6 +5,7 @@ for any number of workers, and after any interruption.
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -199,7 +200,11 @@ class EvalSampler(Sampler[list[Key]]):
 
 @contextmanager
 def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> Iterator[Iterator[Batch]]:
-    """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`)."""
+    """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`).
+
+    Raises:
+        DataError: a worker died; the message names the image that it was reading.
+    """
     workers = default_workers(dataset.source) if workers is None else workers
     loader: DataLoader[Batch | UserError] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the keys are tuples
@@ -212,11 +217,22 @@ def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int 
     )
     iterator = iter(loader)
     try:
-        yield _batches_only(iterator)
-    finally:
-        # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the iterator.
-        if shut_down := getattr(iterator, "_shutdown_workers", None):
-            shut_down()
+        try:
+            yield _batches_only(iterator)
+        finally:
+            # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the
+            # iterator.
+            if shut_down := getattr(iterator, "_shutdown_workers", None):
+                shut_down()
+    except RuntimeError as error:
+        if not (died := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
+            raise
+        # Asked after the other workers have ended, which have finished their images.
+        raise DataError(
+            f"a process that reads images died (pid {died[1]}) at {'; '.join(dataset.being_read()) or 'no image'}: "
+            f"where memory ran out lower --data.workers; where the image is the cause leave it out with "
+            f"--data.exclude; then go on with --resume"
+        ) from error
 
 
 def _batches_only(stream: Iterator[Batch | UserError]) -> Iterator[Batch]:
@@ -227,11 +243,12 @@ def _batches_only(stream: Iterator[Batch | UserError]) -> Iterator[Batch]:
 
 
 def default_workers(source: ImageSource) -> int:
-    """Workers for files: one a core, at most 8; none for images in memory beside a CPU that is busy computing."""
+    """Workers for files: one a core, at most 8, shared by this machine's training processes; none for images in memory
+    beside a CPU that is busy computing."""
     if source.in_memory and not torch.cuda.is_available():
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8))
 
 
 def ignore_stop_signals(_: int) -> None:
@@ -242,6 +259,7 @@ def ignore_stop_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def raise_if_strict(unreadable: list[str], strict: bool) -> None:

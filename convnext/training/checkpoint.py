@@ -61,10 +61,12 @@ class TrainingState(BaseModel):
         settings: the run's, resolved.
         versions: of the libraries that matter, and the commit of the folder that training was started in.
         fingerprints: digests of the images, by split.
-        metrics: of the last epoch that ended.
+        metrics: of the last epoch that ended; a loss may be infinite.
         skipped: steps in a row, up to this one, that were left out because of numbers that are not finite.
         scaler: state of the gradient scaler of fp16.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     format: int = FORMAT
     settings: RunSettings
@@ -78,7 +80,7 @@ class TrainingState(BaseModel):
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_all: int = 0
-    scaler: dict[str, float] = {}
+    scaler: dict[str, int | float] = {}  # an interval of 2000.0 steps is refused by the scaler
     best_step: int | None = None
     best_top1: float | None = None
 
@@ -115,9 +117,8 @@ def save(
             sync(path)
         unfinished.rename(target)
         sync(folder)
-        _point(folder / "last", target)
-        if state.best_step == state.step:
-            _point(folder / "best", target)
+        sync(folder.parent)
+        point_links(target, state)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
@@ -130,6 +131,14 @@ def save(
     for path in _newest_first(folder):
         if path.resolve() not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def point_links(target: Path, state: TrainingState) -> None:
+    """Point ``last`` at a checkpoint, and ``best`` where it is the best; a kill right after it was written may have
+    left that out."""
+    _point(target.parent / "last", target)
+    if state.best_step == state.step:
+        _point(target.parent / "best", target)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -165,8 +174,6 @@ def newest_complete(run: Path) -> Path | None:
             for other in damaged:
                 print(f"{other} is damaged: going on from {path.name}", file=sys.stderr)
                 other.rename(_unused(folder / f"damaged-{other.name}"))
-            if damaged:
-                _point(folder / "last", path)
             return path
         damaged.append(path)
     if damaged:
@@ -187,6 +194,8 @@ def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def _point(link: Path, target: Path) -> None:
+    if link.is_symlink() and link.readlink() == Path(target.name):
+        return
     unfinished = link.with_name(f".{link.name}.tmp")
     unfinished.unlink(missing_ok=True)
     unfinished.symlink_to(target.name, target_is_directory=True)

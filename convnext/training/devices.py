@@ -1,11 +1,14 @@
 """Where a run computes, in which arithmetic, and with which memory allocator settings."""
 
 import ctypes
+import os
 import platform
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
@@ -19,10 +22,28 @@ def make_accelerator(settings: RunSettings) -> Accelerator:
     """
     device = pick_device(settings.device)
     keep_freed_memory()
+    _meet_again(device)
     # Accelerate keeps one state a process, and would refuse a second run with another precision or device.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     precision = {"fp32": "no"}.get(name := pick_precision(settings.precision, device), name)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+
+
+def _meet_again(device: str) -> None:
+    """After a restart by torchrun on one host, bring the processes together where they do not find dead ones.
+
+    torchrun keeps one store through all restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts
+    need, since each counts restarts for itself), with the addresses of the processes before still in it.
+    """
+    here = os.environ
+    restarts = here.get("TORCHELASTIC_RESTART_COUNT", "0")
+    shared = here.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and here.get("GROUP_WORLD_SIZE") == "1"
+    if restarts == "0" or not shared or torch.distributed.is_initialized():
+        return
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"restart-{restarts}", store)
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def pick_device(name: str) -> str:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
-from convnext.data.loading import AugmentedImages
 from convnext.errors import UserError
+
+_NO_MEMORY = re.compile("not enough memory|can't allocate memory|std::bad_alloc|could not create a memory")
 
 
 class TrainingError(UserError):
@@ -60,32 +61,35 @@ def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> Tr
     return TrainingError(
         f"loss or gradient was not a finite number in {settings.max_skipped_steps + 1} steps in a row, up to step "
         f"{step}, first in {where}: lower optimizer.lr (now {settings.peak_lr:.3g} at its peak), lengthen the warm-up, "
-        f"or {clip}; the checkpoints in {folder} are from before"
+        f"or {clip}; {_kept(folder)}"
     )
 
 
+def _kept(folder: Path) -> str:
+    """What is left of the run."""
+    last = folder / "checkpoints" / "last"
+    return f"the last good checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
+
+
 @contextmanager
-def explained(settings: RunSettings, folder: Path, images: AugmentedImages) -> Iterator[None]:
+def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
     """Turn what the machine did to a run into what the user can do about it.
 
     Raises:
-        TrainingError: memory ran out, or a process that reads images died.
+        TrainingError: memory ran out, or another process of the run was lost.
     """
     try:
         yield
-    except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "can't allocate memory" in text:
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
             raise TrainingError(
                 f"memory ran out: let --batch-size auto find how much fits, split the batch with --accumulate (now "
                 f"{settings.accumulate}), set --checkpoint-activations, or lower batch_size ({settings.batch_size}) or "
-                f"data.image_size ({settings.data.image_size}); checkpoints are in {folder}"
+                f"data.image_size ({settings.data.image_size}); {_kept(folder)}"
             ) from error
-        if dead := re.search(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited|worker \(pid (\d+)\) is killed", text):
-            reading = "; ".join(images.being_read()) or "none"
+        if isinstance(error, torch.distributed.DistError) or re.search(r"gloo/|Gloo", str(error)):
             raise TrainingError(
-                f"a process that reads images died (pid {dead[1] or dead[2]}; the images being read: {reading}): where "
-                f"memory ran out lower --data.workers, where one of these images is the cause leave it out with "
-                f"--data.exclude; go on with --resume"
+                f"another process of the run ended, or its host is out of reach: its own message says why "
+                f"({str(error).splitlines()[0]}); go on with --resume"
             ) from error
         raise

@@ -36,7 +36,8 @@ class StopSignals:
         self._before: dict[int, Any] = {}
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                    self._before[number] = signal.signal(number, self._note)
             self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note_save)
         except ValueError:  # only the main thread may handle signals
             self._before = {}

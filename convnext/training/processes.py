@@ -1,7 +1,8 @@
 """Several processes that train one model: who speaks, what they agree on, and how they share their results."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,27 @@ from convnext.config import RunSettings
 from convnext.errors import UserError
 from convnext.training.run import folder_to_resume, new_folder
 
+T = TypeVar("T")
+
+
+def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
+    """What ``make`` returns on the main process, which alone calls it, on every process.
+
+    Raises:
+        UserError: what it raises, on every process.
+    """
+    made: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            made = [make()]
+        except UserError as error:
+            made = [error]
+    broadcast_object_list(made)
+    if isinstance(made[0], UserError):
+        raise made[0]
+    result: T = made[0]
+    return result
+
 
 def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool) -> tuple[Path, bool]:
     """The run's folder, made or found by the main process, and whether it was there before.
@@ -19,18 +41,12 @@ def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool)
     Raises:
         UserError: it cannot be made, or has other settings; on every process.
     """
-    chosen: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = folder_to_resume(settings) if resume else None
-            chosen = [(found or new_folder(settings.output, settings.name), found is not None)]
-        except UserError as error:
-            chosen = [error]
-    broadcast_object_list(chosen)
-    if isinstance(chosen[0], Exception):
-        raise chosen[0]
-    folder, was_there = chosen[0]
-    return folder, was_there
+
+    def choose() -> tuple[Path, bool]:
+        found = folder_to_resume(settings) if resume else None
+        return found or new_folder(settings.output, settings.name), found is not None
+
+    return from_main(accelerator, choose)
 
 
 def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FREE = {
     *("output", "device", "trackers", "compile", "checkpoint_activations"),
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep"),
-    *("data.root", "data.workers", "data.strict", "data.cache"),
+    *("data.root", "data.workers", "data.strict"),
 }
 
 
@@ -102,7 +102,7 @@ def _has_settings(folder: Path, settings: RunSettings) -> bool:
 
 def _is_finished(folder: Path, settings: RunSettings) -> bool:
     lines = read_metrics(folder)
-    return bool(lines) and lines[-1]["epoch"] >= settings.epochs
+    return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
 
 
 def _is_locked(folder: Path) -> bool:
@@ -140,7 +140,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         CheckpointError: the run's settings cannot be read.
     """
     path = folder / "settings.json"
-    if not {path.name for path in folder.iterdir()} - {".lock"}:  # killed right after it was made
+    if all(path.name.startswith(".") for path in folder.iterdir()):  # killed right after it was made
         return
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")

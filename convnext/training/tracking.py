@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from convnext.config import RunSettings
-from convnext.errors import SettingsError
-from convnext.files import write_text
+from convnext.errors import CheckpointError, SettingsError
+from convnext.files import sync, write_text
 from convnext.training.run import flatten, read_metrics
 
 if TYPE_CHECKING:
@@ -76,8 +76,15 @@ class Tracker:
         self.history.append(metrics)
         if not self._main:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+            sync(self.path)  # before the checkpoint that goes on from here
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self.path}: {error.strerror}; the checkpoints are untouched: free space, then continue "
+                f"with --resume"
+            ) from error
         values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
         self._tell(lambda backend: backend.log(metrics["step"], values))
 

@@ -40,9 +40,9 @@ from convnext.training.optimization import (
     make_optimizers,
     set_learning_rate,
 )
-from convnext.training.processes import choose_folder, total
+from convnext.training.processes import choose_folder, from_main, share_lines, total
 from convnext.training.resolution import cached, resolve
-from convnext.training.run import Run, write_settings
+from convnext.training.run import Run, read_metrics, write_settings
 from convnext.training.tracking import Tracker
 
 
@@ -74,12 +74,11 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     try:
         with locked(folder) if main else nullcontext(), StopSignals(folder) as signals:
             trainer.open(folder)
-            with trainer.tracker:
-                with faults.explained(trainer.settings, folder, trainer.images):
-                    trainer.fit(signals)
+            with trainer.tracker, faults.explained(trainer.settings, folder):
+                trainer.fit(signals)
                 return trainer.finish(signals)
     except Exception:
-        if main and not was_there and not (folder / "checkpoints").exists():
+        if main and not was_there and not (folder / "checkpoints").exists() and not read_metrics(folder):
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
         raise
 
@@ -133,7 +132,7 @@ class Trainer:
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
         configure(self.raw_model, settings)
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
-        self.model, *self._steppers = accelerator.prepare(self.raw_model, *self.optimizers)
+        self.model, *_ = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
             self.model = torch.compile(self.model)
         self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
@@ -148,11 +147,11 @@ class Trainer:
             CheckpointError: its checkpoints are damaged or of other classes.
         """
         self.folder = folder
-        found = checkpoint.newest_complete(folder) if self.main else None
-        self.accelerator.wait_for_everyone()  # a damaged checkpoint may have been put aside
-        found = found if self.main else checkpoint.newest_complete(folder)
+        found = from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
         if found is not None:
             self._restore(found)
+            if self.main:
+                checkpoint.point_links(found, self.state)
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
@@ -191,8 +190,8 @@ class Trainer:
                     self._end_epoch(save or stop)
                 elif save or stop or self._is_due():
                     self._save()
-                signals.save = False
                 if stop:
+                    self.accelerator.wait_for_everyone()  # until all is saved: launchers kill what outlives the others
                     signals.stop()
 
     def finish(self, signals: StopSignals) -> Run:
@@ -228,21 +227,24 @@ class Trainer:
             return False, False
         torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
         images, targets, labels = self._on_device(batch)
+        buffers = [buffer.clone() for buffer in self.raw_model.buffers()]  # batch norm's; ConvNeXt has none
         lr = learning_rate(step, settings, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
         sums = self._backward(images, targets, labels, count, everyones)
         norm = self._gradient_norm()
-        flags = torch.tensor([count, signals.received is not None, signals.save], device=self.device)
-        numbers = total(self.accelerator, torch.cat([sums, flags]).double())
-        # The one time in a step that the device is waited for.
-        loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.double()[None]]).tolist()
+        if save_asked := signals.save:
+            signals.save = False  # now, so that a signal during this step counts in the next
+        flags = torch.tensor([count, signals.received is not None, save_asked], device=self.device)
+        numbers = total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
+        # The one time in a step that the device is waited for, where there is one process.
+        loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.float()[None]]).tolist()
         if math.isfinite(norm_value) and math.isfinite(loss_sum):
             self._update()
             self.state.loss_sum += loss_sum
             self.state.correct += correct
             self.state.images += int(images_seen)
         else:
-            self._skip(images)
+            self._skip(images, buffers)
         self.display.update(self.state, self.steps_per_epoch, settings.epochs, int(images_seen), lr)
         return bool(stop), bool(save)
 
@@ -298,24 +300,36 @@ class Trainer:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _update(self) -> None:
-        for optimizer in self._steppers:
-            optimizer.step()
+        # Not accelerate's optimizers, each of which would update the scale.
+        scaler = self.accelerator.scaler
+        for optimizer in self.optimizers:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
             optimizer.zero_grad()
+        if scaler is not None:
+            scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.raw_model)
         self.state.skipped, self._fault = 0, ""
 
-    def _skip(self, images: Tensor) -> None:
+    def _skip(self, images: Tensor, buffers: list[Tensor]) -> None:
         """Leave the step out.
+
+        Args:
+            images: of the step.
+            buffers: the model's before it.
 
         Raises:
             TrainingError: too many in a row.
         """
         self._fault = self._fault or faults.origin(self.raw_model, images)
+        for buffer, before in zip(self.raw_model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         if self.accelerator.scaler is not None:
-            for optimizer in self._steppers:
-                optimizer.step()  # leaves the weights alone and lowers the scale, which is how fp16 finds it
-        for optimizer in self._steppers:
+            self.accelerator.scaler.update()  # lowers the scale, which is how fp16 finds it
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.state.skipped += 1
         self.state.skipped_in_all += 1
@@ -332,6 +346,7 @@ class Trainer:
             metrics["train_loss"] = state.loss_sum / state.images
             metrics["train_top1"] = state.correct / state.images
         self._tick()
+        self._note_unreadable(share_lines(self.accelerator, list(self.unreadable)))
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
             report = self._report(self._predict("val", lambda: None))  # stops are for after the checkpoint
             metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
@@ -344,8 +359,8 @@ class Trainer:
         state.images = 0
         state.metrics = metrics
         self.tracker.log(metrics)
-        due = epoch % settings.save_every_epochs == 0 or state.best_step == state.step
-        due = epoch == settings.epochs or (due and not state.skipped)
+        due = epoch == settings.epochs or state.best_step == state.step
+        due = due or (epoch % settings.save_every_epochs == 0 and not state.skipped)
         if save or due or self._is_due():
             self._save()
         self.display.line(progress.epoch_line(metrics, settings.epochs))
