@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from convnext.config import RunSettings
 from convnext.data.images import UnreadableImageError
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import Transform
+from convnext.data.transforms import TrainTransform, Transform, sizes_by_epoch
 from convnext.errors import DataError, SettingsError, UserError
 
 # Pixels, target and index; or why there are none; or what must end the reading, which would come out of a worker as
@@ -181,6 +182,32 @@ class TrainSampler(Sampler[list[Key]]):
                 places = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
                 indices = order[places.start : places.stop : places.step].tolist()
                 yield [(epoch, index, place % self.repeats) for index, place in zip(indices, places, strict=True)]
+
+
+def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[float]) -> AugmentedImages:
+    """The images of a run, each epoch at its size; ``mean`` is the colour of erased rectangles, from 0 to 1."""
+    data = settings.data
+    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    by_size = {size: TrainTransform(settings.augment, size, mean) for size in set(sizes)}
+    return AugmentedImages(source, [by_size[size] for size in sizes], settings.seed)
+
+
+def training_sampler(settings: RunSettings, source: ImageSource, rank: int, world_size: int) -> TrainSampler:
+    """The batches of a run, of which this process takes its share.
+
+    Raises:
+        SettingsError: a batch larger than the training set.
+    """
+    return TrainSampler(
+        len(source),
+        settings.batch_size,
+        settings.epochs,
+        settings.seed,
+        rank=rank,
+        world_size=world_size,
+        repeats=settings.augment.repeats,
+        groups=source.groups,
+    )
 
 
 class EvalSampler(Sampler[list[Key]]):

@@ -113,6 +113,21 @@ def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
             group["lr"] = lr * group["lr_scale"]
 
 
+def step_all(optimizers: Iterable[Optimizer], scaler: "torch.amp.GradScaler | None") -> None:
+    """One step of each, and their gradients emptied.
+
+    The scaler of fp16 is told once of all of them; accelerate's own optimizers would each update its scale.
+    """
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+    if scaler is not None:
+        scaler.update()
+
+
 def learning_rate(step: int, settings: RunSettings, steps_per_epoch: int) -> float:
     """The rate at optimizer step ``step`` from 0: linear warm-up, then the schedule of the settings.
 

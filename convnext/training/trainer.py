@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
-from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches, raise_if_strict, seed_for
-from convnext.data.transforms import Normalize, TrainTransform, batch_mix, sizes_by_epoch
+from convnext.data.loading import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
+from convnext.data.transforms import Normalize, batch_mix
 from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
@@ -39,6 +39,7 @@ from convnext.training.optimization import (
     learning_rate,
     make_optimizers,
     set_learning_rate,
+    step_all,
 )
 from convnext.training.processes import choose_folder, from_main, share_lines, total
 from convnext.training.resolution import cached, resolve
@@ -98,16 +99,7 @@ class Trainer:
     def __init__(self, settings: RunSettings, splits: Splits, accelerator: Accelerator) -> None:
         self.settings, self.splits, self.accelerator = settings, splits, accelerator
         self.device, self.main = accelerator.device, accelerator.is_main_process
-        self.sampler = TrainSampler(
-            len(splits.train),
-            settings.batch_size,
-            settings.epochs,
-            settings.seed,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            repeats=settings.augment.repeats,
-            groups=splits.train.groups,
-        )
+        self.sampler = training_sampler(settings, splits.train, accelerator.process_index, accelerator.num_processes)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
         data = settings.data
@@ -119,9 +111,7 @@ class Trainer:
             image_size=data.image_size,
             center_crop=data.center_crop,
         )
-        sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
-        by_size = {size: TrainTransform(settings.augment, size, splits.mean) for size in set(sizes)}
-        self.images = AugmentedImages(splits.train, [by_size[size] for size in sizes], settings.seed)
+        self.images = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
 
@@ -300,16 +290,7 @@ class Trainer:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _update(self) -> None:
-        # Not accelerate's optimizers, each of which would update the scale.
-        scaler = self.accelerator.scaler
-        for optimizer in self.optimizers:
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-            optimizer.zero_grad()
-        if scaler is not None:
-            scaler.update()
+        step_all(self.optimizers, self.accelerator.scaler)
         if self.average is not None:
             self.average.update_parameters(self.raw_model)
         self.state.skipped, self._fault = 0, ""
