@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     keep_freed_memory()  # as training does; it helps both, whose float batches are large
+    torch.set_num_threads(1)  # a second thread would wait for work by spinning, on a core that a worker needs
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder_of(options.images, options.repeat, Path(temporary))
         source = scan_folder(folder, class_folders(folder))

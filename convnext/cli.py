@@ -76,15 +76,20 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _report_error(error: Exception, args: list[str]) -> int:
+    interrupted = type(error).__name__ == "InterruptedRunError"
+    # torchrun's number of this process on its machine: what all of them have to say, the first says.
+    told = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
     if isinstance(error, UserError):
-        print(f"convnext: {error}", file=sys.stderr)
+        if not told:
+            print(f"convnext: {error}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
         print(f"convnext: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
-    if type(error).__name__ == "InterruptedRunError":
+    if interrupted:
         again = [*args, *([] if "--resume" in args else ["--resume"])]
-        print(f"convnext: {error}\ngo on with: convnext {shlex.join(again)}", file=sys.stderr)
+        if not told:
+            print(f"convnext: {error}\ngo on with: convnext {shlex.join(again)}", file=sys.stderr)
         return 128 + int(getattr(error, "signal", 0))
     print(
         f"convnext: internal error: {type(error).__name__}: {error}\nrun the command again with --debug for the "

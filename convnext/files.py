@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,17 @@ def writing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # a write does not say where
             error.filename = str(path)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while `writing` left in ``folder``, which is `locked` by this one."""
+    import psutil
+
+    for path in folder.glob(".*.tmp"):
+        # This process has begun nothing yet, and in a container may have the number of the one before.
+        owner = re.search(r"\.(\d+)\.tmp$", path.name)
+        if owner and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1]))):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,3 +112,17 @@ def locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             _locks.discard(file)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process has `locked` the folder, whose files are left alone."""
+    import fcntl
+
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

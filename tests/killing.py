@@ -168,6 +168,15 @@ def run(args: Sequence[object], folder: Path, point: Point | None = None) -> End
     return Started(args, folder, point.arm if point is not None else None).end()
 
 
+def last_line(ended: Ended) -> str:
+    """The one line of an error that is the user's."""
+    assert ended.status == 2, ended.text
+    lines = [line for line in ended.text.splitlines() if line.startswith("convnext: ")]
+    assert lines == ended.text.splitlines()[-1:]
+    assert "internal error" not in lines[0]
+    return lines[0]
+
+
 def result(run: Path) -> dict[str, Any]:
     """All that two runs of the same settings must agree on: digests of every tensor of the last and the best
     checkpoint, how training stands, the metrics of every epoch and the test report."""

@@ -128,7 +128,7 @@ def drawn(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
     images = AugmentedImages(splits.train, [TrainTransform(augment, 8, splits.mean)] * 2, seed)
     sampler = TrainSampler(len(splits.train), 128, epochs=2, seed=seed, start_step=start_step)
     with batches(images, sampler, workers) as stream:
-        return list(stream)
+        return [batch._replace(images=batch.images.clone()) for batch in stream]
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:
@@ -143,6 +143,19 @@ def test_batches_do_not_depend_on_workers_or_on_where_one_starts() -> None:
     assert same(drawn(workers=2), expected)
     assert same(drawn(workers=1, start_step=13), expected[13:])
     assert not same(drawn(workers=0, seed=4), expected)
+
+
+def test_a_batch_is_left_alone_until_the_next_is_asked_for() -> None:
+    """Though workers write into the memory of those before it as soon as they may."""
+    images = AugmentedImages(load_splits(digits()).train, [EvalTransform(8)], seed=0)
+    sampler = EvalSampler(1200, 8)
+    with batches(images, sampler, workers=0) as stream:
+        expected = [batch.images for batch in stream]
+    with batches(images, sampler, workers=2) as stream:
+        before = next(stream).images
+        for count, batch in enumerate(stream, 1):
+            assert torch.equal(batch.images, expected[count])
+    assert not torch.equal(before, expected[0])
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ() -> None:
@@ -216,11 +229,12 @@ def test_mixing_keeps_the_shares_of_the_classes() -> None:
 
 
 def test_workers_end_with_an_error() -> None:
-    def broken(_: Picture) -> Tensor:
-        raise RuntimeError("a mistake of ours")
+    class Broken(EvalTransform):
+        def __call__(self, picture: Picture) -> Tensor:
+            raise RuntimeError(f"a mistake of ours with {picture.name}")
 
     splits = load_splits(digits())
-    images = AugmentedImages(splits.train, [broken], seed=0)
+    images = AugmentedImages(splits.train, [Broken(8)], seed=0)
     with (
         pytest.raises(RuntimeError, match="a mistake of ours"),
         batches(images, EvalSampler(100, 10), workers=2) as stream,

@@ -87,7 +87,7 @@ def stream(splits: Splits, workers: int, start_step: int = 0) -> list[Batch]:
     images = AugmentedImages(splits.train, [TrainTransform(augment, 8, splits.mean)] * 2, seed=3)
     sampler = TrainSampler(len(splits.train), 32, epochs=2, seed=3, start_step=start_step, groups=splits.train.groups)
     with batches(images, sampler, workers) as batched:
-        return list(batched)
+        return [batch._replace(images=batch.images.clone()) for batch in batched]
 
 
 def same(one: list[Batch], other: list[Batch]) -> bool:

@@ -22,6 +22,7 @@ from convnext.files import locked
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.run import folders, read_metrics
 from convnext.training.trainer import Trainer
+from tests.killing import result
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -266,10 +267,10 @@ def test_resume_takes_the_run_with_these_settings_that_is_not_finished(
 def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict = Trainer._predict
 
-    def signal_before_the_test(trainer: Trainer, split: str, between_batches: Any) -> Any:
+    def signal_before_the_test(trainer: Trainer, split: str, signals: StopSignals) -> Any:
         if split == "test":
             os.kill(os.getpid(), signal.SIGINT)
-        return predict(trainer, split, between_batches)
+        return predict(trainer, split, signals)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_predict", signal_before_the_test)
@@ -278,6 +279,36 @@ def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "digits" / "test_report.json").exists()
     assert convnext.train(short(tmp_path), resume=True).path.name == "digits"
     assert (tmp_path / "digits" / "test_report.json").exists()
+
+
+def test_a_signal_in_a_validation_stops_it_and_it_is_done_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = convnext.train(short(tmp_path / "whole"))
+    predict = Trainer._predict
+
+    run, steps = tmp_path / "digits", [line["step"] for line in read_metrics(whole.path)]
+    for epoch, step in enumerate(steps, 1):
+
+        def signal_before(trainer: Trainer, split: str, signals: StopSignals, at: int = step) -> Any:
+            if trainer.state.step == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return predict(trainer, split, signals)
+
+        for _ in range(2):  # the second time in the validation that is done again
+            with monkeypatch.context() as patch:
+                patch.setattr(Trainer, "_predict", signal_before)
+                with pytest.raises(InterruptedRunError):
+                    convnext.train(short(tmp_path), resume=True)
+            state = json.loads((run / "checkpoints" / "last" / "training.json").read_text())
+            assert state["unvalidated"]
+            assert state["step"] == step
+            assert len(read_metrics(run)) == epoch - 1
+        if epoch == 1:  # killed when the validation is written down, and before it is saved
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write((whole.path / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
+    convnext.train(short(tmp_path), resume=True)
+    assert result(run) == result(whole.path)
 
 
 def test_changed_images_are_noticed(small_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
 from convnext.data.catalog import load_splits
@@ -230,3 +231,16 @@ def test_evaluation_decodes_the_whole_picture_at_reduced_size(photograph: Image.
     resized = photograph.resize((109, 73), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((22, 4, 86, 68)), float)
     assert np.abs(pixels - expected).mean() < 4.0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_padded_crops_are_those_of_torchvision(channels: int) -> None:
+    picture = Picture(np.random.default_rng(0).integers(0, 256, (32, 32, channels), np.uint8), channels)
+    ours = TrainTransform(AugmentSettings(crop="padding", crop_padding=4), 32, (0.5,) * channels)
+    theirs = v2.Compose([v2.RandomCrop(32, 4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
+    pixels = picture.resized((0, 0, 32, 32), 32, 32)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = theirs(pixels)
+        torch.manual_seed(seed)
+        assert torch.equal(ours(picture), expected)

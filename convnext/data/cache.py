@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from convnext.data.cache_file import CacheError, CacheFile, Chunk, Header, Store, amount, digest
 from convnext.data.images import UnreadableImageError
-from convnext.data.loading import default_workers, ignore_stop_signals
+from convnext.data.loading import AugmentedImages, EvalSampler, Key, Sample, default_workers, ignore_stop_signals
 from convnext.data.sources import FileSource, ImageSource
+from convnext.data.workers import reading
+from convnext.errors import UserError
 
 __all__ = ["CacheError", "CachedSource", "open_cache"]
 
@@ -100,6 +102,7 @@ def open_cache(
 
     Raises:
         CacheError: no room, or a folder that cannot be written; nothing is left there.
+        DataError: a process that decodes died; nothing is left either.
     """
     store = Store(where, *_keys(source, side), side)
     try:
@@ -162,48 +165,55 @@ def _kept(width: int, height: int, side: int) -> tuple[int, int]:
     return round(width * side / shorter), round(height * side / shorter)
 
 
-class _Decoded(Dataset[Tensor | str]):
-    """Images as ``(H, W, C)`` uint8 with a shorter side of at most ``side``, or why they cannot be read."""
+class _Decoded(AugmentedImages):
+    """Images as ``(C, H, W)`` uint8 with a shorter side of at most ``side``, or why they cannot be read, without their
+    labels."""
 
     def __init__(self, source: ImageSource, side: int) -> None:
-        self.source, self.side = source, side
+        super().__init__(source, [], seed=0)
+        self.side = side
 
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Tensor | str:
+    def _read(self, key: Key) -> Sample:
+        _, index, _ = key
         try:
             picture = self.source.picture(index)
             width, height = picture.size
-            return picture.resized((0, 0, width, height), *_kept(width, height, self.side)).permute(1, 2, 0)
+            pixels = picture.resized((0, 0, width, height), *_kept(width, height, self.side))
+            return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
             return str(error).replace(self.source.label(index), _LABEL)
+        except UserError as error:
+            return error
 
 
-def _joined(images: list[Tensor | str]) -> tuple[Tensor, list[tuple[int, int] | str]]:
-    """The parts of a `Chunk`."""
-    empty = torch.empty(0, dtype=torch.uint8)
-    pixels = torch.cat([empty, *(image.flatten() for image in images if not isinstance(image, str))])
-    return pixels, [image if isinstance(image, str) else (image.shape[0], image.shape[1]) for image in images]
+def _joined(samples: list[Sample]) -> tuple[Tensor, list[tuple[int, int] | str]] | UserError:
+    """The parts of a `Chunk`, or what must end the reading."""
+    pixels, images = [torch.empty(0, dtype=torch.uint8)], list[tuple[int, int] | str]()
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        if isinstance(sample, str):
+            images.append(sample)
+        else:
+            image = sample[0].permute(1, 2, 0)
+            pixels.append(image.flatten())
+            images.append((image.shape[0], image.shape[1]))
+    return torch.cat(pixels), images
 
 
 @contextmanager
 def _decoded(source: ImageSource, side: int, workers: int, lock: int) -> Iterator[Iterator[Chunk]]:
     """All images in order, decoded by ``workers`` processes that do not keep the ``lock``, a descriptor."""
-    loader: DataLoader[Tensor | str] = DataLoader(
-        _Decoded(source, side),
-        batch_size=_CHUNK,
+    dataset = _Decoded(source, side)
+    loader: DataLoader[tuple[Tensor, list[tuple[int, int] | str]] | UserError] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the keys are tuples
+        batch_sampler=EvalSampler(len(source), _CHUNK),
         num_workers=workers,
         collate_fn=_joined,
         worker_init_fn=partial(_start_worker, lock, os.fstat(lock)),
     )
-    parts = iter(loader)
-    try:
+    with reading(loader, dataset.being_read) as parts:
         yield (Chunk(pixels.numpy(), images) for pixels, images in parts)
-    finally:
-        # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the iterator.
-        if shut_down := getattr(parts, "_shutdown_workers", None):
-            shut_down()
 
 
 def _start_worker(lock: int, status: os.stat_result, number: int) -> None:

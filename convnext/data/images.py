@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from simplejpeg import decode_jpeg
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import interpolate
 
 from convnext.errors import DataError
 
@@ -99,9 +99,8 @@ class Picture:
             return pixels
         # torch's kernel is fastest from HWC to HWC, the order in which images are decoded and batched.
         pixels = pixels[None].contiguous(memory_format=torch.channels_last)
-        size, mode = [height, width], functional.InterpolationMode.BICUBIC
-        resized: Tensor = functional.resize_image(pixels, size, mode, antialias=True)[0]
-        return resized
+        # What transforms.v2 comes to for uint8 on CPU, without the way there.
+        return interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0]
 
     def _decoded(self, factor: int) -> Tensor:
         if self._pixels is not None:

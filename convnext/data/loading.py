@@ -5,7 +5,6 @@ for any number of workers, and after any interruption.
 """
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from convnext.config import RunSettings
 from convnext.data.images import UnreadableImageError
+from convnext.data.slots import Place, Slots
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform, Transform, sizes_by_epoch
+from convnext.data.workers import reading
 from convnext.errors import DataError, SettingsError, UserError
 
 # Pixels, target and index; or why there are none; or what must end the reading, which would come out of a worker as
@@ -30,6 +31,7 @@ Sample = tuple[Tensor, int, int] | str | UserError
 
 _GROUPS_TOGETHER = 8  # half of what `shard_files` keeps at once
 _MOST_WORKERS = 1024
+_AHEAD = 4  # batches that a worker makes before they are asked for
 Key = tuple[int, int, int]  # epoch, index, and which of the image's repetitions in the epoch
 
 
@@ -74,6 +76,11 @@ class AugmentedImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest image that comes out."""
+        return self.source.channels * max(transform.image_size for transform in self.transforms) ** 2
+
     def being_read(self) -> list[str]:
         """Labels of the images that the workers have begun to read and not finished."""
         return [self.source.label(index) for index in self._reading[self._reading >= 0].tolist()]
@@ -104,21 +111,54 @@ class AugmentedImages(Dataset[Sample]):
             generator.set_state(state)
 
 
-def collate(samples: list[Sample]) -> Batch | UserError:
-    """Stack the readable samples, and keep the lines of the others."""
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-    read = [sample for sample in samples if isinstance(sample, tuple)]
-    unreadable = [sample for sample in samples if isinstance(sample, str)]
-    if not read:
-        nothing = torch.empty(0, dtype=torch.int64)
-        return Batch(torch.empty(0, dtype=torch.uint8), nothing, nothing, unreadable)
-    # Stacked in HWC order, in which most images come: their bytes are copied as they are.
-    # torch's own function puts a worker's batch where the main process reads it, without a second copy.
-    images: Tensor = default_collate([image.permute(1, 2, 0) for image, _, _ in read]).permute(0, 3, 1, 2)
-    targets, indices = (torch.tensor([sample[place] for sample in read]) for place in (1, 2))
-    return Batch(images, targets, indices, unreadable)
+class Collated(NamedTuple):
+    """What comes of a batch's samples: its images, or where they are; targets; indices; lines of what is unreadable."""
+
+    images: Tensor | Place
+    targets: list[int]
+    indices: list[int]
+    unreadable: list[str]
+
+
+class Collate:
+    """Stacks the readable samples and keeps the lines of the others.
+
+    Args:
+        slots: where a worker puts its batches; None for memory that is new each time.
+    """
+
+    def __init__(self, slots: Slots | None = None) -> None:
+        self.slots = slots
+
+    def __call__(self, samples: list[Sample]) -> Collated | UserError:
+        """The batch, or what must end the reading."""
+        for sample in samples:
+            if isinstance(sample, UserError):
+                return sample
+        read = [sample for sample in samples if isinstance(sample, tuple)]
+        unreadable = [sample for sample in samples if isinstance(sample, str)]
+        # Stacked in HWC order, in which most images come: their bytes are copied as they are.
+        images = [image.permute(1, 2, 0) for image, _, _ in read]
+        targets, indices = [target for _, target, _ in read], [index for _, _, index in read]
+        return Collated(self._stack(images), targets, indices, unreadable)
+
+    def _stack(self, images: list[Tensor]) -> Tensor | Place:
+        if not images:
+            return torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+        if self.slots is not None:
+            return self.slots.stack(images)
+        # torch's own function puts a worker's batch where the main process reads it, without a second copy.
+        stacked: Tensor = default_collate(images)
+        return stacked
+
+    def batch(self, collated: Collated) -> Batch:
+        """The batch in the main process."""
+        images, targets, indices, unreadable = collated
+        if isinstance(images, Place):
+            assert self.slots is not None
+            images = self.slots.batch(images)
+        labels, numbers = (torch.tensor(values, dtype=torch.int64) for values in (targets, indices))
+        return Batch(images.permute(0, 3, 1, 2), labels, numbers, unreadable)
 
 
 class TrainSampler(Sampler[list[Key]]):
@@ -135,6 +175,9 @@ class TrainSampler(Sampler[list[Key]]):
         repeats: views of an image in a batch (repeated augmentation, Hoffer et al. 2020); an epoch then shows that
             many times fewer images in as many steps.
         groups: numbers of the files that images lie in together, or None; see `ImageSource.groups`.
+
+    Attributes:
+        most: images of this process's share of a batch.
 
     Raises:
         SettingsError: a batch larger than the training set.
@@ -160,6 +203,7 @@ class TrainSampler(Sampler[list[Key]]):
         self.start_step, self.rank, self.world_size = start_step, rank, world_size
         self.repeats, self.groups = repeats, groups
         self.steps_per_epoch = length // batch_size
+        self.most = -(-batch_size // world_size)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step
@@ -211,11 +255,16 @@ def training_sampler(settings: RunSettings, source: ImageSource, rank: int, worl
 
 
 class EvalSampler(Sampler[list[Key]]):
-    """Each image once, in order; a process takes every ``world_size``-th, from ``rank`` on."""
+    """Each image once, in order; a process takes every ``world_size``-th, from ``rank`` on.
+
+    Attributes:
+        most: images of this process's largest batch.
+    """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.indices = range(rank, length, world_size)
         self.batch_size = batch_size
+        self.most = min(batch_size, len(self.indices))
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
@@ -226,47 +275,32 @@ class EvalSampler(Sampler[list[Key]]):
 
 
 @contextmanager
-def batches(dataset: AugmentedImages, sampler: Sampler[list[Key]], workers: int | None) -> Iterator[Iterator[Batch]]:
+def batches(
+    dataset: AugmentedImages, sampler: TrainSampler | EvalSampler, workers: int | None
+) -> Iterator[Iterator[Batch]]:
     """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`).
+
+    A batch's images may be overwritten once the next batch is asked for.
 
     Raises:
         DataError: a worker died; the message names the image that it was reading.
     """
     workers = default_workers(dataset.source) if workers is None else workers
-    loader: DataLoader[Batch | UserError] = DataLoader(
+    # Beside a GPU the loader copies each batch to pinned memory, and lets go of it only then.
+    pinned = torch.cuda.is_available()
+    slots = Slots(workers, _AHEAD, max(1, sampler.most * dataset.largest)) if workers and not pinned else None
+    collate = Collate(slots)
+    loader: DataLoader[Collated | UserError] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the keys are tuples
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
+        pin_memory=pinned,
+        prefetch_factor=_AHEAD if workers else None,
         worker_init_fn=ignore_stop_signals,
     )
-    iterator = iter(loader)
-    try:
-        try:
-            yield _batches_only(iterator)
-        finally:
-            # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the
-            # iterator.
-            if shut_down := getattr(iterator, "_shutdown_workers", None):
-                shut_down()
-    except RuntimeError as error:
-        if not (died := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
-            raise
-        # Asked after the other workers have ended, which have finished their images.
-        raise DataError(
-            f"a process that reads images died (pid {died[1]}) at {'; '.join(dataset.being_read()) or 'no image'}: "
-            f"where memory ran out lower --data.workers; where the image is the cause leave it out with "
-            f"--data.exclude; then go on with --resume"
-        ) from error
-
-
-def _batches_only(stream: Iterator[Batch | UserError]) -> Iterator[Batch]:
-    for item in stream:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    with reading(loader, dataset.being_read) as stream:
+        yield map(collate.batch, stream)
 
 
 def default_workers(source: ImageSource) -> int:

@@ -138,7 +138,7 @@ class FileSource(ImageSource):
 
     def label(self, index: int) -> str:
         """The file's path."""
-        return str(self.path(index))
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))  # noqa: PTH118  # every picture has one
 
     def fingerprint(self) -> str:
         """A digest of relative paths and labels."""

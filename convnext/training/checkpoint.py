@@ -64,6 +64,7 @@ class TrainingState(BaseModel):
         metrics: of the last epoch that ended; a loss may be infinite.
         skipped: steps in a row, up to this one, that were left out because of numbers that are not finite.
         scaler: state of the gradient scaler of fp16.
+        unvalidated: whether this step ended an epoch, and the run was stopped in the validation of it.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -81,8 +82,21 @@ class TrainingState(BaseModel):
     skipped: int = 0
     skipped_in_all: int = 0
     scaler: dict[str, int | float] = {}  # an interval of 2000.0 steps is refused by the scaler
+    unvalidated: bool = False
     best_step: int | None = None
     best_top1: float | None = None
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy over the images of the epoch under way; nothing where there are none."""
+        if not self.images:
+            return {}
+        return {"train_loss": self.loss_sum / self.images, "train_top1": self.correct / self.images}
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Keep the numbers of the epoch that ended, and begin the next one's sums."""
+        self.metrics, self.unvalidated = metrics, False
+        self.loss_sum = self.correct = self.seconds = 0.0
+        self.images = 0
 
 
 def save(

@@ -58,17 +58,19 @@ def origin(model: nn.Module, images: Tensor) -> str:
 def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> TrainingError:
     """The error that ends a run after too many steps without a finite loss and gradient."""
     clip = "lower optimizer.clip_norm" if settings.optimizer.clip_norm else "set optimizer.clip_norm"
+    last = folder / "checkpoints" / "last"
+    weights = f"; one from weights before that has --model.weights {last.resolve() / 'model.safetensors'}"
     return TrainingError(
         f"loss or gradient was not a finite number in {settings.max_skipped_steps + 1} steps in a row, up to step "
         f"{step}, first in {where}: lower optimizer.lr (now {settings.peak_lr:.3g} at its peak), lengthen the warm-up, "
-        f"or {clip}; {_kept(folder)}"
+        f"or {clip}, in a new run (--resume does not change these){weights if last.exists() else '; ' + _kept(folder)}"
     )
 
 
 def _kept(folder: Path) -> str:
     """What is left of the run."""
     last = folder / "checkpoints" / "last"
-    return f"the last good checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
+    return f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
 
 
 @contextmanager
@@ -83,9 +85,10 @@ def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
             raise TrainingError(
-                f"memory ran out: let --batch-size auto find how much fits, split the batch with --accumulate (now "
-                f"{settings.accumulate}), set --checkpoint-activations, or lower batch_size ({settings.batch_size}) or "
-                f"data.image_size ({settings.data.image_size}); {_kept(folder)}"
+                f"memory ran out: set --checkpoint-activations, with which --resume goes on; or in a new run let "
+                f"--batch-size auto find how much fits, split the batch with --accumulate (now {settings.accumulate}), "
+                f"or lower batch_size ({settings.batch_size}) or data.image_size ({settings.data.image_size}); "
+                f"{_kept(folder)}"
             ) from error
         if isinstance(error, torch.distributed.DistError) or re.search(r"gloo/|Gloo", str(error)):
             raise TrainingError(

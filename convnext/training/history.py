@@ -1,6 +1,5 @@
 """What the runs in a folder did: told from their files without opening a checkpoint."""
 
-import fcntl
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import RootModel
 from convnext import recipes
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, UserError, did_you_mean
+from convnext.files import in_use
 from convnext.models import registry
 from convnext.training.checkpoint import read_json
 from convnext.training.run import flatten, read_metrics
@@ -142,23 +142,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _status(run: Path, damaged: bool, finished: bool) -> Status:
-    if _is_in_use(run):
+    if in_use(run):
         return "running"
     if damaged or finished:
         return "damaged" if damaged else "finished"
     return "interrupted" if (run / "checkpoints" / "last").exists() else "failed"
-
-
-def _is_in_use(run: Path) -> bool:
-    """Whether a process has locked the run, as `convnext.files.locked` does; its files are left alone."""
-    try:
-        with (run / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def differences(settings: RunSettings) -> dict[str, Any]:

@@ -43,15 +43,6 @@ class StopSignals:
             self._before = {}
         return self
 
-    def check(self) -> None:
-        """Stop here if a signal asked for it.
-
-        Raises:
-            InterruptedRunError: one did.
-        """
-        if self.received is not None:
-            self.stop()
-
     def stop(self) -> NoReturn:
         """Stop here, because a signal asked this process or another one of the run for it.
 

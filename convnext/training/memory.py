@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import psutil
 import torch
@@ -95,8 +96,47 @@ def _by_trying(
 def _by_computing(model: nn.Module, shape: tuple[int, int, int], device: torch.device, autocast: Autocast) -> int:
     few, more = (_kept_bytes(model, torch.zeros(count, *shape, device=device), autocast) for count in (2, 4))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = psutil.virtual_memory().available * _SHARE - _STATES * weights
+    free = available() * _SHARE - _STATES * weights
     return int(free / max(1, (more - few) / 2))
+
+
+def available(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of memory that this process may still take: those of the machine, or fewer where a container, a service or
+    a cluster's job limits it.
+
+    Args:
+        groups: where Linux shows control groups, of version 2 or 1.
+        own: which of them this process is in, a line each.
+    """
+    free: int = psutil.virtual_memory().available
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A group has the limits of those above it, too; in a container the path may be one outside of it.
+        folder = root / group.lstrip("/")
+        for level in (folder, *folder.parents):
+            if level.is_relative_to(root):
+                free = min(free, _left(level, *names, otherwise=free))
+    return free
+
+
+def _left(group: Path, limit: str, usage: str, reclaimable: str, otherwise: int) -> int:
+    """A control group's limit minus what it uses, without files' contents that the kernel can drop; ``otherwise`` where
+    it has no limit."""
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return otherwise
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / usage).read_text()) - int(statistics.get(reclaimable, 0))
+    except OSError:  # not there, or not to be read
+        return otherwise
+    return max(0, int(most) - used)
 
 
 def _kept_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:

@@ -1,6 +1,8 @@
 """Several processes that train one model: who speaks, what they agree on, and how they share their results."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +12,9 @@ from accelerate.utils import broadcast_object_list, gather, pad_across_processes
 from torch import Tensor
 
 from convnext.config import RunSettings
+from convnext.data.loading import EvalSampler
 from convnext.errors import UserError
+from convnext.training.interruption import StopSignals
 from convnext.training.run import folder_to_resume, new_folder
 
 T = TypeVar("T")
@@ -35,6 +39,36 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     return result
 
 
+@contextmanager
+def said_once(accelerator: Accelerator) -> Iterator[None]:
+    """Let one process a machine speak of an error that all of them have, as those of settings and data are.
+
+    Raises:
+        SystemExit: on the others, with the status of a user's mistake.
+    """
+    try:
+        yield
+    except UserError as error:
+        if accelerator.is_local_main_process:
+            raise
+        raise SystemExit(2) from error
+
+
+@contextmanager
+def first_on_machine(accelerator: Accelerator) -> Iterator[None]:
+    """Let one process a machine go first; where it fails the others go on, to find out for themselves.
+
+    Accelerate's own would leave them waiting then, until they were cut off.
+    """
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_local_main_process:
+            accelerator.wait_for_everyone()
+
+
 def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool) -> tuple[Path, bool]:
     """The run's folder, made or found by the main process, and whether it was there before.
 
@@ -52,6 +86,32 @@ def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool)
 def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
     """The sum over all processes, on each of them."""
     return numbers if accelerator.num_processes == 1 else accelerator.reduce(numbers, reduction="sum")
+
+
+def stopping_together(
+    accelerator: Accelerator, signals: StopSignals, images: int, batch_size: int
+) -> Callable[[], None]:
+    """What to call before each batch of an evaluation, to stop all processes at the same one where a signal asked any
+    of them to stop.
+
+    Args:
+        accelerator: the processes.
+        signals: asked; what is called raises the `InterruptedRunError`.
+        images: of all processes together.
+        batch_size: images of a process at a time.
+    """
+    last = accelerator.num_processes - 1
+    common = len(EvalSampler(images, batch_size, last, accelerator.num_processes))
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) > common:  # the last process has one batch fewer, and would be waited for in vain
+            return
+        asked = torch.tensor(signals.received is not None, dtype=torch.int64, device=accelerator.device)
+        if total(accelerator, asked):
+            signals.stop()
+
+    return check
 
 
 def share_evenly(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> list[Tensor]:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
-from convnext.files import locked, write_text
+from convnext.files import in_use, write_text
 from convnext.training.checkpoint import read_json
 
 if TYPE_CHECKING:
     from convnext.evaluation.metrics import Report
 
-# Settings that say where and how to compute, not what: they may change when a run goes on.
+# Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
 _FREE = {
     *("output", "device", "trackers", "compile", "checkpoint_activations"),
-    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep"),
+    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps"),
     *("data.root", "data.workers", "data.strict"),
 }
 
@@ -88,7 +88,7 @@ def folder_to_resume(settings: RunSettings) -> Path | None:
     if not same:
         check_same_settings(candidates[0], settings)
     open_runs = [folder for folder in same if not _is_finished(folder, settings)]
-    idle = [folder for folder in open_runs if not _is_locked(folder)]
+    idle = [folder for folder in open_runs if not in_use(folder)]
     return (idle or open_runs or same)[0]
 
 
@@ -103,14 +103,6 @@ def _has_settings(folder: Path, settings: RunSettings) -> bool:
 def _is_finished(folder: Path, settings: RunSettings) -> bool:
     lines = read_metrics(folder)
     return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with locked(folder):
-            return False
-    except UserError:
-        return True
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -156,6 +148,19 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
             f"{folder} cannot be resumed with other settings: {'; '.join(changed[:3])}{more}. "
             f"Give the settings that it was started with, or leave --resume out to start a new run"
         )
+
+
+def changed_since(folder: Path, settings: RunSettings) -> list[str]:
+    """What is not as when the run in ``folder`` was last started, of the settings that may change.
+
+    Raises:
+        CheckpointError: the run's settings cannot be read.
+    """
+    path = folder / "settings.json"
+    if not path.exists():  # killed right after the folder was made
+        return []
+    old, new = flatten(read_json(path, RunSettings)), flatten(settings)
+    return [f"{key} was {old[key]}, now {new[key]}" for key in new if key in _FREE and old[key] != new[key]]
 
 
 def flatten(settings: RunSettings) -> dict[str, Any]:

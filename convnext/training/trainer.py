@@ -9,14 +9,12 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits, load_splits
@@ -25,13 +23,13 @@ from convnext.data.transforms import Normalize, batch_mix
 from convnext.evaluation import plots
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
-from convnext.files import locked
+from convnext.files import locked, sweep
 from convnext.models import registry
 from convnext.models.pretrained import start_from
-from convnext.training import checkpoint, faults, progress, snapshot
+from convnext.training import checkpoint, faults, gradients, processes, progress, snapshot
 from convnext.training.checkpoint import ModelInfo, TrainingState
 from convnext.training.devices import make_accelerator
-from convnext.training.interruption import StopSignals
+from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import settle_parts
 from convnext.training.optimization import (
     average_weights,
@@ -41,10 +39,11 @@ from convnext.training.optimization import (
     set_learning_rate,
     step_all,
 )
-from convnext.training.processes import choose_folder, from_main, share_lines, total
 from convnext.training.resolution import cached, resolve
-from convnext.training.run import Run, read_metrics, write_settings
+from convnext.training.run import Run, changed_since, read_metrics, write_settings
 from convnext.training.tracking import Tracker
+
+_EVAL_BATCH = 256  # images that a process evaluates at a time
 
 
 def train(settings: RunSettings, *, resume: bool = False) -> Run:
@@ -62,20 +61,25 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
     accelerator = make_accelerator(settings)
-    with accelerator.local_main_process_first():  # which downloads what is missing, once a machine
-        splits = load_splits(settings.data)
-    settings, splits = resolve(settings, splits, accelerator)
-    with accelerator.local_main_process_first():
-        splits = cached(splits, settings.data, accelerator.is_local_main_process)
-    trainer = Trainer(settings, splits, accelerator)
-    folder, was_there = choose_folder(accelerator, settings, resume)
+    with processes.said_once(accelerator):
+        with processes.first_on_machine(accelerator):  # which downloads what is missing
+            splits = load_splits(settings.data)
+        settings, splits = resolve(settings, splits, accelerator)
+        with processes.first_on_machine(accelerator):
+            splits = cached(splits, settings.data, accelerator.is_local_main_process)
+        trainer = Trainer(settings, splits, accelerator)
+        folder, was_there = processes.choose_folder(accelerator, settings, resume)
     main = accelerator.is_main_process
     if resume and not was_there and main:
         print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
     try:
-        with locked(folder) if main else nullcontext(), StopSignals(folder) as signals:
+        with (
+            faults.explained(settings, folder),
+            locked(folder) if main else nullcontext(),
+            StopSignals(folder) as signals,
+        ):
             trainer.open(folder)
-            with trainer.tracker, faults.explained(trainer.settings, folder):
+            with trainer.tracker:
                 trainer.fit(signals)
                 return trainer.finish(signals)
     except Exception:
@@ -133,11 +137,13 @@ class Trainer:
     def open(self, folder: Path) -> None:
         """Take ``folder`` as the run's, and go on from its newest whole checkpoint where it has one.
 
+        The main process has locked it.
+
         Raises:
             CheckpointError: its checkpoints are damaged or of other classes.
         """
         self.folder = folder
-        found = from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
+        found = processes.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
         if found is not None:
             self._restore(found)
             if self.main:
@@ -150,14 +156,18 @@ class Trainer:
             self.settings = self.settings.replace(accumulate=before.accumulate)
         self.settings = self.state.settings = settle_parts(self.settings, self.raw_model, self.accelerator)
         if self.main:
+            sweep(folder)
+            if changed := changed_since(folder, self.settings):
+                print(f"changed since the run was last started: {'; '.join(changed)}", file=sys.stderr)
             write_settings(folder, self.settings)
-        self.tracker = Tracker(folder, self.state.step, self.settings, self.main)
+        # An epoch whose validation was stopped is written down once that is done.
+        self.tracker = Tracker(folder, self.state.step - self.state.unvalidated, self.settings, self.main)
 
     def fit(self, signals: StopSignals) -> None:
         """Train from the step at which the run stands to the end.
 
         Args:
-            signals: asked after every step whether to save or stop.
+            signals: asked after every step whether to save or stop, and in a validation between batches.
 
         Raises:
             InterruptedRunError: a signal asked to stop.
@@ -173,11 +183,13 @@ class Trainer:
                 self.display.line(f"resumed after step {self.state.step} of {self.total_steps}")
             self.model.train()
             self._clock = self._last_save = time.perf_counter()
+            if self.state.unvalidated:
+                self._end_epoch(False, signals)
             stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers))
             for batch in stream:
                 stop, save = self._train_step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
-                    self._end_epoch(save or stop)
+                    self._end_epoch(save or stop, signals)
                 elif save or stop or self._is_due():
                     self._save()
                 if stop:
@@ -190,7 +202,7 @@ class Trainer:
         Args:
             signals: asked between batches whether to stop.
         """
-        predictions = self._predict("test", signals.check)
+        predictions = self._predict("test", signals)
         if self.main:
             plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
             report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
@@ -211,7 +223,7 @@ class Trainer:
         count = len(batch.targets)
         everyones = count
         if self.accelerator.num_processes > 1:
-            everyones = int(total(self.accelerator, torch.tensor(count, device=self.device)))
+            everyones = int(processes.total(self.accelerator, torch.tensor(count, device=self.device)))
         self.state.step += 1
         if not everyones:
             return False, False
@@ -220,12 +232,12 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self.raw_model.buffers()]  # batch norm's; ConvNeXt has none
         lr = learning_rate(step, settings, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
-        sums = self._backward(images, targets, labels, count, everyones)
-        norm = self._gradient_norm()
+        sums = gradients.backward(self.accelerator, self.model, settings, (images, targets, labels), count, everyones)
+        norm = gradients.norm(self.accelerator, self.raw_model, settings.optimizer.clip_norm)
         if save_asked := signals.save:
             signals.save = False  # now, so that a signal during this step counts in the next
         flags = torch.tensor([count, signals.received is not None, save_asked], device=self.device)
-        numbers = total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
+        numbers = processes.total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
         # The one time in a step that the device is waited for, where there is one process.
         loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.float()[None]]).tolist()
         if math.isfinite(norm_value) and math.isfinite(loss_sum):
@@ -252,42 +264,6 @@ class Trainer:
             return images, labels, labels
         images, targets = self.mix(images, labels)
         return images, targets, labels
-
-    def _backward(self, images: Tensor, targets: Tensor, labels: Tensor, count: int, everyones: int) -> Tensor:
-        """Leave the gradient in the parameters; returns the sum of the losses and the number of right answers.
-
-        Args:
-            images: ``(n, C, H, W)`` of this process, ``targets`` and ``labels`` with them.
-            targets: ``(n,)`` or ``(n, K)``.
-            labels: ``(n,)``.
-            count: ``n``, or 0 where the images are there only for form.
-            everyones: images of all processes.
-        """
-        sums = torch.zeros(2, device=self.device)
-        assert self.settings.accumulate != "auto"
-        parts = list(zip(*(x.chunk(self.settings.accumulate) for x in (images, targets, labels)), strict=True))
-        for number, (part_images, part_targets, part_labels) in enumerate(parts):
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
-                    logits = self.model(part_images).float()
-                loss = F.cross_entropy(logits, part_targets, label_smoothing=self.settings.label_smoothing)
-                # Gradients are averaged over the processes, hence their number.
-                share = min(len(part_labels), count) * self.accelerator.num_processes / everyones
-                self.accelerator.backward(loss * share)
-            if count:
-                correct = (logits.detach().argmax(1) == part_labels).sum()
-                sums += torch.stack([loss.detach() * len(part_labels), correct])
-        return sums
-
-    def _gradient_norm(self) -> Tensor:
-        """The norm of the whole gradient, which is clipped where the settings say so."""
-        parameters = [parameter for parameter in self.raw_model.parameters() if parameter.grad is not None]
-        if self.settings.optimizer.clip_norm is not None:
-            norm: Tensor = self.accelerator.clip_grad_norm_(parameters, self.settings.optimizer.clip_norm)
-            return norm
-        self.accelerator.unscale_gradients()
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _update(self) -> None:
         step_all(self.optimizers, self.accelerator.scaler)
@@ -318,27 +294,32 @@ class Trainer:
         if self.state.skipped > self.settings.max_skipped_steps:
             raise faults.not_finite(self.state.step, self._fault, self.settings, self.folder)
 
-    def _end_epoch(self, save: bool) -> None:
-        """Validate, log, and save where it is due."""
+    def _end_epoch(self, save: bool, signals: StopSignals) -> None:
+        """Validate, log, and save where it is due.
+
+        Raises:
+            InterruptedRunError: a signal asked to stop during the validation, which is done first when the run goes on.
+        """
         state, settings = self.state, self.settings
         epoch = state.step // self.steps_per_epoch
-        metrics: dict[str, float] = {"epoch": epoch, "step": state.step}
-        if state.images:
-            metrics["train_loss"] = state.loss_sum / state.images
-            metrics["train_top1"] = state.correct / state.images
+        metrics = {"epoch": epoch, "step": state.step} | state.means()
         self._tick()
-        self._note_unreadable(share_lines(self.accelerator, list(self.unreadable)))
+        self._note_unreadable(processes.share_lines(self.accelerator, list(self.unreadable)))
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
-            report = self._report(self._predict("val", lambda: None))  # stops are for after the checkpoint
+            try:
+                report = self._report(self._predict("val", signals))
+            except InterruptedRunError:
+                state.unvalidated = True
+                self._save()
+                self.accelerator.wait_for_everyone()
+                raise
             metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
             if state.best_top1 is None or report.top1 > state.best_top1:
                 state.best_top1, state.best_step = report.top1, state.step
         metrics["lr"] = learning_rate(state.step - 1, settings, self.steps_per_epoch)
         metrics["images_per_second"] = state.images / max(state.seconds, 1e-9)
         metrics["seconds"] = state.seconds
-        state.loss_sum = state.correct = state.seconds = 0.0
-        state.images = 0
-        state.metrics = metrics
+        state.end_epoch(metrics)
         self.tracker.log(metrics)
         due = epoch == settings.epochs or state.best_step == state.step
         due = due or (epoch % settings.save_every_epochs == 0 and not state.skipped)
@@ -351,7 +332,7 @@ class Trainer:
     def _report(self, predictions: Predictions) -> Report:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
-    def _predict(self, split: str, between_batches: Callable[[], None]) -> Predictions:
+    def _predict(self, split: str, signals: StopSignals) -> Predictions:
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
         predictions = predict_source(
@@ -359,10 +340,11 @@ class Trainer:
             source,
             self.info,
             device=self.device,
+            batch_size=_EVAL_BATCH,
             workers=self.settings.data.workers,
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
-            between_batches=between_batches,
+            between_batches=processes.stopping_together(self.accelerator, signals, len(source), _EVAL_BATCH),
             accelerator=self.accelerator,
         )
         self.model.train()

@@ -197,6 +197,19 @@ def test_images_that_only_one_process_finds_unreadable(images: Path, tmp_path: P
     assert "Left out  3 unreadable images" in run.out
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"data.root": "/nowhere"}, "data.root /nowhere is not there"), ({"epoch": 3}, "did you mean --epochs")],
+)
+def test_a_mistake_is_told_once(changes: dict[str, Any], message: str, images: Path, tmp_path: Path) -> None:
+    line = command(options(images, tmp_path, "run") | changes, *LAUNCHERS["torchrun"])
+    with launched(line, tmp_path / "logs") as run:
+        assert run.wait() == 1
+    assert run.err.count("convnext: ") == 1, run.err
+    assert message in run.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of two processes, one of which got SIGTERM; and its standard error."""
@@ -210,7 +223,7 @@ def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_a_signal_to_one_process_stops_all_and_saves(stopped: tuple[Path, str]) -> None:
     run, err = stopped
-    assert f"stopped by SIGTERM; everything is saved in {run}" in err
+    assert err.count(f"stopped by SIGTERM; everything is saved in {run}") == 1
     assert "internal error" not in err  # as it would be if one had waited for another in vain
     assert 0 < steps_saved(run) < 3 * EPOCHS
     assert not (run / "test_report.json").exists()
@@ -222,6 +235,39 @@ def test_one_process_goes_on_with_the_run_of_two(
     shutil.copytree(stopped[0], tmp_path / "run", symlinks=True)
     convnext.train(convnext.recipe("digits", **options(images, tmp_path, "run")), resume=True)
     assert_same_numbers(tmp_path / "run", by_two[0])
+
+
+def test_a_signal_in_a_validation_stops_all_and_it_is_done_when_the_run_goes_on(images: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(images, root)
+    pipe = root / "val" / "0" / "pipe.png"  # the second image, hence of the process that has the signal
+    os.mkfifo(pipe)
+    writers = list[int]()
+
+    def is_read() -> bool:
+        try:
+            writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # by nobody yet
+            return False
+        return True
+
+    data = {"data.root": root, "data.mean": (0.5,) * 3, "data.std": (0.3,) * 3}
+    pixels = next((images / "train" / "0").iterdir()).read_bytes()
+    with launched(command(options(root, tmp_path, "run") | data, *LAUNCHERS["torchrun"]), tmp_path / "logs") as run:
+        run.wait_until(is_read)
+        run.worker(1).send_signal(signal.SIGTERM)
+        os.write(writers[0], pixels)
+        os.close(writers[0])
+        assert run.wait() == 1
+    assert "internal error" not in run.err
+    assert steps_saved(tmp_path / "run") == 3
+    assert json.loads((tmp_path / "run/checkpoints/last/training.json").read_text())["unvalidated"]
+    assert not read_metrics(tmp_path / "run")
+    pipe.unlink()
+    pipe.write_bytes(pixels)
+    convnext.train(convnext.recipe("digits", **options(root, tmp_path, "run") | data), resume=True)
+    convnext.train(convnext.recipe("digits", **options(root, tmp_path, "one") | data))
+    assert_same_numbers(tmp_path / "run", tmp_path / "one")
 
 
 def test_a_killed_process_is_restarted_and_the_run_ends_the_same(

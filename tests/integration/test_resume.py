@@ -4,6 +4,7 @@ Compared are SHA-256 of every tensor of the checkpoints (weights, moving average
 metrics of every epoch and the report on the test split.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -217,6 +218,27 @@ def test_settings_that_would_change_the_result_are_refused(stopped: Path) -> Non
     assert "cannot be resumed with other settings: accumulate was 2, now 1; ema_decay was 0.9, now 0.8" in ended.text
     assert "and 1 more" in ended.text
     assert (stopped / RUN / "settings.json").read_bytes() == before
+
+
+def test_settings_that_may_change_are_named(whole: dict[str, Any], stopped: Path) -> None:
+    said = finish((*TINY, "--keep", "3", "--max-skipped-steps", "5"), stopped)
+    changed = "save_every_steps was 1, now None; keep was 2, now 3; max_skipped_steps was 10, now 5"
+    assert f"changed since the run was last started: {changed}\n" in said
+    assert result(stopped / RUN) == whole
+    assert "changed since" not in finish((*TINY, "--keep", "3", "--max-skipped-steps", "5"), stopped)
+
+
+def test_what_a_kill_left_of_a_file_is_removed(whole: dict[str, Any], stopped: Path) -> None:
+    left = list[Path]()
+    for number in itertools.count(1):  # up to the change of the disk which finds a file half-written
+        assert run([*TINY, "--resume"], stopped, Point(disk=number)).status == -signal.SIGKILL
+        if left := list((stopped / RUN).glob(".*.tmp")):
+            break
+    others = left[0].with_name(f".test_report.json.{os.getpid()}.tmp")  # of an evaluation that goes on
+    others.touch()
+    finish(TINY, stopped)
+    assert list((stopped / RUN).glob(".*.tmp")) == [others]
+    assert result(stopped / RUN) == whole
 
 
 def test_evaluated_while_it_is_not_finished(whole: dict[str, Any], stopped: Path) -> None:

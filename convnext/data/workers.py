@@ -1,0 +1,68 @@
+"""Processes that read images for this one, and what is said where one of them dies."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+from convnext.errors import DataError, UserError
+
+T = TypeVar("T")
+
+_MOMENT = 1.0  # seconds at most from a dying process's broken connection to its end
+
+
+@contextmanager
+def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str]]) -> Iterator[Iterator[T]]:
+    """The loader's items; its workers end with the context.
+
+    Args:
+        loader: a `UserError` among its items is raised here, as one line.
+        being_read: labels of the images that workers have begun to read and not finished.
+
+    Raises:
+        DataError: a worker died; the message names the image that it was reading.
+    """
+    iterator: Any = None
+    try:
+        try:
+            iterator = iter(loader)
+            yield _items(iterator)
+        finally:
+            # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the
+            # iterator.
+            if shut_down := getattr(iterator, "_shutdown_workers", None):
+                shut_down()
+    except RuntimeError as error:  # which the loader raises anywhere in the context, as soon as a worker is dead
+        if not (died := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
+            raise
+        # Asked after the other workers have ended, which have finished their images.
+        raise DataError(
+            f"a process that reads images died (pid {died[1]}) at {'; '.join(being_read()) or 'no image'}: where "
+            f"memory ran out lower --data.workers; where the image is the cause leave it out with --data.exclude; then "
+            f"start again (a training: with --resume)"
+        ) from error
+
+
+def _items(iterator: Any) -> Iterator[Any]:
+    """The iterator's items; where one cannot be had because a worker died, the loader's own error for that."""
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            # A worker that dies while it hands over an item breaks the connection, with one of many errors, a moment
+            # before it counts as dead, which is when the loader asks.
+            workers = {worker.sentinel: worker.pid for worker in getattr(iterator, "_workers", ())}
+            ended = connection.wait(workers, _MOMENT) if workers else []
+            if not ended:
+                raise
+            pids = ", ".join(str(workers[sentinel]) for sentinel in ended)
+            raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
+        if isinstance(item, UserError):
+            raise item
+        yield item

@@ -1,0 +1,59 @@
+"""The gradient of one step: in parts that fit into memory, over all processes."""
+
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convnext.config import RunSettings
+
+
+def backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    settings: RunSettings,
+    batch: tuple[Tensor, Tensor, Tensor],
+    count: int,
+    everyones: int,
+) -> Tensor:
+    """Leave the mean gradient over the images of all processes in the parameters, computed in ``accumulate`` parts.
+
+    Args:
+        accelerator: the processes.
+        model: as the accelerator prepared it.
+        settings: of the run.
+        batch: images ``(n, C, H, W)`` of this process, their targets ``(n,)`` or ``(n, K)``, and labels ``(n,)``.
+        count: ``n``, or 0 where the images are there only for form.
+        everyones: images of all processes.
+
+    Returns:
+        The sum of this process's losses, and the number of its right answers.
+    """
+    assert settings.accumulate != "auto"
+    parts = list(zip(*(tensor.chunk(settings.accumulate) for tensor in batch), strict=True))
+    sums = torch.zeros(2, device=accelerator.device)
+    for number, (images, targets, labels) in enumerate(parts):
+        last = number == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                logits = model(images).float()
+            loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+            # Gradients are averaged over the processes, hence their number.
+            share = min(len(labels), count) * accelerator.num_processes / everyones
+            accelerator.backward(loss * share)
+        if count:
+            correct = (logits.detach().argmax(1) == labels).sum()
+            sums += torch.stack([loss.detach() * len(labels), correct])
+    return sums
+
+
+def norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
+    """The norm of the whole gradient, which is clipped to ``clip_norm`` where that is given."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    if clip_norm is not None:
+        clipped: Tensor = accelerator.clip_grad_norm_(parameters, clip_norm)
+        return clipped
+    accelerator.unscale_gradients()
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

@@ -1,0 +1,93 @@
+"""Processes that read images may die at any moment: what is said is the same."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from convnext.data.workers import reading
+from convnext.errors import DataError, UserError
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Numbers(Dataset[Tensor]):
+    """Each number as a tensor, which a worker sends as an open file."""
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor(index)
+
+
+def loader(numbers: Numbers) -> "DataLoader[Tensor | UserError]":
+    return DataLoader(numbers, batch_size=4, num_workers=2)
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def test_workers_killed_at_many_moments() -> None:
+    for moment in range(24):
+        with pytest.raises(DataError, match=r"died \(pid [\d, ]+\) at image 7: where"):
+            read(loader(Numbers()), moment)
+        assert not multiprocessing.active_children()
+
+
+def read(numbers: "DataLoader[Tensor | UserError]", moment: int) -> None:
+    """Read all, and kill the workers after item ``moment``."""
+    with reading(numbers, lambda: ["image 7"]) as stream:
+        for place, _ in enumerate(stream):
+            if place == moment:
+                kill_workers()
+
+
+class HangingUp(Numbers):
+    """A worker hangs up as its first tensor is fetched, as it would where it is killed at that moment."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        def hang_up(caller: Connection, *_: Any) -> None:
+            caller.close()
+
+        connection.deliver_challenge = hang_up  # type: ignore[assignment]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library writes the traceback of what comes of it
+        return super().__getitem__(index)
+
+
+def read_from_workers_that_hang_up(killing: bool) -> None:
+    """End with status 0 where what is raised is as it should be.
+
+    Args:
+        killing: whether the workers die after the loader has found them alive, which is when it looks whether the
+            reason is too many open files.
+    """
+    # Whether they live is asked then, and not told by the kernel.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    own = os.getpid()
+
+    def audit(event: str, _: tuple[Any, ...]) -> None:
+        if killing and event == "tempfile.mkstemp" and os.getpid() == own:
+            kill_workers()
+
+    sys.addaudithook(audit)
+    with pytest.raises(DataError if killing else (EOFError, OSError)):
+        read(loader(HangingUp()), -1)
+
+
+@pytest.mark.parametrize("killing", [True, False])
+def test_a_worker_that_dies_as_it_hands_over_an_item(killing: bool) -> None:
+    process = FORK.Process(target=read_from_workers_that_hang_up, args=(killing,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
