@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from 
 import convnext
 from convnext.config import DataSettings
 from convnext.data.catalog import export_folder, load_splits
+
+# A shell that starts the tests in the background may have these ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,6 @@ def test_an_archive_in_an_archive(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from pathlib import Path
 from convnext.data.archives import unpack
 def place(name):
@@ -95,7 +94,6 @@ def test_a_killed_process_leaves_nothing_that_shows(kill: str, tmp_path: Path) -
 
 KILLED_BETWEEN_CLASSES = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from pathlib import Path
 from convnext.data import archives
 calls = []
