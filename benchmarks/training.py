@@ -1,29 +1,39 @@
-"""What our training step costs over a bare PyTorch loop with the same model, optimizer, batch and arithmetic.
+"""Our training step against a plain loop around timm's model of the same size, or against a bare loop around our own.
 
-Rounds of the two alternate in one process, on the same batches in memory, and each is judged by its median. Ours also
-draws its seed, sets the learning rate, sums loss and accuracy, sees that the gradient is finite, and asks for signals.
+Each side has a process of its own, since they differ in the memory allocator's settings too, and they take turns, one
+step each; each is judged by its median. All train on the same random images in memory.
+
+timm   what a PyTorch user writes: forward, cross entropy, backward, AdamW, zero_grad, on normalized images.
+bare   our model, optimizer, arithmetic and allocator settings in such a loop: what our trainer itself costs. Ours also
+       draws its seed, sets the learning rate, sums loss and accuracy, sees that the gradient is finite, and asks for
+       signals.
 
     python benchmarks/training.py
+    python benchmarks/training.py --peer bare
     python benchmarks/training.py --depths 3 3 9 3 --dims 96 192 384 768 --size 224 --patch 4 --batch 16
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from convnext import recipe
+from convnext import kernels, recipe
 from convnext.data.loading import Batch
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.models import registry
-from convnext.training.devices import make_accelerator
+from convnext.training.devices import make_accelerator, pick_device
 from convnext.training.interruption import StopSignals
 from convnext.training.optimization import make_optimizers
 from convnext.training.progress import Display
@@ -31,6 +41,8 @@ from convnext.training.resolution import resolve
 from convnext.training.trainer import Trainer
 
 CLASSES = 10
+WARMUP = 2  # steps that allocate, compile and choose algorithms
+Step = Callable[[], object]
 
 
 def make_trainer(options: argparse.Namespace) -> Trainer:
@@ -49,17 +61,32 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
     return trainer
 
 
-def bare_step(trainer: Trainer) -> Callable[[Batch], None]:
+def batch_of(trainer: Trainer) -> Batch:
+    """All of the trainer's images."""
+    source = trainer.splits.train
+    images = torch.from_numpy(np.stack([source.raw(index) for index in range(len(source))]))
+    targets = torch.arange(len(source)) % CLASSES
+    return Batch(images.permute(0, 3, 1, 2), targets, torch.arange(len(source)), [])
+
+
+def our_step(options: argparse.Namespace, stack: ExitStack) -> Step:
+    """The trainer's."""
+    trainer = make_trainer(options)
+    batch, signals = batch_of(trainer), stack.enter_context(StopSignals(trainer.folder))
+    return lambda: trainer._train_step(batch, signals)
+
+
+def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
     """The same computation in the fewest lines."""
-    settings = trainer.settings
+    trainer = make_trainer(options)
+    settings, batch = trainer.settings, batch_of(trainer)
     torch.manual_seed(0)
     model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
     (optimizer,) = make_optimizers(model, settings.optimizer)
-    autocast = trainer.accelerator.autocast
 
-    def step(batch: Batch) -> None:
+    def step() -> None:
         images = trainer.normalize(batch.images.to(trainer.device, memory_format=torch.channels_last))
-        with autocast():
+        with trainer.accelerator.autocast():
             logits = model(images).float()
         loss = F.cross_entropy(logits, batch.targets.to(trainer.device), label_smoothing=settings.label_smoothing)
         loss.backward()
@@ -71,9 +98,95 @@ def bare_step(trainer: Trainer) -> Callable[[Batch], None]:
     return step
 
 
+def timm_model(options: argparse.Namespace) -> nn.Module:
+    """timm's ConvNeXt. It has four stages behind a stem of stride 4: others have to be put in or taken out."""
+    from timm.models.convnext import ConvNeXt
+
+    missing = 4 - len(options.depths)
+    depths, dims = [*options.depths, *[0] * missing], [*options.dims, *options.dims[-1:] * missing]
+    model: nn.Module = ConvNeXt(num_classes=CLASSES, depths=depths, dims=dims)
+    model.stem[0] = nn.Conv2d(3, dims[0], options.patch, options.patch)  # type: ignore[index,operator]
+    model.stages = model.stages[: len(options.depths)]  # type: ignore[index]
+    return model
+
+
+def timm_step(options: argparse.Namespace, _: ExitStack) -> Step:
+    """A plain loop's, in PyTorch's default memory format and with the allocator's default settings."""
+    device = pick_device(options.device)
+    torch.manual_seed(0)
+    model = timm_model(options).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images = torch.randn(options.batch, 3, options.size, options.size).to(device)
+    targets = (torch.arange(options.batch) % CLASSES).to(device)
+    dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
+
+    def step() -> None:
+        with torch.autocast(device, dtype, enabled=options.precision != "fp32"):
+            loss = F.cross_entropy(model(images), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+STEPS: dict[str, Callable[[argparse.Namespace, ExitStack], Step]] = {
+    "ours": our_step,
+    "bare": bare_step,
+    "timm": timm_step,
+}
+
+
+def run_side(name: str, options: argparse.Namespace, pipe: Connection) -> None:
+    """In a process of its own: take a step whenever asked, and answer how many seconds it took."""
+    with ExitStack() as stack:
+        step = STEPS[name](options, stack)
+        for _ in range(WARMUP):
+            step()
+        pipe.send((torch.get_num_threads(), kernels.describe()))
+        while pipe.recv():
+            started = time.perf_counter()
+            step()
+            pipe.send(time.perf_counter() - started)
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
+    """Seconds of each step of each side, and how they were computed."""
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit the allocator's settings
+    pipes: dict[str, Connection] = {}
+    processes = []
+    for name in ("ours", options.peer):
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=run_side, args=(name, options, theirs), daemon=True))
+        processes[-1].start()
+    threads, which = next(iter([pipe.recv() for pipe in pipes.values()]))  # when all are ready
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(options.rounds):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+    for pipe, process in zip(pipes.values(), processes, strict=True):
+        pipe.send(False)
+        process.join()
+    return seconds, f"{threads} threads, {which}"
+
+
+def check_same_size(options: argparse.Namespace) -> None:
+    """Refuse to compare models of different size."""
+    settings = make_trainer(options).settings.model
+    ours, theirs = (
+        sum(parameter.numel() for parameter in model.parameters())
+        for model in (registry.build(settings, CLASSES), timm_model(options))
+    )
+    if ours != theirs:
+        raise SystemExit(f"the models differ: {ours:,} parameters and {theirs:,}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", default="timm", choices=["timm", "bare"])
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 2])
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--patch", type=int, default=2)
@@ -83,29 +196,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    trainer = make_trainer(options)
-    images = torch.from_numpy(np.stack([trainer.splits.train.raw(index) for index in range(options.batch)]))
-    targets = torch.arange(options.batch) % CLASSES
-    batch = Batch(images.permute(0, 3, 1, 2), targets, torch.arange(options.batch), [])
-    bare = bare_step(trainer)
-    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-    with StopSignals(trainer.folder) as signals:
-        steps: dict[str, Callable[[], object]] = {
-            "bare": lambda: bare(batch),
-            "ours": lambda: trainer._train_step(batch, signals),
-        }
-        for round_number in range(options.rounds + 2):
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                if round_number >= 2:  # the first steps allocate
-                    seconds[name].append(time.perf_counter() - started)
+    options.device = pick_device(options.device)
+    if options.peer == "timm":
+        check_same_size(options)
+    seconds, how = measure(options)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    where = f"{trainer.device} in {trainer.settings.precision}"
-    print(f"batch {options.batch} at {options.size} px on {where}, {options.rounds} rounds")
+    where = f"{options.device} in {options.precision}, {how}"
+    print(f"batch {options.batch} at {options.size} px on {where}; {options.rounds} rounds")
     for name, value in median.items():
         print(f"{name}: {1e3 * value:.1f} ms a step, {options.batch / value:,.0f} images/s")
-    print(f"ratio: {median['ours'] / median['bare']:.3f} ours/bare time")
+    print(f"ratio: {median[options.peer] / median['ours']:.3f} {options.peer}/ours time")
 
 
 if __name__ == "__main__":

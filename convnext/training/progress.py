@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import device, nn
 
+from convnext import kernels
 from convnext.config import RunSettings
 from convnext.data.catalog import Splits
 from convnext.models import registry
+from convnext.models.convnext import DepthwiseConv2d
 from convnext.training.checkpoint import TrainingState
 
 _PERIOD = 0.5  # seconds from one update of the bar to the next
@@ -25,9 +27,11 @@ def announcement(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
     warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
+    replaced = where.type == "cpu" and any(isinstance(module, DepthwiseConv2d) for module in model.modules())
+    arithmetic = f"{settings.precision} by {kernels.describe()}" if replaced else settings.precision
     parts = f" in {settings.accumulate} parts" if settings.accumulate != 1 else ""
     return (
-        f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {settings.precision}; "
+        f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {arithmetic}; "
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
         f"at {settings.data.image_size} px",
         f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{parts} / "

@@ -1,0 +1,91 @@
+"""What our kernels for CPU gain over PyTorch's operations, part by part: forward, and forward with all gradients.
+
+Ours and PyTorch's take turns on the same tensors in one process, with the allocator's settings of our trainer for both,
+and each is judged by its median. A block's branch is all of it but the depthwise convolution.
+
+    python benchmarks/kernels.py
+    python benchmarks/kernels.py --shapes 16,96,56 16,192,28 16,384,14 16,768,7 --precision bf16
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convnext import kernels
+from convnext.models.convnext import Block
+from convnext.training.devices import keep_freed_memory
+
+Part = Callable[[Block, Tensor], Tensor]
+
+
+def our_convolution(block: Block, x: Tensor) -> Tensor:
+    """With our kernel."""
+    return block.dwconv(x)
+
+
+def torch_convolution(block: Block, x: Tensor) -> Tensor:
+    """In float32 always: in bfloat16 PyTorch takes longer."""
+    conv = block.dwconv
+    with torch.autocast("cpu", enabled=False):
+        return F.conv2d(x, conv.weight, conv.bias, padding=conv.padding, groups=conv.groups)
+
+
+def our_branch(block: Block, x: Tensor) -> Tensor:
+    """With our kernels."""
+    return kernels.mlp(x, x, block.norm, block.pwconv1, block.pwconv2, block.gamma, None)
+
+
+def torch_branch(block: Block, x: Tensor) -> Tensor:
+    """As the block computes without kernels."""
+    hidden = block.act(block.pwconv1(block.norm(x.permute(0, 2, 3, 1))))
+    return x + (block.gamma * block.pwconv2(hidden)).permute(0, 3, 1, 2)
+
+
+PARTS: dict[str, tuple[Part, Part]] = {
+    "convolution": (our_convolution, torch_convolution),
+    "branch": (our_branch, torch_branch),
+}
+
+
+def seconds(part: Part, block: Block, x: Tensor, dy: Tensor, backward: bool, autocast: bool) -> float:
+    """Of one forward pass, and of its gradients where asked."""
+    block.zero_grad()
+    started = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = part(block, x)
+    if backward:
+        y.backward(dy.to(y.dtype))
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["256,64,16", "256,128,8", "256,256,4"], help="images,dim,side")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    keep_freed_memory()
+    print(f"{kernels.describe()}, {torch.get_num_threads()} threads, {options.precision}, {options.rounds} rounds")
+    for n, dim, side in (map(int, shape.split(",")) for shape in options.shapes):
+        block = Block(dim, layer_scale=1.0)
+        x, dy = (torch.randn(n, dim, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        x.requires_grad_()
+        for name, parts in PARTS.items():
+            for backward in (False, True):
+                times: tuple[list[float], list[float]] = ([], [])
+                for _ in range(options.rounds + 2):
+                    for part, values in zip(parts, times, strict=True):
+                        values.append(seconds(part, block, x, dy, backward, options.precision == "bf16"))
+                ours, theirs = (1e3 * statistics.median(values[2:]) for values in times)  # the first steps allocate
+                what = f"{n}x{dim}x{side}x{side} {name}, forward{' and backward' if backward else ''}"
+                print(f"{what}: ours {ours:.2f} ms, PyTorch {theirs:.2f} ms, ratio {theirs / ours:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Our C, compiled for this CPU at first use by the user's compiler, and kept."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import torch
+
+from convnext.download import cache_folder
+from convnext.files import writing
+
+_SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
+_TIMEOUT = 120  # seconds for the compiler
+_lock = threading.Lock()
+
+
+class UnavailableError(Exception):
+    """Why the library cannot be used here."""
+
+
+class Library:
+    """The compiled functions.
+
+    Args:
+        path: of the shared library.
+
+    Attributes:
+        lanes: channels that one vector holds.
+
+    Raises:
+        UnavailableError: it cannot be loaded, or PyTorch has no threads that it could share.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._functions = ctypes.CDLL(str(path))
+            # Threads of our own would wait for PyTorch's, which spin for a while after each of its operations.
+            self._start = ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError) as error:
+            raise UnavailableError(str(error)) from None
+        self.lanes: int = self._functions.lanes()
+
+    def __call__(self, name: str, *arguments: torch.Tensor | int | float | None) -> None:
+        """Call a function in PyTorch's threads; a tensor stands for its address, None for no address.
+
+        Raises:
+            MemoryError: there was none.
+        """
+        function = getattr(self._functions, name)
+        if function(self._start, ctypes.c_uint(torch.get_num_threads()), *map(_argument, arguments)):
+            raise MemoryError(f"no memory for the buffers of {name}")
+
+
+def _argument(value: torch.Tensor | int | float | None) -> object:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+
+
+def library() -> Library | None:
+    """The library, compiled now if it has not been; None where it cannot be used: `describe` says why."""
+    return _found()[0]
+
+
+def compiled() -> Library:
+    """The library, where it is known to be there."""
+    found = library()
+    assert found is not None, "kernels.usable comes first"
+    return found
+
+
+def refuse_second_derivative() -> None:
+    """Called first in each kernel's gradient.
+
+    Raises:
+        RuntimeError: the gradient is to be differentiated again, which would leave out what the kernel depends on.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("the compiled kernels have no second derivative: set CONVNEXT_KERNELS=0")
+
+
+def describe() -> str:
+    """Which kernels training on CPU uses, and why, in a few words."""
+    found, words = _found()
+    return f"compiled kernels ({words})" if found else f"PyTorch's own kernels ({words})"
+
+
+def _found() -> tuple[Library | None, str]:
+    with _lock:
+        return _find()
+
+
+@functools.cache
+def _find() -> tuple[Library | None, str]:
+    if os.environ.get("CONVNEXT_KERNELS") == "0":
+        return None, "CONVNEXT_KERNELS=0"
+    try:
+        command, version = _compiler()
+        return Library(_compiled(command, version)), version
+    except UnavailableError as error:
+        return None, str(error)
+    except OSError as error:
+        return None, f"the compiled library cannot be kept: {error}"
+
+
+def _compiler() -> tuple[list[str], str]:
+    """The command that compiles for this CPU, and the first line of its version."""
+    words = (os.environ.get("CC") or "cc").split()
+    if shutil.which(words[0]) is None:
+        raise UnavailableError(f"no C compiler: there is no {words[0]}")
+    cpu = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    version = _run([*words, "--version"]).partition("\n")[0]
+    return [*words, "-O3", cpu, "-shared", "-fPIC"], version
+
+
+def _compiled(command: list[str], version: str) -> Path:
+    """The library for this source, compiler and CPU: from the cache folder, or compiled into it."""
+    folder = cache_folder() / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
+        raise UnavailableError(f"others may write to {folder}")
+    parts = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
+    path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.so"
+    if not path.exists():
+        with writing(path) as unfinished:
+            _run([*command, "-o", str(unfinished), *(str(source) for source in _SOURCES if source.suffix == ".c")])
+    return path
+
+
+def _cpu() -> str:
+    """What tells this CPU's instructions from another's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    first = cpuinfo.read_text().partition("\n\n")[0].splitlines()
+    return "\n".join(line for line in first if line.startswith(("model", "flags", "Features", "CPU ")))
+
+
+def _run(command: list[str]) -> str:
+    """What the command prints.
+
+    Raises:
+        UnavailableError: it failed.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout).strip().partition("\n")[0]
+        raise UnavailableError(f"{command[0]} failed: {said or error.returncode}") from None
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{command[0]} took more than {_TIMEOUT} s") from None
+    return done.stdout
