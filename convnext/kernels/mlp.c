@@ -65,7 +65,7 @@ INLINE vec normal(vec x, vec *density) {
     p = p * t + 4.1814301e-2f;
     p = p * t + 9.5907747e-3f;
     vec below = p * *density;
-    return either(x < 0, below, 1.0f - below);
+    return either(x < 0.0f, below, 1.0f - below);
 }
 
 /* Rows `from` to `to` of each function below. */

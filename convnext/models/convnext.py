@@ -123,8 +123,8 @@ class Block(nn.Module):
         return x
 
     def _has_kernel(self, x: Tensor) -> bool:
-        modules = self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2
-        types = DepthwiseConv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear
+        modules = self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2, self.drop_path
+        types = DepthwiseConv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, StochasticDepth
         return kernels.usable(x, self.dwconv.weight) and kernels.replaceable(modules, types)
 
     def _drop_factor(self, x: Tensor) -> Tensor | None:
