@@ -53,6 +53,30 @@ def read(numbers: "DataLoader[Tensor | UserError]", moment: int) -> None:
                 kill_workers()
 
 
+class DyingAtTheEnd(DataLoader[Tensor]):
+    """The last worker dies before the first is told to end, which is raised there and then."""
+
+    def __iter__(self) -> Any:
+        iterator: Any = super().__iter__()
+
+        class Iterator(type(iterator)):  # type: ignore[misc]
+            def __setattr__(self, name: str, value: Any) -> None:
+                super().__setattr__(name, value)
+                if name == "_shutdown":
+                    self._workers[-1].kill()
+                    os.waitid(os.P_PID, self._workers[-1].pid, os.WEXITED | os.WNOWAIT)
+
+        iterator.__class__ = Iterator
+        return iterator
+
+
+def test_no_worker_outlives_one_that_dies_at_the_end() -> None:
+    numbers = DyingAtTheEnd(Numbers(), batch_size=4, num_workers=2)
+    with pytest.raises(DataError, match="died"), reading(numbers, lambda: []) as stream:
+        next(stream)
+    assert not multiprocessing.active_children()
+
+
 class HangingUp(Numbers):
     """A worker hangs up as its first tensor is fetched, as it would where it is killed at that moment."""
 

@@ -33,9 +33,14 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
             yield _items(iterator)
         finally:
             # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the
-            # iterator.
-            if shut_down := getattr(iterator, "_shutdown_workers", None):
-                shut_down()
+            # iterator, and killed where the death of one of them, raised anywhere, interrupts that.
+            try:
+                if shut_down := getattr(iterator, "_shutdown_workers", None):
+                    shut_down()
+            finally:
+                for worker in getattr(iterator, "_workers", ()):
+                    worker.kill()
+                    worker.join()
     except RuntimeError as error:  # which the loader raises anywhere in the context, as soon as a worker is dead
         if not (died := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
             raise
