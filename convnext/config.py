@@ -105,6 +105,8 @@ class ModelSettings(Settings):
     """Global response normalization in every block, as in ConvNeXt V2."""
     stem_norm: bool | None = None
     """LayerNorm behind the stem's convolution; the isotropic variants have none."""
+    overlap: bool = False
+    """Stem and downsampling see over the edges of their patches: kernels of 2 * stride - 1 (PVT v2)."""
     step: Annotated[int, Field(ge=0, le=15)] | None = None
     """Step of model 'roadmap', from 0 (ResNet-50) to 15 (ConvNeXt-T); `convnext roadmap` lists them."""
     weights: str | None = None

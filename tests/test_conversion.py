@@ -203,6 +203,10 @@ def test_models_that_a_layout_cannot_hold() -> None:
             CheckpointError, match=rf"{layout} cannot hold .*stem without a norm.*official or isotropic$"
         ):
             convert(isotropic, layout)
+    overlapping = on_meta("convnext_atto", overlap=True).state_dict()
+    for layout in ("torchvision", "timm", "transformers"):
+        with pytest.raises(CheckpointError, match=rf"{layout} cannot hold .*over their patches' edges.*use official$"):
+            convert(overlapping, layout)
     with pytest.raises(
         CheckpointError, match=r"isotropic cannot hold .*downsample_layers\.0\.1\.weight, .* and \d+ more"
     ):

@@ -1,8 +1,13 @@
 """The report's numbers, against counting by hand."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
+import convnext
+from convnext.evaluation.evaluator import FlipAverage
 from convnext.evaluation.metrics import compute_report, confusion
 
 CLASSES = ("a", "b", "c", "d", "e", "f")
@@ -35,3 +40,18 @@ def test_report_counts() -> None:
 def test_fewer_than_five_classes() -> None:
     report = compute_report(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]), ("no", "yes"))
     assert (report.top1, report.top5) == (0.5, 1.0)
+
+
+def test_flip_judges_an_image_and_its_mirror_image(digits_run: convnext.Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(digits_run.path, run)
+    before = (run / "test_report.json").read_text()
+    report = convnext.evaluate(run, flip=True)
+    assert (run / "test-flip_report.json").exists()
+    assert (run / "test_report.json").read_text() == before
+    # A mirrored 3 is no 3, so that the digits lose by it.
+    assert 0.3 < report.top1 < digits_run.report.top1
+    images = torch.rand(2, 1, 8, 8)
+    model = FlipAverage(torch.nn.Flatten())
+    expected = torch.stack([images, images.flip(-1)]).mean(0).flatten(1)
+    assert torch.equal(model(images), expected)

@@ -95,6 +95,7 @@ def test_half_precision(model: nn.Module, images: Tensor, dtype: torch.dtype) ->
     layer_scale=st.sampled_from([None, 1e-6, 1.0]),
     grn=st.booleans(),
     stem_norm=st.booleans(),
+    overlap=st.booleans(),
     init=st.sampled_from(["paper", "torch"]),
     extra=st.tuples(st.integers(0, 5), st.integers(0, 5)),
 )
@@ -108,6 +109,7 @@ def test_any_valid_configuration_trains(
     layer_scale: float | None,
     grn: bool,
     stem_norm: bool,
+    overlap: bool,
     init: str,
     extra: tuple[int, int],
 ) -> None:
@@ -124,6 +126,7 @@ def test_any_valid_configuration_trains(
         layer_scale=layer_scale,
         grn=grn,
         stem_norm=stem_norm,
+        overlap=overlap,
         init=init,
     )
     height, width = (model.stride + amount for amount in extra)

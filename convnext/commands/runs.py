@@ -47,6 +47,8 @@ class _Evaluate:
     """Processes that read images; None chooses."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Average each image's logits with those of its mirror image, at twice the cost."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object in place of tables."""
 
@@ -119,6 +121,7 @@ def evaluate(args: Sequence[str]) -> int:
         batch_size=options.batch_size,
         device=options.device,
         workers=options.workers,
+        flip=options.flip,
     )
     if options.json:
         print(json.dumps(report.as_dict()))

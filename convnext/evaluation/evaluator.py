@@ -109,6 +109,23 @@ def _together(
     return Predictions(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
 
 
+class FlipAverage(nn.Module):
+    """The mean logits of each image and of its mirror image.
+
+    Args:
+        model: from ``(N, C, H, W)`` to logits ``(N, K)``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, K)``."""
+        logits: Tensor = (self.model(images) + self.model(images.flip(-1))) / 2
+        return logits
+
+
 def evaluate(
     run: str | Path,
     *,
@@ -118,6 +135,7 @@ def evaluate(
     batch_size: int = 256,
     device: str = "auto",
     workers: int | None = None,
+    flip: bool = False,
 ) -> Report:
     """Evaluate a run's checkpoint, and write the report and its pictures into the run's folder.
 
@@ -129,6 +147,7 @@ def evaluate(
         batch_size: images at a time.
         device: as in `convnext.config.RunSettings`.
         workers: processes that read images; None chooses.
+        flip: judge each image together with its mirror image, at twice the cost; the files' names say so.
 
     Raises:
         CheckpointError: no such checkpoint, or one for other classes than the data's.
@@ -154,9 +173,12 @@ def evaluate(
     keep_freed_memory()
     chosen = torch.device(pick_device(device))
     model = model.to(chosen).to(memory_format=torch.channels_last)
+    if flip:
+        model = FlipAverage(model)
     predictions = predict_source(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
     stem = splits.test_name if split == "test" else split
     stem += "" if which == "last" else f"-{which}"
+    stem += "-flip" if flip else ""
     if not same_images:
         stem += f"-on-{data.root.name}" if data.root else "-on-other-images"
     return write_report(run, stem, predictions, source, info)

@@ -89,6 +89,8 @@ _RULES: dict[str, dict[str, str]] = {
 LAYOUTS: tuple[str, ...] = tuple(_RULES)
 """The known layouts: ``official`` is the hub; ``isotropic`` is what the authors' isotropic checkpoints have."""
 
+_DOWNSAMPLING = r"downsample_layers\.[1-9]\d*\.1\.weight"  # of kernels
+
 # First width of atto, femto, pico and nano, whose pointwise layers are 1x1 convolutions in timm, both V1 and V2.
 _TIMM_CONVOLUTIONAL = (40, 48, 64, 80)
 
@@ -163,6 +165,9 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     if stem_norm is None:
         for layout in ("torchvision", "timm", "transformers"):
             homeless[layout].append("a stem without a norm (downsample_layers.0.1)")
+    if _overlaps(official):
+        for layout in ("torchvision", "timm", "transformers"):
+            homeless[layout].append("convolutions that see over their patches' edges (model.overlap)")
     if homeless[to]:
         kind = "ConvNeXt V2" if model == "convnextv2" else "ConvNeXt"
         fitting = " or ".join(layout for layout in LAYOUTS if not homeless[layout])
@@ -171,6 +176,10 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
         )
     width = None if stem_norm is None else stem_norm.numel()
     return {new: _reshape(official[old], old, to, width) for old, new in targets[to].items() if new is not None}
+
+
+def _overlaps(official: dict[str, Tensor]) -> bool:
+    return any(re.fullmatch(_DOWNSAMPLING, name) and weight.shape[-1] > 2 for name, weight in official.items())
 
 
 def _few(names: list[str]) -> str:

@@ -157,6 +157,8 @@ class ConvNeXt(nn.Module):
             biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs.
         grn: global response normalization in every block, as in V2, which has no layer scale.
         stem_norm: whether a LayerNorm follows the stem's convolution.
+        overlap: whether the convolutions that shrink the feature map, the stem's among them, see over the edges of
+            their patches: kernels of ``2 * stride - 1``, as in PVT v2 (Wang et al. 2022, arXiv:2106.13797).
 
     Attributes:
         stride: pixels of the image's side to one position of the last feature map.
@@ -183,6 +185,7 @@ class ConvNeXt(nn.Module):
         init: Literal["paper", "torch"] = "paper",
         grn: bool = False,
         stem_norm: bool = True,
+        overlap: bool = False,
     ) -> None:
         super().__init__()
         if len(depths) != len(dims) or not depths:
@@ -194,12 +197,12 @@ class ConvNeXt(nn.Module):
         self.dims = tuple(dims)
         self.checkpointing = False
 
-        stem = nn.Sequential(nn.Conv2d(in_channels, dims[0], patch_size, patch_size))
+        stem = nn.Sequential(_downsample(in_channels, dims[0], patch_size, overlap))
         if stem_norm:
             stem.append(LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
         for dim, next_dim in pairwise(dims):
-            downsample = nn.Sequential(LayerNorm2d(dim, eps=1e-6), nn.Conv2d(dim, next_dim, kernel_size=2, stride=2))
+            downsample = nn.Sequential(LayerNorm2d(dim, eps=1e-6), _downsample(dim, next_dim, 2, overlap))
             self.downsample_layers.append(downsample)
 
         last = max(sum(depths) - 1, 1)
@@ -259,6 +262,12 @@ class ConvNeXt(nn.Module):
         """
         logits: Tensor = self.head(self.embed(x))
         return logits
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool) -> nn.Conv2d:
+    if overlap:
+        return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride, padding=stride - 1)
+    return nn.Conv2d(in_channels, out_channels, stride, stride)
 
 
 def _init_weights(module: nn.Module) -> None:
