@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,9 +51,11 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
     pixels = np.random.default_rng(0).integers(0, 256, (options.batch, options.size, options.size, 3), np.uint8)
     source = ArraySource(pixels, np.arange(options.batch) % CLASSES, channels=3)
     splits = Splits(tuple(map(str, range(CLASSES))), source, None, source, (0.5,) * 3, (0.25,) * 3)
-    model = {"depths": options.depths, "dims": options.dims, "patch_size": options.patch}
-    changes = {"ema_decay": None, "batch_size": options.batch, "precision": options.precision, "device": options.device}
-    settings = recipe("cifar10", **changes, model=model, data={"image_size": options.size}, epochs=10_000)
+    model = {"depths": options.depths, "dims": options.dims, "patch_size": options.patch, "overlap": False}
+    changes: dict[str, Any] = {"ema_decay": None, "batch_size": options.batch, "epochs": 10_000}
+    changes |= {"precision": options.precision, "device": options.device, "optimizer": {"name": "adamw"}}
+    changes |= {"data": {"image_size": options.size, "start_size": None}, "augment": {"cutmix": 0.0}}
+    settings = recipe("cifar10", **changes, model=model)
     accelerator = make_accelerator(settings)
     settings, splits = resolve(settings, splits, accelerator)
     trainer = Trainer(settings, splits, accelerator)
