@@ -37,6 +37,7 @@ lint: .venv/installed-dev
 
 test: lint
 	$(BIN)/pytest --numprocesses auto
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs tests/test_cuda.py tests/test_faults.py
 
 clean:
 	rm -rf .venv demo

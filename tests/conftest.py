@@ -12,6 +12,8 @@ from PIL import Image
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same arithmetic on every machine
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads, which wait for each other
 
+import torch
+
 import convnext
 from convnext.config import DataSettings
 from convnext.data.catalog import export_folder, load_splits
@@ -19,6 +21,15 @@ from convnext.data.catalog import export_folder, load_splits
 # A shell that starts the tests in the background may have these ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a CUDA device where there is none."""
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason="needs a CUDA device, and there is none to be seen")
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What is different on a GPU: arithmetic, memory formats, transfers, compiled steps, and runs that change device.
 
-Needs a CUDA device: ``CUDA_VISIBLE_DEVICES=0 pytest tests/test_cuda.py``.
+Needs a CUDA device: ``CUDA_VISIBLE_DEVICES=0 pytest -m cuda``, which is a part of ``make test``.
 """
 
 import os
@@ -29,10 +29,7 @@ from convnext.training.resolution import resolve
 from convnext.training.trainer import Trainer
 from tests.killing import result
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(),
-    reason="no CUDA device to be seen; tests hide them unless CUDA_VISIBLE_DEVICES says which to use",
-)
+pytestmark = pytest.mark.cuda
 
 DEVICE = "cuda"
 STEPS = 10  # of an epoch of `tiny`
@@ -250,7 +247,7 @@ def test_what_arrives_is_what_was_read(workers: int, tmp_path: Path) -> None:
     expected: list[tuple[Tensor, Tensor]] = []
     for device, to in ((DEVICE, arrived), ("cpu", expected)):
         trainer = prepared(tiny(tmp_path, device=device, **{"data.workers": workers}))
-        with batches(trainer.images, trainer.sampler, workers) as stream:
+        with batches(trainer.images, trainer.sampler, workers, device == DEVICE) as stream:
             for batch in stream:
                 images, _, labels = trainer._on_device(batch)
                 assert images.device.type == labels.device.type == device

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -136,7 +135,7 @@ def test_a_validation_loss_that_is_not_finite_can_be_resumed_from(small_folder: 
     assert result(tmp_path / RUN) == whole
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 is for CUDA devices, and there is none to be seen")
+@pytest.mark.cuda
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_overflow_of_fp16_lowers_the_scale(optimizer: str, tmp_path: Path) -> None:
     args = [*TINY, "--device", "cuda", "--precision", "fp16", "--optimizer.name", optimizer, "--optimizer.lr", "10"]

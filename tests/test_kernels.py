@@ -168,6 +168,21 @@ def test_what_is_computed_is_the_same_each_time() -> None:
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_block_computes_the_same_in_any_number_of_threads(autocast: bool) -> None:
+    block, x = block_and_input(64, 67, 8)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run_block(block, x, autocast))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert max(errors(other, [t.double() for t in found[0]])) < (3e-3 if autocast else 1e-6)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_other_memory_formats_give_the_same() -> None:
     block, x = block_and_input(24, 3, 6)
     plain = x.detach().contiguous().requires_grad_()
@@ -277,6 +292,16 @@ def test_switched_off_pytorch_computes_the_same(fresh: Path, monkeypatch: pytest
     assert kernels.describe() == "PyTorch's own kernels (CONVNEXT_KERNELS=0)"
     torch.testing.assert_close(gradients(model, images), expected, rtol=1e-4, atol=1e-6)
     assert not list(fresh.glob("cache/kernels/.*"))  # nothing half-written
+
+
+@pytest.mark.usefixtures("compiled", "fresh")
+def test_without_mkl_convolutions_alone_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small_model()
+    expected = gradients(model, images)
+    build._find.cache_clear()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert kernels.describe().startswith("a compiled kernel for convolutions (")
+    torch.testing.assert_close(gradients(model, images), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("compiled")

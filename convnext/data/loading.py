@@ -276,18 +276,18 @@ class EvalSampler(Sampler[list[Key]]):
 
 @contextmanager
 def batches(
-    dataset: AugmentedImages, sampler: TrainSampler | EvalSampler, workers: int | None
+    dataset: AugmentedImages, sampler: TrainSampler | EvalSampler, workers: int | None, pinned: bool = False
 ) -> Iterator[Iterator[Batch]]:
     """The sampler's batches; ``workers`` None chooses by the machine and the data (see `default_workers`).
 
-    A batch's images may be overwritten once the next batch is asked for.
+    Batches that are ``pinned`` go to a CUDA device while it computes. Of others the images may be overwritten once the
+    next batch is asked for.
 
     Raises:
         DataError: a worker died; the message names the image that it was reading.
     """
-    workers = default_workers(dataset.source) if workers is None else workers
-    # Beside a GPU the loader copies each batch to pinned memory, and lets go of it only then.
-    pinned = torch.cuda.is_available()
+    workers = default_workers(dataset.source, pinned) if workers is None else workers
+    # The loader lets go of a batch only when it has copied it to pinned memory.
     slots = Slots(workers, _AHEAD, max(1, sampler.most * dataset.largest)) if workers and not pinned else None
     collate = Collate(slots)
     loader: DataLoader[Collated | UserError] = DataLoader(
@@ -303,10 +303,10 @@ def batches(
         yield map(collate.batch, stream)
 
 
-def default_workers(source: ImageSource) -> int:
+def default_workers(source: ImageSource, idle: bool = False) -> int:
     """Workers for files: one a core, at most 8, shared by this machine's training processes; none for images in memory
-    beside a CPU that is busy computing."""
-    if source.in_memory and not torch.cuda.is_available():
+    beside a CPU that is busy computing, where it is not ``idle``."""
+    if source.in_memory and not idle:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8))

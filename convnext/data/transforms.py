@@ -220,9 +220,7 @@ class ElementMix(nn.Module):
         # Drawn on the CPU, so that all devices draw the same.
         kind = torch.multinomial((self.alphas > 0).float(), count, replacement=True)
         alpha = self.alphas[kind]
-        share = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[
-            :, 0
-        ]  # Beta(alpha, alpha), as torchvision draws
+        share = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[:, 0]  # Beta(alpha, alpha), as torchvision
         share[torch.rand(count) >= self.probability] = 1.0
         rows, columns = _boxes(share, height, width)
         inside = rows[:, :, None] & columns[:, None, :]
@@ -231,8 +229,13 @@ class ElementMix(nn.Module):
         keep = torch.where(cut[:, None, None], (~inside).float(), share[:, None, None])
         keep, share = keep[:, None].to(images.device, images.dtype), share[:, None].to(images.device)
         one_hot = nn.functional.one_hot(labels, self.num_classes).float()
-        mixed = torch.lerp(images.roll(1, 0), images, keep)
-        return mixed, torch.lerp(one_hot.roll(1, 0), one_hot, share)
+        mixed = torch.lerp(_rolled(images), images, keep)
+        return mixed, torch.lerp(_rolled(one_hot), one_hot, share)
+
+
+def _rolled(x: Tensor) -> Tensor:
+    """``x.roll(1, 0)``, which would not keep the memory format on every device."""
+    return torch.cat([x[-1:], x[:-1]])
 
 
 def _boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,8 @@ def predict_source(
     # Empty tensors first, so that a process without images has something of the right shape to share.
     logits, indices = [torch.empty(0, len(info.classes))], [torch.empty(0, dtype=torch.int64)]
     unreadable = list[str]()
-    with batches(dataset, EvalSampler(len(source), batch_size, rank, world_size), workers) as stream:
+    sampler = EvalSampler(len(source), batch_size, rank, world_size)
+    with batches(dataset, sampler, workers, device.type == "cuda") as stream:
         for batch in stream:
             between_batches()
             unreadable += batch.unreadable

@@ -5,9 +5,10 @@ Two things are slow there with PyTorch's own operations, and are replaced:
 - The weight gradient of a depthwise convolution takes 10 to 15 times as long as the convolution, and longer in
   bfloat16: `depthwise_conv2d`.
 - A block's hidden layer, four times as wide as its input, leaves the processor's cache between one operation and the
-  next, so that each waits for memory: `mlp` computes all of it for some rows, then for the next. The matrix products
-  are PyTorch's. For the gradient it keeps the branch's input and, where that is faster than to compute it again, the
-  first product: half of what PyTorch keeps, or an eighth.
+  next, so that each waits for memory, and after each all threads wait for the slowest. In `mlp` each thread computes
+  all of it for some rows, then for the next. The matrix products are those of MKL, which PyTorch has on x86. For the
+  gradient it keeps the branch's input and, where that is faster than to compute it again, the first product: half of
+  what PyTorch keeps, or an eighth.
 
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convnext.kernels.build import describe, library
+from convnext.kernels.build import compiled, describe, library
 from convnext.kernels.depthwise import convolve_and_keep, depthwise_conv2d
 from convnext.kernels.mlp import mlp
 
@@ -84,8 +85,9 @@ def _has_types(x: Tensor, weight: Tensor) -> bool:
 
 
 def replaceable(modules: Sequence[nn.Module], types: Sequence[type[nn.Module]]) -> bool:
-    """Whether `block` computes what calling a block's modules would: they are of these types, and have no hooks."""
-    return all(map(_is_plain, modules, types)) and not any(map(_has_hooks, modules))
+    """Whether `block` applies where `usable` says so, and computes what calling a block's modules would: they are of these
+    types, and have no hooks."""
+    return compiled().multiplies and all(map(_is_plain, modules, types)) and not any(map(_has_hooks, modules))
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

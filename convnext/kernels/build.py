@@ -32,6 +32,7 @@ class Library:
 
     Attributes:
         lanes: channels that one vector holds.
+        multiplies: whether it has matrix products: MKL's, with which PyTorch is built on x86.
 
     Raises:
         UnavailableError: it cannot be loaded, or PyTorch has no threads that it could share.
@@ -45,6 +46,13 @@ class Library:
         except (OSError, AttributeError) as error:
             raise UnavailableError(str(error)) from None
         self.lanes: int = self._functions.lanes()
+        self._products = _products()
+        self.multiplies = self._products is not None
+
+    def product(self, dtype: torch.dtype) -> int:
+        """The address of the product of matrices of that type, where the library `multiplies`."""
+        assert self._products is not None, "kernels.usable comes first"
+        return self._products[dtype]
 
     def __call__(self, name: str, *arguments: torch.Tensor | int | float | None) -> None:
         """Call a function in PyTorch's threads; a tensor stands for its address, None for no address.
@@ -55,6 +63,17 @@ class Library:
         function = getattr(self._functions, name)
         if function(self._start, ctypes.c_uint(torch.get_num_threads()), *map(_argument, arguments)):
             raise MemoryError(f"no memory for the buffers of {name}")
+
+
+def _products() -> dict[torch.dtype, int] | None:
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        return None
+    names = {torch.float32: "sgemm_", torch.bfloat16: "gemm_bf16bf16f32_"}
+    loaded = ctypes.CDLL(torch._C.__file__)
+    try:
+        return {dtype: ctypes.cast(loaded[name], ctypes.c_void_p).value or 0 for dtype, name in names.items()}
+    except AttributeError:
+        return None
 
 
 def _argument(value: torch.Tensor | int | float | None) -> object:
@@ -90,7 +109,11 @@ def refuse_second_derivative() -> None:
 def describe() -> str:
     """Which kernels training on CPU uses, and why, in a few words."""
     found, words = _found()
-    return f"compiled kernels ({words})" if found else f"PyTorch's own kernels ({words})"
+    if found is None:
+        return f"PyTorch's own kernels ({words})"
+    return (
+        f"compiled kernels ({words})" if found.multiplies else f"a compiled kernel for convolutions ({words}; no MKL)"
+    )
 
 
 def _found() -> tuple[Library | None, str]:

@@ -1,23 +1,45 @@
-/* What a block does between its matrix products, on rows of channels: layer normalization, GELU, and the residual sum.
+/* A block's branch and its gradients: layer normalization, two linear layers around a GELU, and the residual sum.
 
-   Each thread takes a share of the rows, and sums over rows are kept apart for each share. With `half` set, values are
-   bfloat16; `residual_half` says so of the block's input and output. */
+   A thread takes some rows of channels through all of it, so that what is between stays in its core's cache and no
+   thread waits for another; then the next rows. The matrix products are BLAS's, whose results are float32. With `half`
+   set, the values that it multiplies are bfloat16; `residual_half` says so of the block's input and output. */
 
 #include "vectors.h"
 
+/* Fortran's SGEMM, or the same from bfloat16: c = a b + beta c, column by column. */
+typedef void gemm(const char *, const char *, const int *, const int *, const int *, const float *, const void *,
+                  const int *, const void *, const int *, const float *, float *, const int *);
+
 typedef struct {
-    const void *in, *other;
-    void *out, *second;
-    const float *bias, *factor;
-    float *scale, *sums;
-    idx rows, columns, shares, first, per_factor;
-    idx half, residual_half;
+    gemm *multiply;
+    idx half, residual_half, rows, dim, width, chunk, positions;
     float eps;
-    idx next; /* share to be taken */
+    const void *x, *residual, *weight1, *weight2; /* residual: the shortcut, or the gradient of the result */
+    const float *bias1, *bias2, *factor;
+    void *kept, *out; /* hidden layer before its bias; result, or gradient of x */
+    float *dweight1, *dbias1, *dweight2, *dbias2; /* of each share of the rows */
+    idx shares, next;
+    int failed;
 } job;
 
-INLINE vec get(const void *p, int half, idx i, idx count) { return load((const char *)p + i * (half ? 2 : 4), half, count); }
-INLINE void put(void *p, int half, idx i, idx count, vec v) { store((char *)p + i * (half ? 2 : 4), half, count, v); }
+/* What one thread has between the operations on a chunk of rows. */
+typedef struct {
+    char *normal, *dbranch;
+    float *scale, *hidden, *dhidden, *branch;
+} buffers;
+
+INLINE void *at(const void *p, int half, idx i) { return (char *)p + i * (half ? 2 : 4); }
+INLINE vec get(const void *p, int half, idx i, idx count) { return load(at(p, half, i), half, count); }
+INLINE void put(void *p, int half, idx i, idx count, vec v) { store(at(p, half, i), half, count, v); }
+
+/* c = a b + beta c, row by row: c of (m, n), and n or t says whether a and b are as they are multiplied or transposed. */
+static void product(const job *j, const char *kinds, idx m, idx n, idx k, const void *a, const void *b, float beta,
+                    float *c) {
+    int rows = m, columns = n, depth = k, a_stride = kinds[0] == 't' ? m : k, b_stride = kinds[1] == 't' ? k : n;
+    float one = 1.0f;
+    /* The transposed matrices' product, in the other order, has the same values at the same addresses. */
+    j->multiply(kinds + 1, kinds, &columns, &rows, &depth, &one, b, &b_stride, a, &a_stride, &beta, c, &columns);
+}
 
 INLINE float total(vec v) {
     float sums[LANES];
@@ -68,166 +90,195 @@ INLINE vec normal(vec x, vec *density) {
     return either(x < 0.0f, below, 1.0f - below);
 }
 
-/* Rows `from` to `to` of each function below. */
-#define ROWS(name) INLINE void name##_rows(const job *j, int half, int residual_half, idx from, idx to, float *sums)
 #define EACH(i) for (idx i = 0, count = c; i < c; i += LANES, count -= LANES)
 
-/* out = (in - mean) * scale, where scale = 1 / deviation. */
-ROWS(normalize) {
-    (void)residual_half, (void)sums;
-    idx c = j->columns;
+/* out = (x - mean) * scale, where scale = 1 / deviation, for n rows. */
+INLINE void normalize(int half, idx n, idx c, float eps, const void *x, void *out, float *scale) {
     float extra = (float)(-c & (LANES - 1)); /* lanes behind the last channel: they hold zeros */
-    for (idx r = from; r < to; r++) {
+    for (idx r = 0; r < n; r++) {
         vec sum = {0}, squares = {0};
-        EACH(i) sum += get(j->in, half, r * c + i, count);
+        EACH(i) sum += get(x, half, r * c + i, count);
         float mean = total(sum) / c;
         EACH(i) {
-            vec v = get(j->in, half, r * c + i, count) - mean;
+            vec v = get(x, half, r * c + i, count) - mean;
             squares += v * v;
         }
-        float scale = 1.0f / __builtin_sqrtf((total(squares) - extra * mean * mean) / c + j->eps);
-        j->scale[r] = scale;
-        EACH(i) put(j->out, half, r * c + i, count, (get(j->in, half, r * c + i, count) - mean) * scale);
+        scale[r] = 1.0f / __builtin_sqrtf((total(squares) - extra * mean * mean) / c + eps);
+        EACH(i) put(out, half, r * c + i, count, (get(x, half, r * c + i, count) - mean) * scale[r]);
     }
 }
 
-/* From the gradient `in` of what `normalize` made, `other`, that of its input. */
-ROWS(normalize_gradient) {
-    (void)residual_half, (void)sums;
-    idx c = j->columns;
-    for (idx r = from; r < to; r++) {
-        vec sum = {0}, product = {0};
+/* From the gradient d of what `normalize` made that of its input. */
+INLINE void normalize_gradient(int half, idx n, idx c, const float *d, const void *made, const float *scale, void *out) {
+    for (idx r = 0; r < n; r++) {
+        vec sum = {0}, products = {0};
         EACH(i) {
-            vec d = get(j->in, half, r * c + i, count);
-            sum += d;
-            product += d * get(j->other, half, r * c + i, count);
+            vec v = get(d, 0, r * c + i, count);
+            sum += v;
+            products += v * get(made, half, r * c + i, count);
         }
-        float mean = total(sum) / c, slope = total(product) / c, scale = j->scale[r];
+        float mean = total(sum) / c, slope = total(products) / c;
         EACH(i) {
-            vec d = get(j->in, half, r * c + i, count), x = get(j->other, half, r * c + i, count);
-            put(j->out, half, r * c + i, count, (d - mean - x * slope) * scale);
+            vec v = get(d, 0, r * c + i, count) - mean - slope * get(made, half, r * c + i, count);
+            put(out, half, r * c + i, count, v * scale[r]);
         }
     }
 }
 
-/* out = GELU(in + bias). */
-ROWS(gelu) {
-    (void)residual_half, (void)sums;
-    idx c = j->columns;
-    for (idx r = from; r < to; r++)
+/* GELU(hidden + bias) in the same place, which may be narrower there; `kept` gets what was there. */
+INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden, void *out, void *kept) {
+    for (idx r = 0; r < n; r++)
         EACH(i) {
-            vec density, x = get(j->in, half, r * c + i, count) + get(j->bias, 0, i, count);
-            put(j->out, half, r * c + i, count, x * normal(x, &density));
+            vec density, v = get(hidden, 0, r * c + i, count), x = v + get(bias, 0, i, count);
+            if (kept) put(kept, half, r * c + i, count, v);
+            put(out, half, r * c + i, count, x * normal(x, &density));
         }
 }
 
-/* The same, and from the gradient `second` of that the one of in + bias in its place, and its sum over the rows. */
-ROWS(gelu_gradient) {
-    (void)residual_half;
-    idx c = j->columns;
-    for (idx r = from; r < to; r++)
+/* out = GELU(hidden + bias), and in place of its gradient d that of hidden + bias, and the sum of that over the rows. */
+INLINE void gelu_gradient(int half, int hidden_half, idx n, idx c, const float *bias, const void *hidden, void *out,
+                          float *d, float *sums) {
+    for (idx r = 0; r < n; r++)
         EACH(i) {
-            vec density, x = get(j->in, half, r * c + i, count) + get(j->bias, 0, i, count);
+            vec density, x = get(hidden, hidden_half, r * c + i, count) + get(bias, 0, i, count);
             vec integral = normal(x, &density);
-            vec d = get(j->second, half, r * c + i, count) * (integral + x * density * 0.39894228f);
-            put(j->out, half, r * c + i, count, x * integral);
-            put(j->second, half, r * c + i, count, d);
-            put(sums, 0, i, count, get(sums, 0, i, count) + d);
+            vec dx = get(d, 0, r * c + i, count) * (integral + x * density * 0.39894228f);
+            put(out, half, r * c + i, count, x * integral);
+            put(d, half, r * c + i, count, dx);
+            put(sums, 0, i, count, get(sums, 0, i, count) + dx);
         }
 }
 
 /* The factor of the image that a row belongs to. */
-INLINE float factor_of(const job *j, idx row) { return j->factor ? j->factor[(j->first + row) / j->per_factor] : 1.0f; }
+INLINE float factor_of(const job *j, idx row) { return j->factor ? j->factor[row / j->positions] : 1.0f; }
 
-/* out = other + factor * (in + bias). */
-ROWS(add) {
-    (void)sums;
-    idx c = j->columns;
-    for (idx r = from; r < to; r++) {
-        float factor = factor_of(j, r);
+/* Rows `first` and following: out = residual + factor * (branch + bias). */
+INLINE void add(const job *j, int residual_half, idx first, idx n, const float *branch) {
+    idx c = j->dim;
+    for (idx r = 0; r < n; r++) {
+        float factor = factor_of(j, first + r);
         EACH(i) {
-            vec x = get(j->in, half, r * c + i, count) + get(j->bias, 0, i, count);
-            put(j->out, residual_half, r * c + i, count, get(j->other, residual_half, r * c + i, count) + x * factor);
+            vec v = get(branch, 0, r * c + i, count) + get(j->bias2, 0, i, count);
+            idx place = (first + r) * c + i;
+            put(j->out, residual_half, place, count, get(j->residual, residual_half, place, count) + v * factor);
         }
     }
 }
 
-/* out = factor * in, and its sum over the rows. */
-ROWS(scale) {
-    idx c = j->columns;
-    for (idx r = from; r < to; r++) {
-        float factor = factor_of(j, r);
+/* Rows `first` and following: out = factor * residual, and its sum over the rows. */
+INLINE void scale_residual(const job *j, int half, int residual_half, idx first, idx n, void *out, float *sums) {
+    idx c = j->dim;
+    for (idx r = 0; r < n; r++) {
+        float factor = factor_of(j, first + r);
         EACH(i) {
-            vec x = get(j->in, residual_half, r * c + i, count) * factor;
-            put(j->out, half, r * c + i, count, x);
-            put(sums, 0, i, count, get(sums, 0, i, count) + x);
+            vec v = get(j->residual, residual_half, (first + r) * c + i, count) * factor;
+            put(out, half, r * c + i, count, v);
+            put(sums, 0, i, count, get(sums, 0, i, count) + v);
         }
     }
+}
+
+INLINE void forward(const job *j, int half, int residual_half, idx first, idx n, buffers b) {
+    idx dim = j->dim, width = j->width;
+    void *kept = j->kept ? at(j->kept, half, first * width) : 0;
+    float *hidden = kept && !half ? kept : b.hidden;
+    normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
+    product(j, "nt", n, width, dim, b.normal, j->weight1, 0.0f, hidden);
+    gelu(half, n, width, j->bias1, hidden, b.hidden, half ? kept : 0);
+    product(j, "nt", n, dim, width, b.hidden, j->weight2, 0.0f, b.branch);
+    add(j, residual_half, first, n, b.branch);
+}
+
+INLINE void backward(const job *j, int half, int residual_half, idx share, idx first, idx n, buffers b) {
+    idx dim = j->dim, width = j->width;
+    const void *hidden = j->kept ? at(j->kept, half, first * width) : b.hidden;
+    normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
+    if (!j->kept) product(j, "nt", n, width, dim, b.normal, j->weight1, 0.0f, b.hidden);
+    scale_residual(j, half, residual_half, first, n, b.dbranch, j->dbias2 + share * dim);
+    product(j, "nn", n, width, dim, b.dbranch, j->weight2, 0.0f, b.dhidden);
+    float *sums = j->dbias1 + share * width;
+    if (j->kept) gelu_gradient(half, half, n, width, j->bias1, hidden, b.hidden, b.dhidden, sums);
+    else gelu_gradient(half, 0, n, width, j->bias1, hidden, b.hidden, b.dhidden, sums);
+    product(j, "tn", dim, width, n, b.dbranch, b.hidden, 1.0f, j->dweight2 + share * dim * width);
+    product(j, "tn", width, dim, n, b.dhidden, b.normal, 1.0f, j->dweight1 + share * dim * width);
+    product(j, "nn", n, dim, width, b.dhidden, j->weight1, 0.0f, b.branch);
+    normalize_gradient(half, n, dim, b.branch, b.normal, b.scale, at(j->out, half, first * dim));
+}
+
+/* Six buffers in one piece of memory, each of whole vectors; its start is to be freed. */
+static void *allocate(job *j, int gradient, buffers *b) {
+    idx narrow = (j->chunk * j->dim + LANES - 1) / LANES, wide = (j->chunk * j->width + LANES - 1) / LANES;
+    idx scale = (j->chunk + LANES - 1) / LANES;
+    void *start;
+    if (posix_memalign(&start, sizeof(vec), (3 * narrow + 2 * wide + scale) * sizeof(vec))) {
+        __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
+        return 0;
+    }
+    vec *next = start;
+    b->hidden = (float *)next, next += wide;
+    b->branch = (float *)next, next += narrow;
+    b->normal = (char *)next, next += narrow;
+    b->scale = (float *)next, next += scale;
+    b->dbranch = (char *)next, next += gradient ? narrow : 0;
+    b->dhidden = (float *)next;
+    return start;
 }
 
 /* A loop for each combination of types, without tests for them inside. */
-#define WORK(name)                                                                                           \
-    static void name##_work(void *data) {                                                                    \
-        job *j = data;                                                                                       \
-        for (idx share; (share = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->shares;) {          \
-            idx from = share * j->rows / j->shares, to = (share + 1) * j->rows / j->shares;                  \
-            float *sums = j->sums ? j->sums + share * j->columns : 0;                                        \
-            if (!j->half) name##_rows(j, 0, 0, from, to, sums);                                              \
-            else if (!j->residual_half) name##_rows(j, 1, 0, from, to, sums);                                \
-            else name##_rows(j, 1, 1, from, to, sums);                                                       \
-        }                                                                                                    \
+#define FOR_TYPES(call, ...)                                   \
+    if (!j->half) call(j, 0, 0, __VA_ARGS__);                  \
+    else if (!j->residual_half) call(j, 1, 0, __VA_ARGS__);    \
+    else call(j, 1, 1, __VA_ARGS__);
+
+/* Take chunks until there are none. */
+static void forward_work(void *data) {
+    job *j = data;
+    buffers b;
+    void *start = allocate(j, 0, &b);
+    if (!start) return;
+    for (idx first; (first = __atomic_fetch_add(&j->next, j->chunk, __ATOMIC_RELAXED)) < j->rows;) {
+        FOR_TYPES(forward, first, least(j->chunk, j->rows - first), b)
     }
-WORK(normalize)
-WORK(normalize_gradient)
-WORK(gelu)
-WORK(gelu_gradient)
-WORK(add)
-WORK(scale)
-
-int mlp_normalize(parallel *start, unsigned threads, idx rows, idx columns, idx half, const void *x, void *out,
-                  float *scale, float eps) {
-    job j = {.in = x, .out = out, .scale = scale, .eps = eps, .rows = rows, .columns = columns, .shares = threads,
-             .half = half};
-    in_threads(start, threads, normalize_work, &j);
-    return 0;
+    free(start);
 }
 
-int mlp_normalize_gradient(parallel *start, unsigned threads, idx rows, idx columns, idx half, const void *d,
-                           const void *x, float *scale, void *out) {
-    job j = {.in = d, .other = x, .out = out, .scale = scale, .rows = rows, .columns = columns, .shares = threads,
-             .half = half};
-    in_threads(start, threads, normalize_gradient_work, &j);
-    return 0;
+/* Take shares of the rows, a chunk at a time: the sums over a share are the same whichever thread takes it. */
+static void backward_work(void *data) {
+    job *j = data;
+    buffers b;
+    void *start = allocate(j, 1, &b);
+    if (!start) return;
+    for (idx share; (share = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->shares;) {
+        idx end = (share + 1) * j->rows / j->shares;
+        for (idx first = share * j->rows / j->shares; first < end; first += j->chunk) {
+            FOR_TYPES(backward, share, first, least(j->chunk, end - first), b)
+        }
+    }
+    free(start);
 }
 
-int mlp_gelu(parallel *start, unsigned threads, idx rows, idx columns, idx half, const void *x, const float *bias,
-             void *out) {
-    job j = {.in = x, .bias = bias, .out = out, .rows = rows, .columns = columns, .shares = threads, .half = half};
-    in_threads(start, threads, gelu_work, &j);
-    return 0;
+/* out = residual + factor * linear2(gelu(linear1(normalize(x)))). Returns nonzero where there was no memory. */
+int mlp_forward(parallel *start, unsigned threads, gemm *multiply, idx half, idx residual_half, idx rows, idx dim,
+                idx width, idx chunk, idx positions, float eps, const void *x, const void *shortcut,
+                const void *weight1, const float *bias1, const void *weight2, const float *bias2, const float *factor,
+                void *kept, void *out) {
+    job j = {.multiply = multiply, .half = half, .residual_half = residual_half, .rows = rows, .dim = dim,
+             .width = width, .chunk = chunk, .positions = positions, .eps = eps, .x = x, .residual = shortcut,
+             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .bias2 = bias2, .factor = factor, .kept = kept,
+             .out = out};
+    in_threads(start, threads, forward_work, &j);
+    return j.failed;
 }
 
-int mlp_gelu_gradient(parallel *start, unsigned threads, idx rows, idx columns, idx half, const void *x,
-                      const float *bias, void *out, void *d, float *sums) {
-    job j = {.in = x, .bias = bias, .out = out, .second = d, .sums = sums, .rows = rows, .columns = columns,
-             .shares = threads, .half = half};
-    in_threads(start, threads, gelu_gradient_work, &j);
-    return 0;
-}
-
-int mlp_add(parallel *start, unsigned threads, idx rows, idx columns, idx half, idx residual_half, const void *x,
-            const float *bias, const void *shortcut, void *out, const float *factor, idx first, idx per_factor) {
-    job j = {.in = x, .bias = bias, .other = shortcut, .out = out, .factor = factor, .first = first,
-             .per_factor = per_factor, .rows = rows, .columns = columns, .shares = threads, .half = half,
-             .residual_half = residual_half};
-    in_threads(start, threads, add_work, &j);
-    return 0;
-}
-
-int mlp_scale(parallel *start, unsigned threads, idx rows, idx columns, idx half, idx residual_half, const void *x,
-              void *out, float *sums, const float *factor, idx first, idx per_factor) {
-    job j = {.in = x, .out = out, .sums = sums, .factor = factor, .first = first, .per_factor = per_factor,
-             .rows = rows, .columns = columns, .shares = threads, .half = half, .residual_half = residual_half};
-    in_threads(start, threads, scale_work, &j);
-    return 0;
+/* From the gradient of `out` that of x, and those of the linear layers, added to what is there, for each of `shares`. */
+int mlp_backward(parallel *start, unsigned threads, gemm *multiply, idx half, idx residual_half, idx rows, idx dim,
+                 idx width, idx chunk, idx positions, float eps, const void *x, const void *dout, const void *weight1,
+                 const float *bias1, const void *weight2, const float *factor, void *kept, void *dx, idx shares,
+                 float *dweight1, float *dbias1, float *dweight2, float *dbias2) {
+    job j = {.multiply = multiply, .half = half, .residual_half = residual_half, .rows = rows, .dim = dim,
+             .width = width, .chunk = chunk, .positions = positions, .eps = eps, .x = x, .residual = dout,
+             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .factor = factor, .kept = kept, .out = dx,
+             .shares = shares, .dweight1 = dweight1, .dbias1 = dbias1, .dweight2 = dweight2, .dbias2 = dbias2};
+    in_threads(start, threads, backward_work, &j);
+    return j.failed;
 }

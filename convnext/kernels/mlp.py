@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from convnext.kernels.build import compiled, refuse_second_derivative
 
-_HIDDEN = 1 << 19  # values of the hidden layer that a thread takes at a time: 1 or 2 MB
-_LEAST_ROWS = 512  # for a thread; matrix products of fewer are slow
+_HIDDEN = 1 << 19  # values of the hidden layer that a thread takes at a time: 2 MB
+_LEAST_ROWS = 512  # matrix products of fewer are slow
 # From so many channels on, the hidden layer is kept for the gradient: to multiply again would take longer than to read.
 _KEPT = {torch.float32: 128, torch.bfloat16: 256}
 
@@ -68,70 +68,34 @@ class _Mlp(torch.autograd.Function):
         positions: int,
         eps: float,
     ) -> Tensor:
-        call, half, wide = compiled(), _half(x), _half(shortcut)
-        (width, dim), chunk = weight1.shape, _chunk(x, weight1)
-        y, scale = torch.empty_like(shortcut), bias1.new_empty(chunk)
+        y = torch.empty_like(shortcut)
+        width, dim = weight1.shape
         kept = x.new_empty(len(x), width) if dim >= _KEPT[x.dtype] else None
-        buffers = _buffers(x, chunk, dim, width, dim)
-        for rows in _slices(len(x), chunk):
-            n = rows.stop - rows.start
-            normal, act, branch = (buffer[:n] for buffer in buffers)
-            hidden = act if kept is None else kept[rows]
-            call("mlp_normalize", n, dim, half, x[rows], normal, scale, eps)
-            torch.mm(normal, weight1.t(), out=hidden)
-            call("mlp_gelu", n, width, half, hidden, bias1, act)
-            torch.mm(act, weight2.t(), out=branch)
-            call("mlp_add", n, dim, half, wide, branch, bias2, shortcut[rows], y[rows], factor, rows.start, positions)
+        sizes = *_sizes(x, shortcut, weight1), positions, eps
+        compiled()("mlp_forward", *sizes, x, shortcut, weight1, bias1, weight2, bias2, factor, kept, y)
         ctx.save_for_backward(x, kept, weight1, bias1, weight2, factor)
-        ctx.positions, ctx.eps, ctx.chunk = positions, eps, chunk
+        ctx.positions, ctx.eps = positions, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, kept, weight1, bias1, weight2, factor = ctx.saved_tensors
-        dy = dy.contiguous()
-        call, half, wide = compiled(), _half(x), _half(dy)
-        (width, dim), chunk = weight1.shape, ctx.chunk
-        dx, scale, slices = torch.empty_like(x), bias1.new_empty(chunk), _slices(len(x), chunk)
-        dweight1, dweight2 = bias1.new_zeros(width, dim), bias1.new_zeros(dim, width)
-        dbias1, dbias2 = (bias1.new_zeros(len(slices), torch.get_num_threads(), size) for size in (width, dim))
-        buffers = _buffers(x, chunk, dim, dim, width, width)
-        for number, rows in enumerate(slices):
-            n = rows.stop - rows.start
-            normal, dbranch, act, dhidden = (buffer[:n] for buffer in buffers)
-            call("mlp_normalize", n, dim, half, x[rows], normal, scale, ctx.eps)
-            hidden = torch.mm(normal, weight1.t(), out=act) if kept is None else kept[rows]
-            call("mlp_scale", n, dim, half, wide, dy[rows], dbranch, dbias2[number], factor, rows.start, ctx.positions)
-            torch.mm(dbranch, weight2, out=dhidden)
-            call("mlp_gelu_gradient", n, width, half, hidden, bias1, act, dhidden, dbias1[number])
-            _add_product(dweight2, dbranch.t(), act)
-            _add_product(dweight1, dhidden.t(), normal)
-            dnormal = torch.mm(dhidden, weight1, out=dbranch)
-            call("mlp_normalize_gradient", n, dim, half, dnormal, normal, scale, dx[rows])
-        dweights = dweight1.to(weight1.dtype), dbias1.sum((0, 1)), dweight2.to(weight2.dtype), dbias2.sum((0, 1))
+        dy, dx, shares = dy.contiguous(), torch.empty_like(x), torch.get_num_threads()
+        width, dim = weight1.shape
+        shapes = (width, dim), (width,), (dim, width), (dim,)
+        dweight1, dbias1, dweight2, dbias2 = sums = [bias1.new_zeros(shares, *shape) for shape in shapes]
+        sizes = *_sizes(x, dy, weight1), ctx.positions, ctx.eps
+        compiled()("mlp_backward", *sizes, x, dy, weight1, bias1, weight2, factor, kept, dx, shares, *sums)
+        dweights = dweight1.sum(0).to(weight1.dtype), dbias1.sum(0), dweight2.sum(0).to(weight2.dtype), dbias2.sum(0)
         return dx, dy, *dweights, None, None, None
 
 
-def _chunk(x: Tensor, weight1: Tensor) -> int:
-    """Rows to take at a time."""
-    return min(torch.get_num_threads() * max(_HIDDEN // len(weight1), _LEAST_ROWS), len(x))
-
-
-def _slices(rows: int, chunk: int) -> list[slice]:
-    return [slice(first, min(first + chunk, rows)) for first in range(0, rows, chunk)]
-
-
-def _buffers(like: Tensor, rows: int, *columns: int) -> list[Tensor]:
-    return [like.new_empty(rows, size) for size in columns]
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """``total += left @ right``, where the total is float32."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
+def _sizes(x: Tensor, residual: Tensor, weight1: Tensor) -> tuple[int, ...]:
+    """What both kernels take first: the matrix product, types, and sizes, of which the last is the rows of a chunk."""
+    (width, dim), threads = weight1.shape, torch.get_num_threads()
+    chunk = min(max(_HIDDEN // width, _LEAST_ROWS), -(-len(x) // threads))
+    return compiled().product(x.dtype), _half(x), _half(residual), len(x), dim, width, chunk
 
 
 def _half(x: Tensor) -> int:

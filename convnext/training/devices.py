@@ -69,7 +69,8 @@ def pick_precision(name: str, device: str) -> str:
     if name == "auto":
         if device != "cuda":
             return "fp32"
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        # Older GPUs emulate bf16, slowly.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if name == "fp16" and device != "cuda":
         raise SettingsError(f"precision fp16 needs a CUDA device, and this run uses {device}: use bf16 or fp32")
     return name

@@ -11,11 +11,20 @@ from torch import Tensor, nn
 from convnext.config import RunSettings
 from convnext.errors import UserError
 
-_NO_MEMORY = re.compile("not enough memory|can't allocate memory|std::bad_alloc|could not create a memory")
+# The last three are what cuDNN and cuBLAS say where there is no room for what they work in.
+_NO_MEMORY = re.compile(
+    "not enough memory|can't allocate memory|std::bad_alloc|could not create a memory"
+    "|unable to find an engine to execute|Unable to find a valid cuDNN algorithm|STATUS_ALLOC_FAILED"
+)
 
 
 class TrainingError(UserError):
     """Training cannot go on; what was saved before is as it was."""
+
+
+def no_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def origin(model: nn.Module, images: Tensor) -> str:
@@ -83,7 +92,7 @@ def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(str(error)):
+        if no_memory(error):
             raise TrainingError(
                 f"memory ran out: set --checkpoint-activations, with which --resume goes on; or in a new run let "
                 f"--batch-size auto find how much fits, split the batch with --accumulate (now {settings.accumulate}), "

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
-from convnext.training.faults import TrainingError
+from convnext.training.faults import TrainingError, no_memory
 
 _SHARE = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
 _STATES = 4  # times the weights: gradient, two moments, moving average
@@ -81,16 +81,23 @@ def _by_trying(
     images = batch_size
     while images:
         try:
-            states = [torch.empty_like(p) for p in model.parameters() for _ in range(_STATES - 1)]
-            _pass(model, torch.zeros(images, *shape, device=device), autocast)
-            del states
+            _try(model, torch.zeros(images, *shape, device=device), autocast)
             return images
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not no_memory(error):
+                raise
             images //= 2
         model.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()
     return 0
+
+
+def _try(model: nn.Module, images: Tensor, autocast: Autocast) -> None:
+    """A pass beside what a step keeps: in a function of its own, so that all is free again where it fails."""
+    states = [torch.empty_like(p) for p in model.parameters() for _ in range(_STATES - 1)]
+    _pass(model, images, autocast)
+    del states
 
 
 def _by_computing(model: nn.Module, shape: tuple[int, int, int], device: torch.device, autocast: Autocast) -> int:

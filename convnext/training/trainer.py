@@ -185,7 +185,8 @@ class Trainer:
             self._clock = self._last_save = time.perf_counter()
             if self.state.unvalidated:
                 self._end_epoch(False, signals)
-            stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers))
+            pinned = self.device.type == "cuda"
+            stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers, pinned))
             for batch in stream:
                 stop, save = self._train_step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
