@@ -179,7 +179,7 @@ def test_a_block_computes_the_same_in_any_number_of_threads(autocast: bool) -> N
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
-        assert max(errors(other, [t.double() for t in found[0]])) < (3e-3 if autocast else 1e-6)
+        assert max(errors(other, [t.double() for t in found[0]])) < (3e-3 if autocast else 1e-5)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -300,7 +300,7 @@ def test_without_mkl_convolutions_alone_are_replaced(monkeypatch: pytest.MonkeyP
     expected = gradients(model, images)
     build._find.cache_clear()
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert kernels.describe().startswith("a compiled kernel for convolutions (")
+    assert kernels.describe().startswith("compiled convolutions alone (")
     torch.testing.assert_close(gradients(model, images), expected, rtol=1e-4, atol=1e-6)
 
 

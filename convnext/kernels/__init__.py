@@ -85,7 +85,7 @@ def _has_types(x: Tensor, weight: Tensor) -> bool:
 
 
 def replaceable(modules: Sequence[nn.Module], types: Sequence[type[nn.Module]]) -> bool:
-    """Whether `block` applies where `usable` says so, and computes what calling a block's modules would: they are of these
+    """Whether `block` applies where `usable` says so, and computes what a block's modules would: they are of these
     types, and have no hooks."""
     return compiled().multiplies and all(map(_is_plain, modules, types)) and not any(map(_has_hooks, modules))
 

@@ -111,9 +111,7 @@ def describe() -> str:
     found, words = _found()
     if found is None:
         return f"PyTorch's own kernels ({words})"
-    return (
-        f"compiled kernels ({words})" if found.multiplies else f"a compiled kernel for convolutions ({words}; no MKL)"
-    )
+    return f"compiled kernels ({words})" if found.multiplies else f"compiled convolutions alone ({words}; no MKL)"
 
 
 def _found() -> tuple[Library | None, str]:
