@@ -1,0 +1,180 @@
+"""What a data set's recipe reaches in some minutes of CPU time, against other models and settings in the same minutes.
+
+Each entry trains in our loop, with as many epochs as its speed leaves it, its schedule shortened with them. One whose
+first epoch takes longer is stopped when the time is over, and judged as it is then. What runs now is timed first.
+
+ours             the recipe
+timm             the recipe, with timm's ConvNeXt of the same size and the paper's initial weights, which timm has
+paper            the recipe, with the paper's initial weights, AdamW and patches that do not overlap
+resnet18         the recipe, with AdamW and torchvision's ResNet-18
+64px             the model and settings of the recipes ``cifar10-64px`` and ``tiny-imagenet-64px``
+40ep             those of the recipe ``tiny-imagenet-40ep``
+
+    OMP_NUM_THREADS=1 python benchmarks/budget.py fashion-mnist --root DIR
+    OMP_NUM_THREADS=1 python benchmarks/budget.py tiny-imagenet --root DIR --entries ours timm 64px 40ep
+"""
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+import convnext
+from convnext.config import ModelSettings, RunSettings
+from convnext.data.catalog import load_splits
+from convnext.data.loading import batches
+from convnext.models import registry
+from convnext.models.summary import count_parameters
+from convnext.training import checkpoint
+from convnext.training.devices import keep_freed_memory, make_accelerator
+from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.progress import Display
+from convnext.training.resolution import cached, resolve
+from convnext.training.trainer import Trainer
+
+ADAMW = {"name": "adamw", "lr": 2e-3}  # of our recipes for small data sets
+PAPER: dict[str, Any] = {"model": {"init": "paper", "layer_scale": 1e-6, "overlap": False}, "optimizer": ADAMW}
+CHANGES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "timm": PAPER,
+    "paper": PAPER,
+    "resnet18": {"model": {"name": "resnet18"}, "optimizer": ADAMW},
+}
+OTHERS = {
+    "64px": {"fashion-mnist": "cifar10-64px", "tiny-imagenet": "tiny-imagenet-64px"},
+    "40ep": {"tiny-imagenet": "tiny-imagenet-40ep"},
+}
+SPARE = 0.05  # of the time, for evaluations and what the timing missed
+TIMED = 12  # steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """What an entry reached."""
+
+    entry: str
+    parameters: int
+    epochs: float
+    minutes: float
+    top1: float
+    macro_f1: float
+
+
+def settings_of(entry: str, options: argparse.Namespace) -> RunSettings:
+    """The entry's settings, before its epochs are known."""
+    data = {"name": options.data, "root": options.root, "workers": 0}
+    common = {"name": entry, "output": options.output, "precision": options.precision, "trackers": (), "data": data}
+    if entry in CHANGES:
+        return convnext.recipe(options.data, **common).replace(**CHANGES[entry])
+    own = convnext.recipe(options.data).data
+    return convnext.recipe(OTHERS[entry][options.data], **common, **{"data.val_fraction": own.val_fraction})
+
+
+def timm_model(settings: ModelSettings, num_classes: int) -> nn.Module:
+    """timm's ConvNeXt of these settings. It has four stages and a stem of stride 4: others are put in or taken out."""
+    from timm.models.convnext import ConvNeXt
+
+    depths, dims = list(settings.depths or ()), list(settings.dims or ())
+    missing, size, channels = 4 - len(depths), settings.patch_size or 4, settings.in_channels or 3
+    model: nn.Module = ConvNeXt(
+        in_chans=channels,
+        num_classes=num_classes,
+        depths=[*depths, *[0] * missing],
+        dims=[*dims, *dims[-1:] * missing],
+        drop_path_rate=settings.stochastic_depth,
+    )
+    model.stem[0] = nn.Conv2d(channels, dims[0], size, size)  # type: ignore[index,operator]
+    nn.init.trunc_normal_(model.stem[0].weight, std=0.02)  # type: ignore[index,union-attr]
+    model.stages = model.stages[: len(depths)]  # type: ignore[index]
+    return model
+
+
+@contextmanager
+def model_of(entry: str) -> Iterator[None]:
+    """Where a model is built, build the entry's."""
+    if entry == "timm":
+        with mock.patch.object(registry, "build", timm_model):
+            yield
+    else:
+        yield
+
+
+def seconds_an_epoch(settings: RunSettings) -> float:
+    """CPU time of one, by some steps on the data."""
+    accelerator = make_accelerator(settings)
+    settings, splits = resolve(settings, load_splits(settings.data), accelerator)
+    trainer = Trainer(settings, cached(splits, settings.data, True), accelerator)
+    trainer.display = Display(trainer.total_steps, 0, shown=False)
+    trainer.folder = settings.output
+    with batches(trainer.images, trainer.sampler, 0) as stream, StopSignals(trainer.folder) as signals:
+        times = [time.process_time()]
+        for batch in itertools.islice(stream, 2 + TIMED):
+            trainer._train_step(batch, signals)
+            times.append(time.process_time())
+    return (times[-1] - times[2]) / TIMED * trainer.steps_per_epoch
+
+
+def fit_to(settings: RunSettings, seconds: float) -> RunSettings:
+    """The settings with the epochs that the time allows, at least one, and a warm-up of the same share of them."""
+    epoch = seconds_an_epoch(settings)
+    epochs = max(1, int(seconds * (1 - SPARE) / epoch))
+    share = settings.optimizer.warmup_epochs / settings.epochs
+    fitted: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": share * epochs})
+    return fitted
+
+
+def run(entry: str, options: argparse.Namespace) -> Row:
+    """Train and evaluate."""
+    budget = 60 * options.minutes
+    with model_of(entry):
+        settings = fit_to(settings_of(entry, options), budget)
+        started = time.process_time()
+        # SIGPROF comes by CPU time. What a run does when it is told to stop is to save and to end.
+        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_PROF, budget)
+        with suppress(InterruptedRunError):
+            convnext.train(settings)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        minutes = (time.process_time() - started) / 60
+        path = options.output / entry
+        state = checkpoint.read_state(checkpoint.find(path))
+        report = convnext.evaluate(path, workers=0)
+        parameters = count_parameters(checkpoint.load_model(checkpoint.find(path))[0])
+    epochs = state.step / (len(load_splits(settings.data).train) // settings.batch_size)
+    return Row(entry, parameters, epochs, minutes, report.top1, report.macro_f1)
+
+
+def main() -> None:
+    """Train each entry, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=["fashion-mnist", "tiny-imagenet"])
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--entries", nargs="+", default=["ours", "timm"], choices=[*CHANGES, *OTHERS])
+    parser.add_argument("--minutes", type=float, default=30, help="of CPU time for each entry's training")
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--output", type=Path, default=Path("budget"))
+    options = parser.parse_args()
+    keep_freed_memory()
+    options.output.mkdir(parents=True)
+    print(f"{options.minutes:g} minutes of CPU time, {torch.get_num_threads()} threads, {options.precision}")
+    print("entry parameters epochs CPU-minutes top-1 macro-F1")
+    for entry in options.entries:
+        row = run(entry, options)
+        print(f"{entry} {row.parameters:,} {row.epochs:.1f} {row.minutes:.1f} {row.top1:.4f} {row.macro_f1:.4f}")
+        with (options.output / "rows.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
