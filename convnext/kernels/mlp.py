@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from convnext.kernels.build import compiled, refuse_second_derivative
 
-_HIDDEN = 1 << 19  # values of the hidden layer that a thread takes at a time: 2 MB
-_LEAST_ROWS = 512  # matrix products of fewer are slow
+_HIDDEN = 1 << 17  # values of the hidden layer that a thread takes at a time: 512 KB, of which gradients need two
+_LEAST_ROWS = 256  # matrix products of fewer are slow
 # From so many channels on, the hidden layer is kept for the gradient: to multiply again would take longer than to read.
-_KEPT = {torch.float32: 128, torch.bfloat16: 256}
+_KEPT = {torch.float32: 128, torch.bfloat16: 64}
 
 
 def mlp(
