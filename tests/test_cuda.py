@@ -298,9 +298,9 @@ def test_a_run_of_the_gpu_is_used_on_the_cpu(tmp_path: Path, digits_images: Path
 
 
 def test_the_kernels_for_cpu_leave_the_gpu_alone() -> None:
-    x, weight = torch.zeros(2, 8, 4, 4), torch.zeros(8, 1, 7, 7, requires_grad=True)
-    assert not kernels.usable(x.to(DEVICE), weight.to(DEVICE))
-    assert not kernels.usable(x, weight.to(DEVICE))
+    x, conv = torch.zeros(2, 8, 4, 4), torch.nn.Conv2d(8, 8, 7, padding=3, groups=8).to(DEVICE)
+    assert not kernels.usable(x.to(DEVICE), conv)
+    assert not kernels.usable(x, conv)
 
 
 def test_auto_finds_how_much_fits_into_the_gpus_memory() -> None:

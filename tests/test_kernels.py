@@ -3,18 +3,20 @@
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 from convnext import kernels
 from convnext.kernels import build
-from convnext.models.convnext import Block, ConvNeXt
+from convnext.models.convnext import Block
+from tests.kernel_cases import block_and_input, errors, gradients, results, run_block, small_model, without_kernels
 
 AUTOCAST = {"fp32": False, "bf16": True}
 
@@ -34,21 +36,6 @@ def compiled(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("fresh")
     if build.library() is None:
         pytest.skip(kernels.describe())
-
-
-def error(got: Tensor, exact: Tensor) -> float:
-    """Relative to the size of the exact result."""
-    return float((got.double() - exact).norm() / exact.norm())
-
-
-def errors(got: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
-    return [error(a, b) for a, b in zip(got, exact, strict=True)]
-
-
-def results(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """An output and, for a gradient of ones and minus ones, those of the inputs."""
-    signs = torch.where(torch.arange(y.numel()) % 3 == 0, 1.0, -1.0).view(y.shape).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, inputs, signs)]
 
 
 @pytest.mark.usefixtures("compiled")
@@ -76,7 +63,7 @@ def test_depthwise_convolution_and_its_gradients_are_exact(
         x = x.bfloat16()
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[precision]):
-        assert kernels.usable(x, weight)
+        assert kernels.usable(x, nn.Conv2d(shape[1], shape[1], side, padding=side // 2, groups=shape[1]))
         y = kernels.depthwise_conv2d(x, weight, bias)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     expected = results(F.conv2d(exact[0], exact[1], exact[2], padding=side // 2, groups=shape[1]), exact)
@@ -100,33 +87,6 @@ def test_depthwise_convolution_does_not_depend_on_the_number_of_threads() -> Non
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
-
-
-def block_and_input(dim: int, n: int, side: int, **options: float) -> tuple[Block, Tensor]:
-    """A block whose parameters are all drawn at random, and an input that wants a gradient."""
-    torch.manual_seed(0)
-    block = Block(dim, layer_scale=1.0, **options).train()  # type: ignore[arg-type]
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    nn.init.normal_(block.norm.weight, 1.0, 0.3)
-    x = torch.randn(n, dim, side, side).contiguous(memory_format=torch.channels_last)
-    return block, x.requires_grad_()
-
-
-def run_block(block: Block, x: Tensor, autocast: bool = False) -> list[Tensor]:
-    """The output and all gradients."""
-    torch.manual_seed(1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = block(x)
-    return results(y, [x, *block.parameters()])
-
-
-def without_kernels(block: Block, x: Tensor, autocast: bool = False) -> list[Tensor]:
-    """The same with PyTorch's operations: any hook makes the block call its modules."""
-    block = deepcopy(block)
-    block.norm.register_forward_hook(lambda *_: None)
-    block.dwconv.__class__ = nn.Conv2d  # type: ignore[assignment]
-    return run_block(block, x, autocast)
 
 
 # Channels that do not fill a vector; several chunks and a part of one, with the hidden layer computed again, then kept.
@@ -202,6 +162,107 @@ def test_nan_and_infinity_come_through() -> None:
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dim", [1, 5, 24, 40])
+@pytest.mark.parametrize(("mean", "std"), [(1000.0, 0.0), (30.0, 1.0), (3000.0, 1.0)])
+def test_a_mean_that_is_large_beside_the_deviation(dim: int, mean: float, std: float) -> None:
+    torch.manual_seed(0)
+    block = Block(dim, layer_scale=1.0)
+    x = (mean + std * torch.randn(3, dim, 4, 4)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    layers = block.norm, block.pwconv1, block.pwconv2, block.gamma
+    y = kernels.mlp(x, torch.zeros_like(x), *layers, None)
+    hidden = block.pwconv2(block.act(block.pwconv1(block.norm(x.permute(0, 2, 3, 1)))))
+    # Both round the mean; what is left of it is multiplied by 1 / sqrt(eps) where the deviation is nothing.
+    torch.testing.assert_close(y, hidden.permute(0, 3, 1, 2), rtol=0, atol=1e-3 if std else 0.5)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_default_type_of_tensors_does_not_matter() -> None:
+    block, x = block_and_input(24, 2, 5)
+    expected = run_block(block, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run_block(block, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("layer_scale", [1.0, None])
+def test_weights_that_are_transposed_in_memory(layer_scale: float | None) -> None:
+    block, x = block_and_input(24, 2, 5)
+    block.gamma = None if layer_scale is None else block.gamma
+    expected = run_block(block, x)
+    for layer in (block.pwconv1, block.pwconv2):
+        layer.weight = nn.Parameter(layer.weight.detach().t().contiguous().t())
+        assert not layer.weight.is_contiguous()
+    torch.testing.assert_close(run_block(block, x), expected)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dilation": 2, "padding": 6},
+        {"padding": 3, "padding_mode": "circular"},
+        {"padding": 3, "groups": 2},
+        {"padding": 3, "stride": 2},
+        {"kernel_size": 2, "padding": 1},
+    ],
+)
+def test_other_convolutions_are_left_to_pytorch(options: dict[str, Any]) -> None:
+    conv = nn.Conv2d(8, 8, **{"kernel_size": 7, "groups": 8} | options)
+    assert not kernels.usable(torch.randn(1, 8, 6, 6), conv)
+    assert not kernels.usable(torch.randn(8, 6, 6), nn.Conv2d(8, 8, 7, padding=3, groups=8))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_norms_that_stay_float32_and_a_whole_epsilon() -> None:
+    block, x = block_and_input(24, 2, 5)
+    block.norm.eps = 1
+    torch.testing.assert_close(run_block(block, x), without_kernels(block, x), rtol=1e-4, atol=1e-4)
+    mixed, half = block.bfloat16(), x.detach().bfloat16().requires_grad_()
+    mixed.norm.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mixed(half), without_kernels(mixed, half, autocast=True)[0])
+
+
+@pytest.mark.usefixtures("compiled")
+def test_listeners_and_other_forwards_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = block_and_input(24, 2, 5)
+    called = list[str]()
+    hook = register_module_forward_hook(lambda module, *_: called.append(type(module).__name__))
+    try:
+        block(x)
+    finally:
+        hook.remove()
+    assert called == [
+        "DepthwiseConv2d",
+        "LayerNorm",
+        "Linear",
+        "GELU",
+        "Identity",
+        "Linear",
+        "StochasticDepth",
+        "Block",
+    ]
+    monkeypatch.setattr(block.pwconv2, "forward", torch.zeros_like, raising=False)
+    with pytest.raises(RuntimeError):  # four times too wide for the shortcut
+        block(x)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_sizes_that_do_not_fit_and_too_large_ones() -> None:
+    block, x = block_and_input(24, 2, 5)
+    with pytest.raises(ValueError, match=r"layers of 24, 24, 23 channels for an input of \(2, 24, 5, 5\)"):
+        kernels.mlp(x, x, block.norm, block.pwconv1, nn.Linear(96, 23), None, None)
+    with pytest.raises(MemoryError, match="mlp_forward"):
+        build.compiled()("mlp_forward", 0, 0, 0, 1, 1, 1, 1 << 50, 1, 1e-6, *[None] * 9)
+    with pytest.raises(MemoryError, match="depthwise_forward"):
+        build.compiled()("depthwise_forward", None, 0, None, None, None, None, 0, 1, 1 << 30, 1 << 20, 1, 7)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_replaced_modules_and_hooks_are_called() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
@@ -240,19 +301,6 @@ def test_a_second_derivative_is_refused() -> None:
         torch.autograd.grad(block(x).sum(), x, create_graph=True)
 
 
-def small_model(**options: float) -> tuple[ConvNeXt, Tensor]:
-    torch.manual_seed(0)
-    model = ConvNeXt(depths=(1, 2), dims=(8, 16), patch_size=2, num_classes=3, layer_scale=1.0, **options)  # type: ignore[arg-type]
-    return model.to(memory_format=torch.channels_last), torch.randn(4, 3, 16, 16)
-
-
-def gradients(model: ConvNeXt, images: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-    """Of all parameters; ``call`` stands for the model."""
-    torch.manual_seed(1)
-    loss = F.cross_entropy(model(images) if call is None else call(images), torch.tensor([0, 1, 2, 0]))
-    return list(torch.autograd.grad(loss, list(model.parameters())))
-
-
 @pytest.mark.usefixtures("compiled")
 def test_a_model_learns_the_same_checkpointed_compiled_and_by_functional_transforms() -> None:
     model, images = small_model()
@@ -275,12 +323,13 @@ def test_a_model_learns_the_same_checkpointed_compiled_and_by_functional_transfo
 def test_without_gradient_and_for_double_precision_pytorch_computes() -> None:
     model, images = small_model()
     with torch.no_grad():
-        x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 1, 7, 7)
-        assert not kernels.usable(x.requires_grad_(), weight)
-    assert not kernels.usable(x.double(), weight.double())
-    assert not kernels.usable(x.to("meta"), weight.to("meta"))
+        x, conv = torch.randn(1, 8, 4, 4), nn.Conv2d(8, 8, 7, padding=3, groups=8)
+        assert not kernels.usable(x.requires_grad_(), conv)
+    assert kernels.usable(x, conv)
     with torch.autocast("cpu", torch.float16):
-        assert not kernels.usable(x, weight)
+        assert not kernels.usable(x, conv)
+    assert not kernels.usable(x.double(), conv.double())
+    assert not kernels.usable(x.to("meta"), conv.to("meta"))
     assert all(gradient.dtype == torch.float64 for gradient in gradients(model.double(), images.double()))
 
 
@@ -313,6 +362,13 @@ def test_compiled_once_into_a_folder_of_the_users_own(fresh: Path) -> None:
     build._find.cache_clear()
     assert build.library() is not None
     assert path.stat().st_mtime_ns == made
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("command", ["'unfinished", "/dev/null"])
+def test_a_compiler_that_cannot_be_run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", command)
+    assert kernels.describe().startswith("PyTorch's own kernels (")
 
 
 @pytest.mark.usefixtures("fresh")

@@ -7,8 +7,7 @@ Two things are slow there with PyTorch's own operations, and are replaced:
 - A block's hidden layer, four times as wide as its input, leaves the processor's cache between one operation and the
   next, so that each waits for memory, and after each all threads wait for the slowest. In `mlp` each thread computes
   all of it for some rows, then for the next. The matrix products are those of MKL, which PyTorch has on x86. For the
-  gradient it keeps the branch's input and, where that is faster than to compute it again, the first product: half of
-  what PyTorch keeps, or an eighth.
+  gradient it keeps the branch's input and, where that is faster than to compute it again, the first product.
 
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from convnext.kernels.build import compiled, describe, library
 from convnext.kernels.depthwise import convolve_and_keep, depthwise_conv2d
@@ -55,14 +55,15 @@ def block(
     return mlp(y, shortcut, norm, linear1, linear2, gamma, factor)
 
 
-def usable(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernels apply to a layer's input and weight here and now; compiles them when they first do."""
+def usable(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether `depthwise_conv2d` computes here and now what the convolution does; compiles it when it first does."""
     return (
         not _followed(x)
-        and x.device.type == weight.device.type == "cpu"
+        and x.device.type == conv.weight.device.type == "cpu"
         and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
-        and _has_types(x, weight)
+        and (x.requires_grad or conv.weight.requires_grad)
+        and _has_types(x, conv.weight)
+        and _is_depthwise(x, conv)
         and x.numel() > 0
         and library() is not None
     )
@@ -84,10 +85,30 @@ def _has_types(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype and x.dtype in _TYPES
 
 
+def _is_depthwise(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether it is of the kind that the kernel computes: an odd side, stride 1, zeros around."""
+    side = conv.weight.shape[-1]
+    return (
+        x.ndim == 4
+        and x.shape[1] == conv.groups == len(conv.weight)
+        and conv.weight.shape[1:] == (1, side, side)
+        and side % 2 == 1
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (side // 2, side // 2)
+        and conv.padding_mode == "zeros"
+    )
+
+
 def replaceable(modules: Sequence[nn.Module], types: Sequence[type[nn.Module]]) -> bool:
     """Whether `block` applies where `usable` says so, and computes what a block's modules would: they are of these
-    types, and have no hooks."""
-    return compiled().multiplies and all(map(_is_plain, modules, types)) and not any(map(_has_hooks, modules))
+    types, with parameters of one type on one device, and nobody listens to them or has put in a forward of his own."""
+    return (
+        compiled().multiplies
+        and all(map(_is_plain, modules, types))
+        and not any(map(_is_changed, modules))
+        and not _has_any_global_hook()
+        and len({(p.dtype, p.device) for module in modules for p in module.parameters()}) == 1
+    )
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -96,7 +117,7 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and getattr(module, "bias", True) is not None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
+def _is_changed(module: nn.Module) -> bool:
+    return "forward" in vars(module) or bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import threading
@@ -134,7 +135,10 @@ def _find() -> tuple[Library | None, str]:
 
 def _compiler() -> tuple[list[str], str]:
     """The command that compiles for this CPU, and the first line of its version."""
-    words = (os.environ.get("CC") or "cc").split()
+    try:
+        words = shlex.split(os.environ.get("CC") or "") or ["cc"]
+    except ValueError as error:
+        raise UnavailableError(f"CC={os.environ['CC']}: {error}") from None
     if shutil.which(words[0]) is None:
         raise UnavailableError(f"no C compiler: there is no {words[0]}")
     cpu = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
@@ -146,7 +150,7 @@ def _compiled(command: list[str], version: str) -> Path:
     """The library for this source, compiler and CPU: from the cache folder, or compiled into it."""
     folder = cache_folder() / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
+    if not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
         raise UnavailableError(f"others may write to {folder}")
     parts = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
     path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.so"
@@ -172,10 +176,12 @@ def _run(command: list[str]) -> str:
         UnavailableError: it failed.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=True)
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).strip().partition("\n")[0]
         raise UnavailableError(f"{command[0]} failed: {said or error.returncode}") from None
+    except OSError as error:
+        raise UnavailableError(f"{command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"{command[0]} took more than {_TIMEOUT} s") from None
     return done.stdout

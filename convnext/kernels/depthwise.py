@@ -50,7 +50,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = dweight = dbias = None
-        if ctx.needs_input_grad[0]:  # a convolution with the kernel turned round
+        if ctx.needs_input_grad[0]:  # a convolution with the kernel rotated by 180 degrees
             dx = _convolve(dy, _by_position(weight).flip(0), dy.new_zeros(len(weight)), x.dtype, dshortcut)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             sums = _gradient(x, dy, weight.shape[-1])
@@ -85,7 +85,7 @@ def _gradient(x: Tensor, dy: Tensor, side: int) -> Tensor:
     """``(K * K + 1, C)``: of the weights at each position, and of the bias."""
     n, c, h, w = x.shape
     parts = min(n, _PARTS)
-    sums = torch.empty(parts, side * side + 1, c + -c % compiled().lanes)
+    sums = x.new_empty(parts, side * side + 1, c + -c % compiled().lanes, dtype=torch.float32)
     compiled()("depthwise_gradient", x, _half(x), dy, _half(dy), sums, parts, n, h, w, c, side)
     return sums.sum(0)[:, :c]
 

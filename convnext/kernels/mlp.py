@@ -24,7 +24,8 @@ def mlp(
 ) -> Tensor:
     """``shortcut + factor * gamma * linear2(gelu(linear1(norm(x))))``.
 
-    Where `kernels.usable` says so. Under autocast the matrices are bfloat16; the result is as wide as the weights.
+    Where `kernels.usable` and `kernels.replaceable` say so. Under autocast the matrices are bfloat16; the result is as
+    wide as the weights.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -33,8 +34,15 @@ def mlp(
         linear1: from ``C`` to a hidden layer.
         linear2: back to ``C``.
         gamma: ``(C,)``; None for 1.
-        factor: ``(N,)``; None for 1.
+        factor: ``(N,)``, without gradient; None for 1.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
     """
+    n, channels, height, width = x.shape
+    sizes = *norm.normalized_shape, linear1.in_features, linear2.out_features
+    if x.shape != shortcut.shape or set(sizes) != {channels} or linear1.out_features != linear2.in_features:
+        raise ValueError(f"layers of {', '.join(map(str, sizes))} channels for an input of {tuple(x.shape)}")
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     # The norm's and gamma's factors go into the matrices beside them, and autograd finds their gradients from there.
     with torch.autocast("cpu", enabled=False):
@@ -43,9 +51,10 @@ def mlp(
         weight2 = linear2.weight if gamma is None else gamma[:, None] * linear2.weight
         bias2 = linear2.bias if gamma is None else gamma * linear2.bias
     wide = torch.promote_types(shortcut.dtype, linear2.weight.dtype)
-    weights = weight1.to(dtype), bias1.float(), weight2.to(dtype), bias2.float()
-    n, channels, height, width = x.shape
-    y: Tensor = _Mlp.apply(_rows(x).to(dtype), _rows(shortcut).to(wide), *weights, factor, height * width, norm.eps)
+    weights = [t.contiguous() for t in (weight1.to(dtype), bias1.float(), weight2.to(dtype), bias2.float())]
+    factor = None if factor is None else factor.float().contiguous()
+    rows = _rows(x).to(dtype), _rows(shortcut).to(wide)
+    y: Tensor = _Mlp.apply(*rows, *weights, factor, height * width, float(norm.eps))
     return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -81,7 +90,8 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, kept, weight1, bias1, weight2, factor = ctx.saved_tensors
-        dy, dx, shares = dy.contiguous(), torch.empty_like(x), torch.get_num_threads()
+        dy, dx = dy.contiguous(), torch.empty_like(x)
+        shares = min(torch.get_num_threads(), -(-len(x) // _LEAST_ROWS))  # each has sums as large as the weights
         width, dim = weight1.shape
         shapes = (width, dim), (width,), (dim, width), (dim,)
         dweight1, dbias1, dweight2, dbias2 = sums = [bias1.new_zeros(shares, *shape) for shape in shapes]

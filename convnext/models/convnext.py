@@ -63,7 +63,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        if kernels.usable(x, self.weight):
+        if kernels.usable(x, self):
             return kernels.depthwise_conv2d(x, self.weight, self.bias)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # PyTorch's weight gradient takes three times as long in bfloat16, and eats up what linear layers gain.
@@ -125,7 +125,7 @@ class Block(nn.Module):
     def _has_kernel(self, x: Tensor) -> bool:
         modules = self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2, self.drop_path
         types = DepthwiseConv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, StochasticDepth
-        return kernels.usable(x, self.dwconv.weight) and kernels.replaceable(modules, types)
+        return kernels.usable(x, self.dwconv) and kernels.replaceable(modules, types)
 
     def _drop_factor(self, x: Tensor) -> Tensor | None:
         """What stochastic depth multiplies each sample's branch by, ``(N,)``; None for 1."""
