@@ -106,7 +106,7 @@ def replaceable(modules: Sequence[nn.Module], types: Sequence[type[nn.Module]]) 
         compiled().multiplies
         and all(map(_is_plain, modules, types))
         and not any(map(_is_changed, modules))
-        and not _has_any_global_hook()
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and len({(p.dtype, p.device) for module in modules for p in module.parameters()}) == 1
     )
 
