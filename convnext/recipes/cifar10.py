@@ -1,9 +1,11 @@
-"""CIFAR-10 from scratch in two hours on two CPU cores.
+"""CIFAR-10 from scratch in an hour and a half on two CPU cores.
 
 Three stages behind a stem of patch size 2 whose convolutions overlap, as those between the stages do. The paper's
 initial weights and layer scale are made for 300 epochs; with PyTorch's default and layer scale 1 a short run learns far
 faster, and with Muon faster again. Seven tenths of the epochs are at 24 px. What each of these gains is in
 ``docs/research/cifar10.md``.
+
+Reaches 90.17 % test top-1 with 2.18 M parameters in 91 minutes on two cores with AMX (``results/cifar10``).
 
 Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision's download; or for images in folders
 ``convnext train cifar10 --data.name folder --data.root DIR``. On a CPU that has AMX add
@@ -11,6 +13,7 @@ Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision'
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
+from convnext.recipes import Measured
 
 SETTINGS = RunSettings(
     epochs=80,
@@ -34,4 +37,4 @@ SETTINGS = RunSettings(
     ),
 )
 PUBLISHED = None
-MEASURED = ()
+MEASURED = (Measured("90.17 % top-1, 0.902 macro-F1, test", "results/cifar10"),)
