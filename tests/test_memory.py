@@ -15,6 +15,7 @@ import torch
 
 import convnext
 from convnext import create_model, recipe
+from convnext.training.faults import no_memory
 from convnext.training.memory import available, parts_that_fit
 from tests.killing import TINY, Started, last_line, result
 
@@ -34,15 +35,17 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
 
 
 def try_parts(megabytes: int, count: int, image_size: int) -> None:
-    """End with status 2 if a forward and backward pass of so many images fits into so much memory, with 1 if not."""
+    """End with status 2 if a forward and backward pass of so many images fits into so much memory, with 1 if not, with
+    3 for another error."""
     torch.set_num_threads(1)
     model = small_model()
     _pass(model, 1, image_size)  # what is loaded at the first pass does not count
     limit_memory(megabytes)
     try:
         _pass(model, count, image_size)
-    except RuntimeError as error:
-        sys.exit("can't allocate memory" in str(error))
+    except (RuntimeError, MemoryError) as error:
+        print(repr(error), file=sys.stderr)
+        sys.exit(1 if no_memory(error) else 3)
     sys.exit(2)
 
 

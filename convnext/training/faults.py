@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from convnext.config import RunSettings
 from convnext.errors import UserError
 
-# The last three are what cuDNN and cuBLAS say where there is no room for what they work in.
+# The second line is what oneDNN says where there is no room for what it works in, the third what cuDNN and cuBLAS say.
 _NO_MEMORY = re.compile(
-    "not enough memory|can't allocate memory|std::bad_alloc|could not create a memory"
+    "not enough memory|can't allocate memory|std::bad_alloc"
+    "|could not create a memory|could not (create|execute) a primitive$"
     "|unable to find an engine to execute|Unable to find a valid cuDNN algorithm|STATUS_ALLOC_FAILED"
 )
 
