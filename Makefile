@@ -36,8 +36,8 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses auto
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs tests/test_cuda.py tests/test_faults.py
+	$(BIN)/pytest --numprocesses auto
 
 clean:
 	rm -rf .venv demo
