@@ -36,7 +36,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 test: lint
-	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs tests/test_cuda.py tests/test_faults.py
+	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs tests/test_cuda.py
 	$(BIN)/pytest --numprocesses auto
 
 clean:

@@ -4,7 +4,8 @@ Each entry trains in our loop, with as many epochs as its speed leaves it, its s
 first epoch takes longer is stopped when the time is over, and judged as it is then. What runs now is timed first.
 
 ours             the recipe
-timm             the recipe, with timm's ConvNeXt of the same size and the paper's initial weights, which timm has
+timm             the recipe, with timm's ConvNeXt of the same depths and dims, with its initial weights, the paper's
+timm-adamw       the same with AdamW
 paper            the recipe, with the paper's initial weights, AdamW and patches that do not overlap
 resnet18         the recipe, with AdamW and torchvision's ResNet-18
 64px             the model and settings of the recipes ``cifar10-64px`` and ``tiny-imagenet-64px``
@@ -44,12 +45,13 @@ from convnext.training.resolution import cached, resolve
 from convnext.training.trainer import Trainer
 
 ADAMW = {"name": "adamw", "lr": 2e-3}  # of our recipes for small data sets
-PAPER: dict[str, Any] = {"model": {"init": "paper", "layer_scale": 1e-6, "overlap": False}, "optimizer": ADAMW}
+PAPER: dict[str, Any] = {"init": "paper", "layer_scale": 1e-6, "overlap": False}
 CHANGES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "timm": PAPER,
-    "paper": PAPER,
-    "resnet18": {"model": {"name": "resnet18"}, "optimizer": ADAMW},
+    "timm": {"model": PAPER},
+    "timm-adamw": {"model": PAPER, "optimizer": ADAMW},
+    "paper": {"model": PAPER, "optimizer": ADAMW},
+    "resnet18": {"model": {"name": "resnet18", "overlap": False}, "optimizer": ADAMW},
 }
 OTHERS = {
     "64px": {"fashion-mnist": "cifar10-64px", "tiny-imagenet": "tiny-imagenet-64px"},
@@ -103,7 +105,7 @@ def timm_model(settings: ModelSettings, num_classes: int) -> nn.Module:
 @contextmanager
 def model_of(entry: str) -> Iterator[None]:
     """Where a model is built, build the entry's."""
-    if entry == "timm":
+    if entry.startswith("timm"):
         with mock.patch.object(registry, "build", timm_model):
             yield
     else:
@@ -111,7 +113,7 @@ def model_of(entry: str) -> Iterator[None]:
 
 
 def seconds_an_epoch(settings: RunSettings) -> float:
-    """CPU time of one, by some steps on the data."""
+    """CPU time of one at the full size, by some steps on the data."""
     accelerator = make_accelerator(settings)
     settings, splits = resolve(settings, load_splits(settings.data), accelerator)
     trainer = Trainer(settings, cached(splits, settings.data, True), accelerator)
@@ -127,7 +129,14 @@ def seconds_an_epoch(settings: RunSettings) -> float:
 
 def fit_to(settings: RunSettings, seconds: float) -> RunSettings:
     """The settings with the epochs that the time allows, at least one, and a warm-up of the same share of them."""
-    epoch = seconds_an_epoch(settings)
+    sizes: dict[str, Any] = {"data.start_size": None}
+    epoch = seconds_an_epoch(settings.replace(**sizes))
+    if start := settings.data.start_size:
+        small, share = (
+            seconds_an_epoch(settings.replace(**sizes, **{"data.image_size": start})),
+            settings.data.full_size_from,
+        )
+        epoch = share * small + (1 - share) * epoch
     epochs = max(1, int(seconds * (1 - SPARE) / epoch))
     share = settings.optimizer.warmup_epochs / settings.epochs
     fitted: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": share * epochs})

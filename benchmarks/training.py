@@ -42,7 +42,7 @@ from convnext.training.resolution import resolve
 from convnext.training.trainer import Trainer
 
 CLASSES = 10
-WARMUP = 2  # steps that allocate, compile and choose algorithms
+WARMUP = 5  # steps that allocate, compile, choose algorithms and record CUDA graphs
 Step = Callable[[], object]
 
 
@@ -54,6 +54,7 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
     model = {"depths": options.depths, "dims": options.dims, "patch_size": options.patch, "overlap": False}
     changes: dict[str, Any] = {"ema_decay": None, "batch_size": options.batch, "epochs": 10_000}
     changes |= {"precision": options.precision, "device": options.device, "optimizer": {"name": "adamw"}}
+    changes |= {"compile": options.compile}
     changes |= {"data": {"image_size": options.size, "start_size": None}, "augment": {"cutmix": 0.0}}
     settings = recipe("cifar10", **changes, model=model)
     accelerator = make_accelerator(settings)
@@ -68,8 +69,10 @@ def batch_of(trainer: Trainer) -> Batch:
     """All of the trainer's images."""
     source = trainer.splits.train
     images = torch.from_numpy(np.stack([source.raw(index) for index in range(len(source))]))
-    targets = torch.arange(len(source)) % CLASSES
-    return Batch(images.permute(0, 3, 1, 2), targets, torch.arange(len(source)), [])
+    images, targets = images.permute(0, 3, 1, 2), torch.arange(len(source)) % CLASSES
+    if trainer.device.type == "cuda":  # as the trainer's own are
+        images, targets = images.pin_memory(), targets.pin_memory()
+    return Batch(images, targets, torch.arange(len(source)), [])
 
 
 def our_step(options: argparse.Namespace, stack: ExitStack) -> Step:
@@ -86,6 +89,7 @@ def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
     torch.manual_seed(0)
     model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
     (optimizer,) = make_optimizers(model, settings.optimizer)
+    model = torch.compile(model, disable=not options.compile)
 
     def step() -> None:
         images = trainer.normalize(batch.images.to(trainer.device, memory_format=torch.channels_last))
@@ -119,6 +123,7 @@ def timm_step(options: argparse.Namespace, _: ExitStack) -> Step:
     torch.manual_seed(0)
     model = timm_model(options).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model = torch.compile(model, disable=not options.compile)
     images = torch.randn(options.batch, 3, options.size, options.size).to(device)
     targets = (torch.arange(options.batch) % CLASSES).to(device)
     dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
@@ -197,6 +202,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both sides")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.device = pick_device(options.device)
@@ -204,7 +210,7 @@ def main() -> None:
         check_same_size(options)
     seconds, how = measure(options)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    where = f"{options.device} in {options.precision}, {how}"
+    where = f"{options.device} in {options.precision}{', compiled' * options.compile}, {how}"
     print(f"batch {options.batch} at {options.size} px on {where}; {options.rounds} rounds")
     for name, value in median.items():
         print(f"{name}: {1e3 * value:.1f} ms a step, {options.batch / value:,.0f} images/s")

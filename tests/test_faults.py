@@ -135,19 +135,6 @@ def test_a_validation_loss_that_is_not_finite_can_be_resumed_from(small_folder: 
     assert result(tmp_path / RUN) == whole
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_overflow_of_fp16_lowers_the_scale(optimizer: str, tmp_path: Path) -> None:
-    args = [*TINY, "--device", "cuda", "--precision", "fp16", "--optimizer.name", optimizer, "--optimizer.lr", "10"]
-    ended = run([*args, "--max-skipped-steps", 20], tmp_path, Point(15))
-    assert ended.status == -signal.SIGKILL, ended.text
-    assert "skipped step" in ended.text
-    state = checkpoint.read_state(checkpoint.find(tmp_path / RUN))
-    assert 0 < state.scaler["scale"] < 65536
-    assert run([*args, "--resume"], tmp_path).status == 0
-    assert weights_are_finite(tmp_path / RUN)
-
-
 def reader_of(pipe: Path, started: Started) -> int:
     """The data worker that has opened ``pipe``, and now waits for what will never come."""
     while True:

@@ -10,12 +10,14 @@ instructions ``--precision bf16`` takes two thirds of the time.
 from convnext.recipes import Measured, _small
 
 SETTINGS = _small.SETTINGS.replace(
-    epochs=12,
+    epochs=17,
     **{
         "data.name": "fashion-mnist",
         "data.image_size": 28,
         "data.val_fraction": 0.05,
+        "model.overlap": True,
         "augment.crop_padding": 2,
+        "augment.erasing": 0.25,
         "optimizer.name": "muon",
         "optimizer.lr": 4e-3,
         "optimizer.momentum": 0.95,

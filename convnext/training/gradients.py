@@ -1,5 +1,6 @@
 """The gradient of one step: in parts that fit into memory, over all processes."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
@@ -49,11 +50,10 @@ def backward(
     return sums
 
 
-def norm(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
+def norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:
     """The norm of the whole gradient, which is clipped to ``clip_norm`` where that is given."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    if clip_norm is not None:
-        clipped: Tensor = accelerator.clip_grad_norm_(parameters, clip_norm)
-        return clipped
     accelerator.unscale_gradients()
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    found = [parameter for parameter in parameters if parameter.grad is not None]
+    if clip_norm is not None:
+        return torch.nn.utils.clip_grad_norm_(found, clip_norm)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None])

@@ -123,12 +123,16 @@ class Trainer:
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         raw_model = registry.build(settings.model, len(splits.classes))
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
+        self._parameters = list(self.raw_model.parameters())
+        self._buffers = list(self.raw_model.buffers())  # batch norm's; ConvNeXt has none
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
         configure(self.raw_model, settings)
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
         self.model, *_ = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
-            self.model = torch.compile(self.model)
+            # Parts of a batch would write into the graphs' memory before the optimizer has read it.
+            graphs = self.device.type == "cuda" and accelerator.num_processes == 1 and settings.accumulate == 1
+            self.model = torch.compile(self.model, mode="reduce-overhead" if graphs else None)
         self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._fault = ""  # where the first of the steps that are being skipped went wrong
@@ -230,11 +234,11 @@ class Trainer:
             return False, False
         torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
         images, targets, labels = self._on_device(batch)
-        buffers = [buffer.clone() for buffer in self.raw_model.buffers()]  # batch norm's; ConvNeXt has none
+        buffers = [buffer.clone() for buffer in self._buffers]
         lr = learning_rate(step, settings, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
         sums = gradients.backward(self.accelerator, self.model, settings, (images, targets, labels), count, everyones)
-        norm = gradients.norm(self.accelerator, self.raw_model, settings.optimizer.clip_norm)
+        norm = gradients.norm(self.accelerator, self._parameters, settings.optimizer.clip_norm)
         if save_asked := signals.save:
             signals.save = False  # now, so that a signal during this step counts in the next
         flags = torch.tensor([count, signals.received is not None, save_asked], device=self.device)
@@ -283,7 +287,7 @@ class Trainer:
             TrainingError: too many in a row.
         """
         self._fault = self._fault or faults.origin(self.raw_model, images)
-        for buffer, before in zip(self.raw_model.buffers(), buffers, strict=True):
+        for buffer, before in zip(self._buffers, buffers, strict=True):
             buffer.copy_(before)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # lowers the scale, which is how fp16 finds it
