@@ -8,12 +8,14 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 
@@ -135,11 +137,11 @@ def test_bf16_learns_and_keeps_float32_weights(tmp_path: Path) -> None:
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _, __, output: seen.setdefault(name, set()).add(output.dtype)
 
-    for name in ("downsample_layers.0.0", "stages.0.0.pwconv1", "head"):
+    for name in ("downsample_layers.0.0", "stages.0.0.norm", "stages.0.0.pwconv1", "head"):
         trainer.raw_model.get_submodule(name).register_forward_hook(note(name))
     found = fit(trainer, tmp_path / "run")
     assert all(dtypes == {torch.bfloat16} for dtypes in seen.values())
-    assert len(seen) == 3
+    assert len(seen) == 4
     assert len(found) == 2 * STEPS
     assert sum(found[-5:]) < 0.9 * sum(found[:5])
     weights, training = (
@@ -201,8 +203,9 @@ def test_channels_last_is_a_matter_of_memory_alone(small_folder: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("exact")
-def test_a_compiled_step_computes_the_same(tmp_path: Path) -> None:
-    eager, compiled = (losses(tmp_path / str(on), compile=on) for on in (False, True))
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_compiled_step_computes_the_same(parts: int, tmp_path: Path) -> None:
+    eager, compiled = (losses(tmp_path / str(on), compile=on, accumulate=parts) for on in (False, True))
     assert len(compiled) == STEPS
     assert compiled == pytest.approx(eager, rel=1e-3)
 
@@ -267,6 +270,24 @@ def test_stopped_and_resumed_is_the_same(precision: str, tmp_path: Path) -> None
     stopped_at(STEPS + 3, cut)
     resumed = convnext.train(cut, resume=True)
     assert result(resumed.path) == result(expected.path)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_overflow_of_fp16_lowers_the_scale(optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the scale that was found is kept with the run, which goes on where it stopped."""
+    start = 2.0**24  # at which the gradient of the logits alone leaves fp16's range
+    monkeypatch.setattr(GradScaler, "__init__", partialmethod(GradScaler.__init__, init_scale=start))
+    changes = {"precision": "fp16", "epochs": 2, "optimizer.name": optimizer}
+    whole, cut = (tiny(tmp_path / name, **changes) for name in ("whole", "cut"))
+    expected = convnext.train(whole)
+    stopped_at(STEPS + 3, cut)
+    before = checkpoint.read_state(checkpoint.find(tmp_path / "cut" / "digits"))
+    assert 0 < before.skipped_in_all < 10
+    assert 1 < before.scaler["scale"] < start
+    resumed = convnext.train(cut, resume=True)
+    assert result(resumed.path) == result(expected.path)
+    assert resumed.report.loss < 2.2  # chance is log(10) = 2.30
 
 
 @pytest.mark.usefixtures("exact")

@@ -130,9 +130,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
         self.model, *_ = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
-            # Parts of a batch would write into the graphs' memory before the optimizer has read it.
-            graphs = self.device.type == "cuda" and accelerator.num_processes == 1 and settings.accumulate == 1
-            self.model = torch.compile(self.model, mode="reduce-overhead" if graphs else None)
+            self.model = torch.compile(self.model)
         self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._fault = ""  # where the first of the steps that are being skipped went wrong
