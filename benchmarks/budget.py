@@ -29,6 +29,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from peers import timm_convnext
 from torch import nn
 
 import convnext
@@ -78,28 +79,19 @@ def settings_of(entry: str, options: argparse.Namespace) -> RunSettings:
     data = {"name": options.data, "root": options.root, "workers": 0}
     common = {"name": entry, "output": options.output, "precision": options.precision, "trackers": (), "data": data}
     if entry in CHANGES:
-        return convnext.recipe(options.data, **common).replace(**CHANGES[entry])
+        changed: RunSettings = convnext.recipe(options.data, **common).replace(**CHANGES[entry])
+        return changed
     own = convnext.recipe(options.data).data
-    return convnext.recipe(OTHERS[entry][options.data], **common, **{"data.val_fraction": own.val_fraction})
+    changes: dict[str, Any] = {"data.val_fraction": own.val_fraction}
+    return convnext.recipe(OTHERS[entry][options.data], **common, **changes)
 
 
 def timm_model(settings: ModelSettings, num_classes: int) -> nn.Module:
-    """timm's ConvNeXt of these settings. It has four stages and a stem of stride 4: others are put in or taken out."""
-    from timm.models.convnext import ConvNeXt
-
-    depths, dims = list(settings.depths or ()), list(settings.dims or ())
-    missing, size, channels = 4 - len(depths), settings.patch_size or 4, settings.in_channels or 3
-    model: nn.Module = ConvNeXt(
-        in_chans=channels,
-        num_classes=num_classes,
-        depths=[*depths, *[0] * missing],
-        dims=[*dims, *dims[-1:] * missing],
-        drop_path_rate=settings.stochastic_depth,
+    """timm's ConvNeXt of these settings."""
+    depths, dims = settings.depths or (), settings.dims or ()
+    return timm_convnext(
+        depths, dims, settings.patch_size or 4, num_classes, settings.in_channels or 3, settings.stochastic_depth
     )
-    model.stem[0] = nn.Conv2d(channels, dims[0], size, size)  # type: ignore[index,operator]
-    nn.init.trunc_normal_(model.stem[0].weight, std=0.02)  # type: ignore[index,union-attr]
-    model.stages = model.stages[: len(depths)]  # type: ignore[index]
-    return model
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def kill_again_and_again(
     saves = ("--save-every-steps", draw.choice((1, 2, 3, 5)), "--keep", draw.choice((2, 3)))
     while len(deaths) < most:
         kind = draw.choice(KINDS)
-        args = [*TINY, *options, *saves, "--data.workers", draw.choice((0, 0, 0, 1, 2)), "--resume"]
+        args: list[object] = [*TINY, *options, *saves, "--data.workers", draw.choice((0, 0, 0, 1, 2)), "--resume"]
         if not strike(kind, args, folder, seconds, draw):
             return
         if kind == "power" and not cut_newest(folder / RUN, draw):

@@ -25,7 +25,8 @@ Part = Callable[[Block, Tensor], Tensor]
 
 def our_convolution(block: Block, x: Tensor) -> Tensor:
     """With our kernel."""
-    return block.dwconv(x)
+    y: Tensor = block.dwconv(x)
+    return y
 
 
 def torch_convolution(block: Block, x: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ def our_branch(block: Block, x: Tensor) -> Tensor:
 def torch_branch(block: Block, x: Tensor) -> Tensor:
     """As the block computes without kernels."""
     hidden = block.act(block.pwconv1(block.norm(x.permute(0, 2, 3, 1))))
-    return x + (block.gamma * block.pwconv2(hidden)).permute(0, 3, 1, 2)
+    y: Tensor = x + (block.gamma * block.pwconv2(hidden)).permute(0, 3, 1, 2)
+    return y
 
 
 PARTS: dict[str, tuple[Part, Part]] = {
@@ -59,7 +61,7 @@ def seconds(part: Part, block: Block, x: Tensor, dy: Tensor, backward: bool, aut
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = part(block, x)
     if backward:
-        y.backward(dy.to(y.dtype))
+        y.backward(dy.to(y.dtype))  # type: ignore[no-untyped-call]
     return time.perf_counter() - started
 
 

@@ -59,7 +59,7 @@ def timms(folder: Path, workers: int) -> int:
     from timm.data.loader import create_loader
 
     loader = create_loader(
-        ImageDataset(str(folder)),
+        ImageDataset(str(folder)),  # type: ignore[no-untyped-call]
         input_size=(3, SIZE, SIZE),
         batch_size=BATCH,
         is_training=True,

@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from peers import timm_convnext
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext import kernels, recipe
@@ -89,14 +90,14 @@ def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
     torch.manual_seed(0)
     model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
     (optimizer,) = make_optimizers(model, settings.optimizer)
-    model = torch.compile(model, disable=not options.compile)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
 
     def step() -> None:
         images = trainer.normalize(batch.images.to(trainer.device, memory_format=torch.channels_last))
         with trainer.accelerator.autocast():
-            logits = model(images).float()
+            logits = compiled(images).float()
         loss = F.cross_entropy(logits, batch.targets.to(trainer.device), label_smoothing=settings.label_smoothing)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm or 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -106,15 +107,8 @@ def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
 
 
 def timm_model(options: argparse.Namespace) -> nn.Module:
-    """timm's ConvNeXt. It has four stages behind a stem of stride 4: others have to be put in or taken out."""
-    from timm.models.convnext import ConvNeXt
-
-    missing = 4 - len(options.depths)
-    depths, dims = [*options.depths, *[0] * missing], [*options.dims, *options.dims[-1:] * missing]
-    model: nn.Module = ConvNeXt(num_classes=CLASSES, depths=depths, dims=dims)
-    model.stem[0] = nn.Conv2d(3, dims[0], options.patch, options.patch)  # type: ignore[index,operator]
-    model.stages = model.stages[: len(options.depths)]  # type: ignore[index]
-    return model
+    """timm's ConvNeXt of the same size."""
+    return timm_convnext(options.depths, options.dims, options.patch, CLASSES)
 
 
 def timm_step(options: argparse.Namespace, _: ExitStack) -> Step:
@@ -123,15 +117,15 @@ def timm_step(options: argparse.Namespace, _: ExitStack) -> Step:
     torch.manual_seed(0)
     model = timm_model(options).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    model = torch.compile(model, disable=not options.compile)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
     images = torch.randn(options.batch, 3, options.size, options.size).to(device)
     targets = (torch.arange(options.batch) % CLASSES).to(device)
     dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
 
     def step() -> None:
         with torch.autocast(device, dtype, enabled=options.precision != "fp32"):
-            loss = F.cross_entropy(model(images), targets)
-        loss.backward()
+            loss = F.cross_entropy(compiled(images), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         loss.item()

@@ -9,6 +9,7 @@ from torchvision.models.detection import MaskRCNN
 
 from convnext import create_model
 from convnext.models.backbone import FPNBackbone
+from convnext.models.registry import ConvNeXtName
 
 
 def random_target(boxes: int, classes: int, size: int) -> dict[str, torch.Tensor]:
@@ -21,7 +22,7 @@ def random_target(boxes: int, classes: int, size: int) -> dict[str, torch.Tensor
     return {"boxes": found, "labels": torch.randint(1, classes, (boxes,)), "masks": masks}
 
 
-def main(name: str = "convnext_atto", size: int = 128) -> dict[str, float]:
+def main(name: ConvNeXtName = "convnext_atto", size: int = 128) -> dict[str, float]:
     """Build the detector, take one step, and return its losses."""
     torch.manual_seed(0)
     backbone = FPNBackbone(create_model(name, num_classes=0))
