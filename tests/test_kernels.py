@@ -238,7 +238,7 @@ def test_listeners_and_other_forwards_are_called(monkeypatch: pytest.MonkeyPatch
         hook.remove()
     assert called == [
         "DepthwiseConv2d",
-        "BlockNorm",
+        "LayerNorm",
         "Linear",
         "GELU",
         "Identity",

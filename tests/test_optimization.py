@@ -1,14 +1,11 @@
 """Groups, schedule and moving average."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
 from convnext import create_model, recipe
 from convnext.errors import SettingsError
-from convnext.training.muon import StackedMuon
 from convnext.training.optimization import (
     average_weights,
     configure,
@@ -119,28 +116,6 @@ def test_muon_takes_the_linear_layers_of_the_blocks() -> None:
     rest = {names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]}
     assert chosen | rest == set(names.values())
     assert not chosen & rest
-
-
-def test_muon_moves_the_weights_as_pytorchs_does() -> None:
-    """Of tall, wide and square matrices, one of them alone in its shape and one without a gradient."""
-    torch.manual_seed(0)
-    shapes = [(32, 8), (8, 32), (8, 32), (8, 8), (4, 16), (8, 8)]
-    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
-    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9}
-    stacked = StackedMuon(ours, **options)
-    plain = torch.optim.Muon(theirs, **options, adjust_lr_fn="match_rms_adamw")
-    for _ in range(3):
-        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
-            a.grad = torch.randn_like(a)
-            b.grad = a.grad.clone()
-        for optimizer in (stacked, plain):
-            optimizer.step()  # type: ignore[no-untyped-call]
-    for a, b in zip(ours, theirs, strict=True):
-        # Both compute in bfloat16, which has 8 bits.
-        torch.testing.assert_close(a, b, rtol=0, atol=0.01)
-        assert torch.equal(stacked.state[a].get("momentum_buffer", a), plain.state[b].get("momentum_buffer", b))
-    assert (ours[0] - 1).abs().max() > 0.1
-    assert torch.equal(ours[-1], torch.ones(8, 8))
 
 
 def test_frozen_stages_and_their_limits() -> None:

@@ -30,23 +30,6 @@ class LayerNorm2d(nn.LayerNorm):
         return x.permute(0, 3, 1, 2)
 
 
-class BlockNorm(nn.LayerNorm):
-    """Layer normalization over the last dimension, in half precision where its input is.
-
-    Autocast would take input and output to float32, and back for the linear layer that follows. Mean and variance are
-    summed in float32 either way.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(..., C)`` to the same shape."""
-        kind = x.device.type
-        if x.dtype == torch.float32 or not torch.is_autocast_enabled(kind):
-            return super().forward(x)
-        with torch.autocast(kind, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
-
-
 class GRN(nn.Module):
     """Global response normalization (V2, section 3.2): channels compete by the norm of their feature map.
 
@@ -112,7 +95,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.dwconv = DepthwiseConv2d(dim, kernel_size)
-        self.norm = BlockNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, expansion * dim)
         self.act = nn.GELU()
         self.grn = GRN(expansion * dim) if grn else nn.Identity()
@@ -141,7 +124,7 @@ class Block(nn.Module):
 
     def _has_kernel(self, x: Tensor) -> bool:
         modules = self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2, self.drop_path
-        types = DepthwiseConv2d, BlockNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, StochasticDepth
+        types = DepthwiseConv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, StochasticDepth
         return kernels.usable(x, self.dwconv) and kernels.replaceable(modules, types)
 
     def _drop_factor(self, x: Tensor) -> Tensor | None:

@@ -7,13 +7,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Muon, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from convnext.config import OptimizerSettings, RunSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.models.convnext import ConvNeXt
-from convnext.training.muon import StackedMuon
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 _Named: TypeAlias = tuple[str, nn.Parameter]
@@ -59,7 +58,13 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     matrices = [(name, parameter) for name, parameter in named if _is_hidden_matrix(name, parameter)]
     chosen = {name for name, _ in matrices}
     rest = [(name, parameter) for name, parameter in named if name not in chosen]
-    muon = StackedMuon(_groups(matrices, settings.weight_decay, scales), lr=settings.lr, momentum=settings.momentum)
+    # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
+    muon = Muon(
+        _groups(matrices, settings.weight_decay, scales),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
     return [muon, AdamW(_groups(rest, settings.weight_decay, scales), betas=settings.betas, **options)]
 
 
