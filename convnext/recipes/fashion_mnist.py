@@ -1,7 +1,8 @@
 """Fashion-MNIST from scratch in half an hour on one CPU core.
 
-Grey images of 28x28 px; three stages behind a stem of patch size 2 have 14x14, 7x7 and 3x3 positions. Muon for the
-linear layers, with twice AdamW's learning rate, learns more in the same epochs.
+Grey images of 28x28 px; three stages behind a stem of patch size 2, whose convolutions overlap, have 14x14, 7x7 and 4x4
+positions. Muon for the linear layers, with twice AdamW's learning rate, learns more in the same epochs; random erasing,
+since the images are centred and a run of 20 epochs begins to know them by heart.
 
 Command: ``convnext train fashion-mnist --data.root DIR``, where DIR gets the download. On a CPU with bfloat16
 instructions ``--precision bf16`` takes two thirds of the time.
@@ -10,7 +11,7 @@ instructions ``--precision bf16`` takes two thirds of the time.
 from convnext.recipes import Measured, _small
 
 SETTINGS = _small.SETTINGS.replace(
-    epochs=17,
+    epochs=20,
     **{
         "data.name": "fashion-mnist",
         "data.image_size": 28,
@@ -24,4 +25,8 @@ SETTINGS = _small.SETTINGS.replace(
     },
 )
 PUBLISHED = None
-MEASURED = (Measured("92.85 % top-1, 0.929 macro-F1, test, in 28 minutes of one core", "results/fashion-mnist"),)
+MEASURED = (
+    Measured(
+        "93.63 % top-1, 0.936 macro-F1, test, in 29 minutes of one core", "results/thirty-minutes/fashion-mnist/ours"
+    ),
+)

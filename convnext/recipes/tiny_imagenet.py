@@ -36,5 +36,8 @@ BY_MODEL = {
 }
 PUBLISHED = None
 MEASURED = (
-    Measured("60.90 % top-1, val, on 20 of the 200 classes in 26.5 minutes of one core", "results/tiny-imagenet-20"),
+    Measured(
+        "69.50 % top-1, val, on 20 of the 200 classes in 30 minutes of one core, 64 epochs",
+        "results/thirty-minutes/tiny-imagenet/ours",
+    ),
 )
