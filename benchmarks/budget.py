@@ -5,9 +5,7 @@ first epoch takes longer is stopped when the time is over, and judged as it is t
 
 ours             the recipe
 timm             the recipe, with timm's ConvNeXt of the same depths and dims, with its initial weights, the paper's
-timm-adamw       the same with AdamW
-paper            the recipe, with the paper's initial weights, AdamW and patches that do not overlap
-resnet18         the recipe, with AdamW and torchvision's ResNet-18
+resnet18         the recipe, with torchvision's ResNet-18 and what the recipe has for it: AdamW
 64px             the model and settings of the recipes ``cifar10-64px`` and ``tiny-imagenet-64px``
 40ep             those of the recipe ``tiny-imagenet-40ep``
 
@@ -45,14 +43,10 @@ from convnext.training.progress import Display
 from convnext.training.resolution import cached, resolve
 from convnext.training.trainer import Trainer
 
-ADAMW = {"name": "adamw", "lr": 2e-3}  # of our recipes for small data sets
-PAPER: dict[str, Any] = {"init": "paper", "layer_scale": 1e-6, "overlap": False}
 CHANGES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "timm": {"model": PAPER},
-    "timm-adamw": {"model": PAPER, "optimizer": ADAMW},
-    "paper": {"model": PAPER, "optimizer": ADAMW},
-    "resnet18": {"model": {"name": "resnet18", "overlap": False}, "optimizer": ADAMW},
+    "timm": {"init": "paper", "layer_scale": 1e-6, "overlap": False},
+    "resnet18": {"name": "resnet18", "overlap": False},
 }
 OTHERS = {
     "64px": {"fashion-mnist": "cifar10-64px", "tiny-imagenet": "tiny-imagenet-64px"},
@@ -79,8 +73,7 @@ def settings_of(entry: str, options: argparse.Namespace) -> RunSettings:
     data = {"name": options.data, "root": options.root, "workers": 0}
     common = {"name": entry, "output": options.output, "precision": options.precision, "trackers": (), "data": data}
     if entry in CHANGES:
-        changed: RunSettings = convnext.recipe(options.data, **common).replace(**CHANGES[entry])
-        return changed
+        return convnext.recipe(options.data, **common, model=CHANGES[entry])
     own = convnext.recipe(options.data).data
     changes: dict[str, Any] = {"data.val_fraction": own.val_fraction}
     return convnext.recipe(OTHERS[entry][options.data], **common, **changes)
@@ -97,7 +90,7 @@ def timm_model(settings: ModelSettings, num_classes: int) -> nn.Module:
 @contextmanager
 def model_of(entry: str) -> Iterator[None]:
     """Where a model is built, build the entry's."""
-    if entry.startswith("timm"):
+    if entry == "timm":
         with mock.patch.object(registry, "build", timm_model):
             yield
     else:
@@ -121,14 +114,11 @@ def seconds_an_epoch(settings: RunSettings) -> float:
 
 def fit_to(settings: RunSettings, seconds: float) -> RunSettings:
     """The settings with the epochs that the time allows, at least one, and a warm-up of the same share of them."""
-    sizes: dict[str, Any] = {"data.start_size": None}
-    epoch = seconds_an_epoch(settings.replace(**sizes))
-    if start := settings.data.start_size:
-        small, share = (
-            seconds_an_epoch(settings.replace(**sizes, **{"data.image_size": start})),
-            settings.data.full_size_from,
-        )
-        epoch = share * small + (1 - share) * epoch
+    data = settings.data
+    epoch = seconds_an_epoch(settings.replace(**{"data.start_size": None}))
+    if data.start_size:
+        small = seconds_an_epoch(settings.replace(**{"data.start_size": None, "data.image_size": data.start_size}))
+        epoch = data.full_size_from * small + (1 - data.full_size_from) * epoch
     epochs = max(1, int(seconds * (1 - SPARE) / epoch))
     share = settings.optimizer.warmup_epochs / settings.epochs
     fitted: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": share * epochs})

@@ -118,6 +118,21 @@ def test_muon_takes_the_linear_layers_of_the_blocks() -> None:
     assert not chosen & rest
 
 
+def test_muon_needs_linear_layers() -> None:
+    with pytest.raises(
+        SettingsError, match="muon is for linear layers, and ResNet has none of them to train: use adamw"
+    ):
+        make_optimizers(create_model("resnet18"), recipe("digits").optimizer.replace(name="muon"))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "tiny-imagenet"])
+@pytest.mark.parametrize("model", ["resnet18", "resnet50", "swin_t", "convnext_atto"])
+def test_recipes_of_muon_have_an_optimizer_for_each_baseline(name: str, model: str) -> None:
+    settings = recipe(name, model={"name": model})
+    found = [type(optimizer).__name__ for optimizer in make_optimizers(create_model(model, 10), settings.optimizer)]
+    assert found == (["Muon", "AdamW"] if model.startswith("convnext") else ["AdamW"])
+
+
 def test_frozen_stages_and_their_limits() -> None:
     model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
     configure(model, recipe("digits", freeze=1))

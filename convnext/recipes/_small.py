@@ -17,3 +17,9 @@ SETTINGS = RunSettings(
     augment=AugmentSettings(crop="padding", crop_padding=4),
     optimizer=OptimizerSettings(lr=2e-3, reference_batch_size=128, warmup_epochs=1, weight_decay=0.05, clip_norm=1.0),
 )
+# Muon is for linear layers. At twice its learning rate Swin-T stays at chance.
+BY_MODEL = {
+    "resnet18": {"optimizer.name": "adamw", "optimizer.lr": 2e-3},
+    "resnet50": {"optimizer.name": "adamw", "optimizer.lr": 2e-3},
+    "swin_t": {"optimizer.name": "adamw", "optimizer.lr": 5e-4},
+}

@@ -13,7 +13,7 @@ Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision'
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
-from convnext.recipes import Measured
+from convnext.recipes import Measured, _small
 
 SETTINGS = RunSettings(
     epochs=80,
@@ -36,5 +36,6 @@ SETTINGS = RunSettings(
         clip_norm=1.0,
     ),
 )
+BY_MODEL = _small.BY_MODEL
 PUBLISHED = None
 MEASURED = (Measured("90.17 % top-1, 0.902 macro-F1, test", "results/cifar10"),)

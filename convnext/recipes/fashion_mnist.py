@@ -24,6 +24,7 @@ SETTINGS = _small.SETTINGS.replace(
         "optimizer.momentum": 0.95,
     },
 )
+BY_MODEL = _small.BY_MODEL
 PUBLISHED = None
 MEASURED = (
     Measured(

@@ -28,12 +28,7 @@ SETTINGS = _small.SETTINGS.replace(
         "optimizer.warmup_epochs": 3,
     },
 )
-# Muon is for linear layers. At twice its learning rate Swin-T stays at chance.
-BY_MODEL = {
-    "resnet18": {"optimizer.name": "adamw", "optimizer.lr": 2e-3},
-    "resnet50": {"optimizer.name": "adamw", "optimizer.lr": 2e-3},
-    "swin_t": {"optimizer.name": "adamw", "optimizer.lr": 5e-4},
-}
+BY_MODEL = _small.BY_MODEL
 PUBLISHED = None
 MEASURED = (
     Measured(

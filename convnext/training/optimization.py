@@ -45,7 +45,7 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     `learning_rate`, which sets the groups' rates at every step.
 
     Raises:
-        SettingsError: ``layer_decay`` for a model that is no ConvNeXt.
+        SettingsError: ``layer_decay`` for a model that is no ConvNeXt; Muon for one without such linear layers.
     """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     scales = _lr_scales(model, settings.layer_decay)
@@ -56,6 +56,11 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     if settings.name == "adamw":
         return [AdamW(_groups(named, settings.weight_decay, scales), betas=settings.betas, **options)]
     matrices = [(name, parameter) for name, parameter in named if _is_hidden_matrix(name, parameter)]
+    if not matrices:
+        kind = type(model).__name__
+        raise SettingsError(
+            f"optimizer.name: muon is for linear layers, and {kind} has none of them to train: use adamw"
+        )
     chosen = {name for name, _ in matrices}
     rest = [(name, parameter) for name, parameter in named if name not in chosen]
     # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
