@@ -32,15 +32,15 @@ from torch import nn
 
 import convnext
 from convnext.config import ModelSettings, RunSettings
-from convnext.data.catalog import load_splits
-from convnext.data.loading import batches
+from convnext.data.datasets.load import load_splits
+from convnext.data.loading.loader import batches
+from convnext.devices import keep_freed_memory, make_accelerator
 from convnext.models import registry
 from convnext.models.summary import count_parameters
-from convnext.training import checkpoint
-from convnext.training.devices import keep_freed_memory, make_accelerator
+from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.progress import Display
-from convnext.training.resolution import cached, resolve
+from convnext.training.resolve import cached, resolve
 from convnext.training.trainer import Trainer
 
 CHANGES: dict[str, dict[str, Any]] = {

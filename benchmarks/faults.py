@@ -32,7 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests, which know how to kill
 
 from convnext.errors import UserError
-from convnext.training.checkpoint import is_complete
+from convnext.runs.checkpoint import is_complete
 from tests.killing import STEPS, TINY, Point, Started, result, run, steps
 
 KINDS = ("step", "save", "moment", "stop", "power")

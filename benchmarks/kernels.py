@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convnext import kernels
+from convnext.devices import keep_freed_memory
 from convnext.models.convnext import Block
-from convnext.training.devices import keep_freed_memory
 
 Part = Callable[[Block, Tensor], Tensor]
 

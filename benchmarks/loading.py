@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from convnext.config import AugmentSettings
-from convnext.data.cache import open_cache
-from convnext.data.loading import AugmentedImages, TrainSampler, batches
+from convnext.data.cache.source import open_cache
+from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.sources import ImageSource, class_folders, scan_folder
 from convnext.data.transforms import Normalize, TrainTransform
-from convnext.training.devices import keep_freed_memory
+from convnext.devices import keep_freed_memory
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -31,15 +31,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext import kernels, recipe
-from convnext.data.loading import Batch
+from convnext.data.loading.loader import Batch
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
+from convnext.devices import make_accelerator, pick_device
 from convnext.models import registry
-from convnext.training.devices import make_accelerator, pick_device
 from convnext.training.interruption import StopSignals
-from convnext.training.optimization import make_optimizers
+from convnext.training.optimizers import make_optimizers
 from convnext.training.progress import Display
-from convnext.training.resolution import resolve
+from convnext.training.resolve import resolve
 from convnext.training.trainer import Trainer
 
 CLASSES = 10

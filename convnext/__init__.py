@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from convnext.models.convnext import ConvNeXt
     from convnext.models.registry import create_model
     from convnext.recipes import recipe
-    from convnext.training.run import Run
+    from convnext.runs.folder import Run
     from convnext.training.trainer import train
 
 __version__ = _version("convnext")

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.cache import CachedSource, open_cache
+from convnext.data.cache.source import CachedSource, open_cache
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 
 Where = Literal["ram", "disk"]

@@ -16,7 +16,7 @@ import torch
 
 import convnext
 from convnext.config import DataSettings
-from convnext.data.catalog import export_folder, load_splits
+from convnext.data.datasets.load import export_folder, load_splits
 
 # A shell that starts the tests in the background may have these ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

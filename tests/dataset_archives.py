@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.entries import DATASETS
+from convnext.data.datasets.catalogue import DATASETS
 
 SHADE = 20
 

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from convnext.config import DataSettings
-from convnext.data.shards import shard_splits
+from convnext.data.datasets.webdataset import shard_splits
 from convnext.data.splits import Splits
 from convnext.errors import UserError
 

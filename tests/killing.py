@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 from convnext.cli import main
-from convnext.data.loading import Batch
-from convnext.evaluation import plots
-from convnext.training import checkpoint
+from convnext.data.loading.loader import Batch
+from convnext.plots import plots
+from convnext.runs import checkpoint
+from convnext.runs.folder import read_metrics
 from convnext.training.interruption import StopSignals
-from convnext.training.run import read_metrics
 from convnext.training.trainer import Trainer
 
 _CLOCK = ("seconds", "images_per_second")  # what two equal runs may differ in

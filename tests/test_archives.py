@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from convnext.data.archives import gunzip, inside, unpack, unpack_classes, verify
 from convnext.errors import DataError
+from convnext.storage.archives import gunzip, inside, unpack, unpack_classes, verify
 from tests.dataset_archives import tar, zipped
 
 FILES = {f"set/{part}/{number}.txt": f"{part} {number}".encode() * 100 for part in "abc" for number in range(4)}
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_while_unpacking(tmp_path: Path) -> None:
     archive = written(tmp_path / "x.tar", tar({"set/small": b"x", "set/large": bytes(100_000)}, "w"))
     # A real limit on the size of files, in a process of its own.
     code = (
-        "import resource, signal, sys; from pathlib import Path; from convnext.data.archives import *\n"
+        "import resource, signal, sys; from pathlib import Path; from convnext.storage.archives import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try: unpack(Path(sys.argv[1]), Path(sys.argv[2]), inside('set'))\n"
         "except DataError as error: print(error)"

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from convnext.config import AugmentSettings
-from convnext.data.cache import CachedSource, CacheError, open_cache
+from convnext.data.cache.source import CachedSource, CacheError, open_cache
 from convnext.data.images import UnreadableImageError
-from convnext.data.loading import AugmentedImages, EvalSampler, TrainSampler, batches
+from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 from convnext.data.transforms import EvalTransform, TrainTransform
 from tests.caching import FORK, SIDE, Where, both, forked, make_images, opened, same_pixels

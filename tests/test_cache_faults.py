@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from convnext.data.cache import CacheError, open_cache
+from convnext.data.cache.source import CacheError, open_cache
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
 from tests.caching import SIDE, Where, both, forked, make_images, opened, part_of, same_pixels

@@ -13,9 +13,9 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 
 from convnext.cli import main
 from convnext.config import DataSettings
-from convnext.data.catalog import _LOADERS, load_splits
-from convnext.data.entries import DATASETS
-from convnext.data.listing import human_names
+from convnext.data.datasets.catalogue import DATASETS
+from convnext.data.datasets.listing import human_names
+from convnext.data.datasets.load import _LOADERS, load_splits
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
 from tests import dataset_archives as small

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.commands.check import check_command
+from convnext.commands.datasets_check import check_command
 from convnext.config import DataSettings
-from convnext.data.catalog import load_splits
-from convnext.data.check import Findings, Group, Item, check
+from convnext.data.audit.check import Findings, Group, Item, check
+from convnext.data.datasets.load import load_splits
 from convnext.data.images import Raw
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits

@@ -12,9 +12,9 @@ from convnext import create_model, recipe
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError
 from convnext.models.registry import resolve
-from convnext.training import checkpoint
-from convnext.training.checkpoint import ModelInfo, TrainingState
-from convnext.training.optimization import load_optimizers, make_optimizers, optimizer_tensors
+from convnext.runs import checkpoint
+from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.training.optimizers import load_optimizers, make_optimizers, optimizer_tensors
 
 SHAPE = ModelSettings(depths=(1, 1), dims=(8, 16), patch_size=2)
 INFO = ModelInfo(

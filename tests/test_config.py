@@ -3,17 +3,10 @@
 import pytest
 
 from convnext import recipe, recipes
-from convnext.config import (
-    AugmentSettings,
-    DataSettings,
-    ModelSettings,
-    OptimizerSettings,
-    RunSettings,
-    Settings,
-)
+from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings, Settings
 from convnext.errors import SettingsError
 from convnext.models.registry import resolve
-from convnext.training.run import flatten
+from convnext.runs.folder import flatten
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from convnext import create_model
 from convnext.errors import CheckpointError
-from convnext.models.conversion import LAYOUTS, convert, detect_layout, unwrap
 from convnext.models.convnext import ConvNeXt
+from convnext.weights.layouts import LAYOUTS, convert, detect_layout, unwrap
 
 V1_LAYOUTS = ("official", "torchvision", "timm", "transformers")
 V2_LAYOUTS = ("official", "timm", "transformers")

@@ -21,13 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 import convnext
 from convnext import create_model, kernels, recipe
-from convnext.data.catalog import load_splits
-from convnext.data.loading import Batch, batches
-from convnext.training import checkpoint
-from convnext.training.devices import make_accelerator, pick_device, pick_precision
+from convnext.data.datasets.load import load_splits
+from convnext.data.loading.loader import Batch, batches
+from convnext.devices import make_accelerator, pick_device, pick_precision
+from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import parts_that_fit
-from convnext.training.resolution import resolve
+from convnext.training.resolve import resolve
 from convnext.training.trainer import Trainer
 from tests.killing import result
 

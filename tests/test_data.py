@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.config import AugmentSettings, DataSettings
-from convnext.data.catalog import load_splits
+from convnext.data.datasets.load import load_splits
 from convnext.data.images import Picture
-from convnext.data.loading import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
+from convnext.data.loading.loader import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
 from convnext.data.sources import ArraySource, ImageSource
 from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
 from convnext.errors import DataError, SettingsError

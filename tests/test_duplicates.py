@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from convnext.data.check import check
-from convnext.data.duplicates import find_copies
-from convnext.data.signatures import READING, alike, same_in_detail, signature
+from convnext.data.audit.check import check
+from convnext.data.audit.duplicates import find_copies
+from convnext.data.audit.signatures import READING, alike, same_in_detail, signature
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from tests.photographs import SIDE, patches

@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from convnext.training import checkpoint
-from convnext.training.run import read_metrics
+from convnext.runs import checkpoint
+from convnext.runs.folder import read_metrics
 from tests.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, last_line, result, run, steps
 
 RUN = Path("runs") / "digits"

@@ -15,10 +15,10 @@ import convnext
 from convnext import RunSettings, recipe
 from convnext.cli import main
 from convnext.errors import SettingsError
-from convnext.files import locked
 from convnext.models.registry import resolve
-from convnext.training import checkpoint, history
-from convnext.training.run import read_metrics
+from convnext.runs import checkpoint, history
+from convnext.runs.folder import read_metrics
+from convnext.storage.files import locked
 
 CHANGES: dict[str, Any] = {
     "epochs": 2,

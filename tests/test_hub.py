@@ -17,10 +17,10 @@ from PIL import Image
 
 import convnext
 from convnext.config import AugmentSettings, DataSettings
-from convnext.data.catalog import export_folder, load_splits
-from convnext.data.hub import hub_splits
+from convnext.data.datasets.hub import hub_splits
+from convnext.data.datasets.load import export_folder, load_splits
 from convnext.data.images import UnreadableImageError
-from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches
+from convnext.data.loading.loader import AugmentedImages, Batch, TrainSampler, batches
 from convnext.data.splits import Splits
 from convnext.data.transforms import TrainTransform
 from convnext.errors import UserError
@@ -267,7 +267,7 @@ def test_without_the_package_or_with_one_that_runs_code_the_error_names_the_extr
 
 def test_data_sets_of_the_hub_without_a_network(tmp_path: Path) -> None:
     code = (
-        "from convnext.config import DataSettings\nfrom convnext.data.hub import hub_splits\n"
+        "from convnext.config import DataSettings\nfrom convnext.data.datasets.hub import hub_splits\n"
         "from convnext.errors import DataError\n"
         "for name in ('nobody/nothing', 'nobody/nothing:config', 'mnist'):\n"
         "    try: hub_splits(DataSettings(name='hf:' + name))\n"

@@ -6,7 +6,7 @@ from torch import nn
 
 from convnext import create_model, recipe
 from convnext.errors import SettingsError
-from convnext.training.optimization import (
+from convnext.training.optimizers import (
     average_weights,
     configure,
     ema_decay,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import convnext
-from convnext.data.catalog import load_splits
+from convnext.data.datasets.load import load_splits
 from convnext.data.images import UnreadableImageError
 from convnext.errors import DataError
 from convnext.inference.files import expand

@@ -14,11 +14,11 @@ import convnext
 from convnext import recipe, recipes
 from convnext.cli import main
 from convnext.config import DataSettings, RunSettings
-from convnext.data.entries import DATASETS
+from convnext.data.datasets.catalogue import DATASETS
 from convnext.models import registry
 from convnext.models.summary import count_gmacs, count_parameters
-from convnext.models.weights import find
-from convnext.recipes._cost import cost
+from convnext.recipes.common.cost import cost
+from convnext.weights.released import find
 
 PUBLISHED = {
     "imagenette160-tiny": ({"convnext_tiny": 83.389}, "top-1"),

@@ -12,13 +12,13 @@ import torch
 
 import convnext
 from convnext.config import AugmentSettings, DataSettings
-from convnext.data.loading import AugmentedImages, Batch, TrainSampler, batches
-from convnext.data.shard_files import ShardFolder
-from convnext.data.shards import read_shards
+from convnext.data.datasets.shard_files import ShardFolder
+from convnext.data.datasets.webdataset import read_shards
+from convnext.data.loading.loader import AugmentedImages, Batch, TrainSampler, batches
 from convnext.data.splits import Splits
 from convnext.data.transforms import TrainTransform
-from convnext.download import DownloadError
 from convnext.errors import DataError
+from convnext.storage.downloads import DownloadError
 from tests.digit_shards import (
     DIGITS,
     PATTERN,
@@ -159,8 +159,8 @@ def test_a_server_that_stays_broken_ends_with_one_line(server: Server, tmp_path:
 
 
 def test_kept_shards_stay_within_their_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convnext.data.shard_files.SHARDS_AT_ONCE", 3)
-    monkeypatch.setattr("convnext.data.shard_files._CONNECTIONS", 1)
+    monkeypatch.setattr("convnext.data.datasets.shard_files.SHARDS_AT_ONCE", 3)
+    monkeypatch.setattr("convnext.data.datasets.shard_files._CONNECTIONS", 1)
     size = max(map(len, server.files.values()))
     kept = ShardFolder(tmp_path / "kept", room=3 * size)
     splits = remote(server, kept)

@@ -12,9 +12,9 @@ from torch import nn
 
 from convnext import create_model
 from convnext.errors import SettingsError
-from convnext.evaluation.roadmap_plot import plot_roadmap
 from convnext.models.roadmap import STEPS, Roadmap, Step, to_roadmap
 from convnext.models.summary import count_gmacs
+from convnext.plots.roadmap import plot_roadmap
 
 LAST = STEPS[-1].number
 by_name = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convnext.data.catalog import export_folder
-from convnext.data.loading import TrainSampler
-from convnext.data.shards import ShardSource, expand, hold_out
+from convnext.data.datasets.load import export_folder
+from convnext.data.datasets.webdataset import ShardSource, expand, hold_out
+from convnext.data.loading.loader import TrainSampler
 from convnext.errors import DataError
 from tests.digit_shards import DIGITS, LABELS, PATTERN, TRAIN, png, refused, sample, splits_of, write, write_digits
 

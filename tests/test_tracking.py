@@ -22,7 +22,7 @@ import convnext
 from convnext import RunSettings, recipe
 from convnext.errors import SettingsError
 from convnext.evaluation.metrics import Report
-from convnext.training.run import flatten, read_metrics
+from convnext.runs.folder import flatten, read_metrics
 from convnext.training.tracking import Tracker
 
 # TensorBoard writes in a thread, which prints what it raises before it hands it on to the run.

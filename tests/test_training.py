@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import convnext
 from convnext import recipe
-from convnext.data.catalog import load_splits
-from convnext.data.loading import Batch
+from convnext.data.datasets.load import load_splits
+from convnext.data.loading.loader import Batch
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
-from convnext.files import locked
+from convnext.runs.folder import folders, read_metrics
+from convnext.storage.files import locked
 from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.run import folders, read_metrics
 from convnext.training.trainer import Trainer
 from tests.killing import result
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
-from convnext.data.catalog import load_splits
+from convnext.data.datasets.load import load_splits
 from convnext.data.images import Picture, UnreadableImageError
-from convnext.data.loading import AugmentedImages, TrainSampler, batches
+from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix, sizes_by_epoch
 from convnext.errors import SettingsError
 

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext import create_model
-from convnext.download import DownloadError, cache_folder, download
 from convnext.errors import CheckpointError, SettingsError, UserError
-from convnext.models import weights
 from convnext.models.registry import VARIANTS
-from convnext.models.weights import WEIGHTS, Weights, adapt_input_channels, find, load_released, read_foreign
+from convnext.storage.downloads import DownloadError, cache_folder, download
+from convnext.weights import released as weights
+from convnext.weights.released import WEIGHTS, Weights, adapt_input_channels, find, load_released, read_foreign
 from tests.loopback import NAME, Server
 
 
@@ -95,7 +95,9 @@ def test_a_server_without_ranges_or_versions_starts_again(server: Server, tmp_pa
 
 
 def start_download(server: Server, folder: Path) -> "subprocess.Popen[bytes]":
-    code = "import sys, pathlib; from convnext.download import download as d; d(sys.argv[1], pathlib.Path('.'))"
+    code = (
+        "import sys, pathlib; from convnext.storage.downloads import download as d; d(sys.argv[1], pathlib.Path('.'))"
+    )
     return subprocess.Popen([sys.executable, "-c", code, server.url], cwd=folder, env={**os.environ, "no_proxy": "*"})
 
 
@@ -194,7 +196,7 @@ def test_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_disk_that_fills_up_while_writing(server: Server, tmp_path: Path) -> None:
     # A real limit on the size of files, in a process of its own.
     code = (
-        "import resource, signal, sys; from pathlib import Path; from convnext.download import *\n"
+        "import resource, signal, sys; from pathlib import Path; from convnext.storage.downloads import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
         "try: download(sys.argv[1], Path(sys.argv[2]))\n"
         "except DownloadError as error: print(error)"

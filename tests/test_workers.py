@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from convnext.data.workers import reading
+from convnext.data.loading.workers import reading
 from convnext.errors import DataError, UserError
 
 FORK = multiprocessing.get_context("fork")

@@ -53,7 +53,7 @@ def recipes_command(args: Sequence[str]) -> int:
 
 
 def _show_recipe(recipe: recipes.Recipe, picture: Path | None) -> None:
-    from convnext.recipes._cost import cost
+    from convnext.recipes.common.cost import cost
 
     found = cost(recipe)
     print(recipe.docs + "\n")
@@ -64,7 +64,7 @@ def _show_recipe(recipe: recipes.Recipe, picture: Path | None) -> None:
     print(f"Cost: {found}\n\nSettings:")
     print(recipe.settings.model_dump_json(indent=2, exclude={"recipe"}))
     if picture is not None:
-        from convnext.evaluation.plots import schedule
+        from convnext.plots.plots import schedule
 
         steps = found.images // recipe.settings.batch_size if found.images else _STEPS_PER_EPOCH
         schedule(recipe.settings, steps, picture)
@@ -87,7 +87,7 @@ def models_command(args: Sequence[str]) -> int:
         registry.check_image_size(registry.resolve(ModelSettings(name=name)), options.image_size)
     if options.name is not None:
         return _show_model(options.name, options.image_size, options.throughput)
-    from convnext.models.weights import WEIGHTS
+    from convnext.weights.released import WEIGHTS
 
     cost_column = f"GMACs at {options.image_size}"
     rows = table("model", "depths", "dims", "parameters", cost_column, "source", "weights (top-1, published)")
@@ -109,7 +109,7 @@ def _show_model(name: str, image_size: int, throughput: bool) -> int:
 
     from convnext.models import registry, summary
     from convnext.models.convnext import ConvNeXt
-    from convnext.models.weights import WEIGHTS
+    from convnext.weights.released import WEIGHTS
 
     with torch.device("meta"):
         model = registry.create_model(name)

@@ -31,7 +31,7 @@ class _Datasets:
 def datasets_command(args: Sequence[str]) -> int:
     """List the data sets; show, fetch or check one, or write it as a folder of images."""
     if args and args[0] == "check":
-        from convnext.commands.check import check_command
+        from convnext.commands.datasets_check import check_command
 
         return check_command(args[1:])
     options = parse(_Datasets, args, "datasets")
@@ -47,7 +47,7 @@ def datasets_command(args: Sequence[str]) -> int:
 
 
 def _list() -> None:
-    from convnext.data.entries import DATASETS, FAMILIES
+    from convnext.data.datasets.catalogue import DATASETS, FAMILIES
 
     rows = table("data set", "what it is", "images", "classes", "download", "licence")
     for name, entry in DATASETS.items():
@@ -62,7 +62,7 @@ def _list() -> None:
 
 
 def _show(name: str) -> None:
-    from convnext.data.entries import FAMILIES, find_entry
+    from convnext.data.datasets.catalogue import FAMILIES, find_entry
 
     for prefix, summary in FAMILIES.items():
         if name.startswith(prefix):
@@ -91,7 +91,7 @@ def _show(name: str) -> None:
 
 def _get(name: str, download: Path | None, to_folder: Path | None, root: Path | None) -> None:
     from convnext.config import DataSettings
-    from convnext.data.catalog import export_folder, load_splits, obtain
+    from convnext.data.datasets.load import export_folder, load_splits, obtain
 
     if download is not None:
         obtain(name, download)

@@ -15,8 +15,8 @@ from convnext.commands.terminal import parse, print_table, table
 from convnext.errors import SettingsError
 
 if TYPE_CHECKING:
-    from convnext.training.history import Summary
-    from convnext.training.inspection import Contents
+    from convnext.runs.history import Summary
+    from convnext.runs.inspection import Contents
 
 _CLASSES_SHOWN = 5
 _NOTE_LENGTH = 120  # characters of a problem in a table; --json has all
@@ -51,7 +51,7 @@ class _Inspect:
 def runs_command(args: Sequence[str]) -> int:
     """List runs: status, best accuracy, settings that are not their recipe's; draw their curves."""
     options = parse(_Runs, args, "runs")
-    from convnext.training import history
+    from convnext.runs import history
 
     if options.plot:
         found = [history.summarise(path) for path in history.find_runs(options.plot, options.folder)]
@@ -85,8 +85,8 @@ def _print_runs(runs: "Sequence[Summary]") -> None:
 
 
 def _plot(runs: "Sequence[Summary]", path: Path) -> None:
-    from convnext.evaluation import plots
-    from convnext.training.run import read_metrics
+    from convnext.plots import plots
+    from convnext.runs.folder import read_metrics
 
     histories = {_label(run, runs): read_metrics(run.path) for run in runs}
     if not any(histories.values()):
@@ -102,7 +102,7 @@ def _label(run: "Summary", runs: "Sequence[Summary]") -> str:
 def inspect_command(args: Sequence[str]) -> int:
     """Show what a checkpoint holds: model, classes, metrics, settings, data, versions."""
     options = parse(_Inspect, args, "inspect")
-    from convnext.training import inspection
+    from convnext.runs import inspection
 
     chosen, stored = inspection.find(options.folder, options.checkpoint)
     contents = inspection.read(chosen)

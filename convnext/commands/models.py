@@ -48,11 +48,13 @@ class _Roadmap:
 def convert_command(args: Sequence[str]) -> int:
     """Write weights in the layout of another library: official, torchvision, timm, transformers."""
     options = parse(_Convert, args, "convert")
-    from convnext.models import conversion, pretrained, weights
+    from convnext.weights import layouts as conversion
+    from convnext.weights import loading as pretrained
+    from convnext.weights import released as weights
 
     source = options.source
     if source.is_dir():
-        from convnext.training import checkpoint
+        from convnext.runs import checkpoint
 
         source = checkpoint.find(source) / "model.safetensors"
     pretrained.check_target(options.target)
@@ -68,9 +70,9 @@ def roadmap_command(args: Sequence[str]) -> int:
     options = parse(_Roadmap, args, "roadmap")
     import torch
 
-    from convnext.evaluation.roadmap_plot import plot_roadmap
     from convnext.models.roadmap import STEPS, Roadmap
     from convnext.models.summary import count_gmacs, count_parameters
+    from convnext.plots.roadmap import plot_roadmap
 
     measured = [_train_step(step, options) for step in STEPS] if options.train is not None else None
     name = options.train or ""

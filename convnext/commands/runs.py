@@ -19,7 +19,7 @@ from convnext.config import RunSettings
 from convnext.errors import SettingsError
 
 if TYPE_CHECKING:
-    from convnext.training.run import Run
+    from convnext.runs.folder import Run
 
 
 @dataclass(frozen=True)

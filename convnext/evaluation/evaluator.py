@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
-from convnext.data.catalog import Splits, load_splits
-from convnext.data.loading import AugmentedImages, EvalSampler, batches, raise_if_strict
+from convnext.data.datasets.load import Splits, load_splits
+from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report
-from convnext.files import write_text
-from convnext.training import checkpoint
-from convnext.training.checkpoint import ModelInfo
+from convnext.runs import checkpoint
+from convnext.runs.checkpoint import ModelInfo
+from convnext.storage.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,7 +101,7 @@ def _together(
     source: ImageSource, indices: Tensor, logits: Tensor, unreadable: list[str], accelerator: "Accelerator | None"
 ) -> Predictions:
     if accelerator is not None:
-        from convnext.training import processes
+        from convnext import distributed as processes
 
         indices, logits = processes.share_evenly(accelerator, indices, indices, logits)
         unreadable = processes.share_lines(accelerator, unreadable)
@@ -154,7 +154,7 @@ def evaluate(
         CheckpointError: no such checkpoint, or one for other classes than the data's.
         DataError: the data is missing or cannot be read.
     """
-    from convnext.training.devices import keep_freed_memory, pick_device
+    from convnext.devices import keep_freed_memory, pick_device
 
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
@@ -221,7 +221,7 @@ def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
 
 def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSource, info: ModelInfo) -> Report:
     """Write ``<stem>_report.json``, ``<stem>_confusion_matrix.png`` and ``<stem>_predictions.png`` into the run."""
-    from convnext.evaluation import plots
+    from convnext.plots import plots
 
     report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
     write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from convnext.data.images import Picture, read_image, to_mode
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
-from convnext.training import checkpoint
-from convnext.training.checkpoint import ModelInfo
+from convnext.runs import checkpoint
+from convnext.runs.checkpoint import ModelInfo
 
 ImageLike: TypeAlias = str | Path | BinaryIO | Image.Image
 
@@ -35,7 +35,7 @@ class Predictor:
     """
 
     def __init__(self, model: nn.Module, info: ModelInfo, device: str = "auto") -> None:
-        from convnext.training.devices import pick_device
+        from convnext.devices import pick_device
 
         self.info = info
         self.device = torch.device(pick_device(device))
@@ -124,7 +124,9 @@ class Predictor:
 def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
     """A model with the authors' weights, and how they used it."""
     from convnext.config import ModelSettings
-    from convnext.models import pretrained, registry, weights
+    from convnext.models import registry
+    from convnext.weights import loading as pretrained
+    from convnext.weights import released as weights
 
     settings = registry.resolve(ModelSettings(name=name, weights=tag))
     found = weights.find(name, tag)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from convnext.download import cache_folder
-from convnext.files import writing
+from convnext.storage.downloads import cache_folder
+from convnext.storage.files import writing
 
 _SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 _TIMEOUT = 120  # seconds for the compiler

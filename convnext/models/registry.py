@@ -262,7 +262,7 @@ def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Mod
     chosen = resolve(ModelSettings(name=name, **settings))
     model = build(chosen, num_classes)
     if chosen.weights is not None:
-        from convnext.models.pretrained import start_from
+        from convnext.weights.loading import start_from
 
         if note := start_from(model, chosen, num_classes):
             print(note, file=sys.stderr)

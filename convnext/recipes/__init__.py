@@ -91,8 +91,7 @@ class Recipe:
 
 def names() -> list[str]:
     """Names of all recipes, sorted."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def get(name: str) -> Recipe:

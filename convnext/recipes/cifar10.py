@@ -13,7 +13,8 @@ Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision'
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
-from convnext.recipes import Measured, _small
+from convnext.recipes import Measured
+from convnext.recipes.common import small as _small
 
 SETTINGS = RunSettings(
     epochs=80,

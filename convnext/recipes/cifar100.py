@@ -5,7 +5,7 @@ The settings of our other small data sets, twice as many epochs and more augment
 Command: ``convnext train cifar100 --data.root DIR``, where DIR gets the download.
 """
 
-from convnext.recipes import _small
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=60,

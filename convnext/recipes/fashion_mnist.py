@@ -8,7 +8,8 @@ Command: ``convnext train fashion-mnist --data.root DIR``, where DIR gets the do
 instructions ``--precision bf16`` takes two thirds of the time.
 """
 
-from convnext.recipes import Measured, _small
+from convnext.recipes import Measured
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=20,

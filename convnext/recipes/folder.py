@@ -95,7 +95,7 @@ def choose(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[s
 
 
 def _look(data: DataSettings) -> _Facts | None:
-    from convnext.data.catalog import load_splits
+    from convnext.data.datasets.load import load_splits
 
     # The statistics of the pixels are not asked for, and would take longer than all the rest.
     splits = load_splits(data.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))

@@ -6,7 +6,7 @@ to reach more than the runs of ``imagenette160-tiny`` and its variants; not meas
 Command: ``convnext train imagenette --data.root DIR``, where DIR gets the download of the images at 160 px.
 """
 
-from convnext.recipes import _small
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=100,

@@ -6,7 +6,7 @@ and test images are of the same classes here, where few-shot learning has classe
 Command: ``convnext train mini-imagenet --data.root DIR``, where DIR has the images: there is no official download.
 """
 
-from convnext.recipes import _small
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=60,

@@ -5,7 +5,7 @@ Grey images of 28x28 px, enlarged to 32 so that no stage loses a row; shifts, an
 Command: ``convnext train mnist --data.root DIR``, where DIR gets the download.
 """
 
-from convnext.recipes import _small
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=6,

@@ -7,7 +7,8 @@ images a class are few.
 Command: ``convnext train tiny-imagenet --data.root DIR``, where DIR gets the download.
 """
 
-from convnext.recipes import Measured, _small
+from convnext.recipes import Measured
+from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=30,

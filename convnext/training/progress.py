@@ -12,10 +12,10 @@ from torch import device, nn
 
 from convnext import kernels
 from convnext.config import RunSettings
-from convnext.data.catalog import Splits
+from convnext.data.datasets.load import Splits
 from convnext.models import registry
 from convnext.models.convnext import DepthwiseConv2d
-from convnext.training.checkpoint import TrainingState
+from convnext.runs.checkpoint import TrainingState
 
 _PERIOD = 0.5  # seconds from one update of the bar to the next
 

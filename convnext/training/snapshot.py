@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from convnext.errors import CheckpointError
-from convnext.models.pretrained import load_state
-from convnext.training import checkpoint
-from convnext.training.optimization import load_optimizers, optimizer_tensors
+from convnext.runs import checkpoint
+from convnext.training.optimizers import load_optimizers, optimizer_tensors
+from convnext.weights.loading import load_state
 
 
 def take(

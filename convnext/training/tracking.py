@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError
-from convnext.files import sync, write_text
-from convnext.training.run import flatten, read_metrics
+from convnext.runs.folder import flatten, read_metrics
+from convnext.storage.files import sync, write_text
 
 if TYPE_CHECKING:
     from convnext.evaluation.metrics import Report

@@ -16,22 +16,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from convnext import distributed as processes
 from convnext.config import RunSettings
-from convnext.data.catalog import Splits, load_splits
-from convnext.data.loading import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
+from convnext.data.datasets.load import Splits, load_splits
+from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
 from convnext.data.transforms import Normalize, batch_mix
-from convnext.evaluation import plots
+from convnext.devices import make_accelerator
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
-from convnext.files import locked, sweep
 from convnext.models import registry
-from convnext.models.pretrained import start_from
-from convnext.training import checkpoint, faults, gradients, processes, progress, snapshot
-from convnext.training.checkpoint import ModelInfo, TrainingState
-from convnext.training.devices import make_accelerator
+from convnext.plots import plots
+from convnext.runs import checkpoint
+from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.runs.folder import Run, changed_since, read_metrics, write_settings
+from convnext.storage.files import locked, sweep
+from convnext.training import faults, gradients, progress, snapshot
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import settle_parts
-from convnext.training.optimization import (
+from convnext.training.optimizers import (
     average_weights,
     configure,
     learning_rate,
@@ -39,9 +41,9 @@ from convnext.training.optimization import (
     set_learning_rate,
     step_all,
 )
-from convnext.training.resolution import cached, resolve
-from convnext.training.run import Run, changed_since, read_metrics, write_settings
+from convnext.training.resolve import cached, resolve
 from convnext.training.tracking import Tracker
+from convnext.weights.loading import start_from
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
 

@@ -17,8 +17,8 @@ import torchvision
 import convnext
 from convnext.cli import main
 from convnext.config import DataSettings, ModelSettings, RunSettings
-from convnext.data.catalog import load_splits
-from convnext.data.entries import DATASETS
+from convnext.data.datasets.catalogue import DATASETS
+from convnext.data.datasets.load import load_splits
 from convnext.data.sources import ImageSource
 from tests import dataset_archives as small
 from tests.loopback import Server
@@ -30,7 +30,7 @@ Serve = Callable[[str], Server]
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Starts a server that has a data set in small, and lets the catalogue point there."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("convnext.download.download.__defaults__", (None, True, 1, 0.0, 5.0))
+    monkeypatch.setattr("convnext.storage.downloads.download.__defaults__", (None, True, 1, 0.0, 5.0))
     servers: list[Server] = []
 
     def start(name: str) -> Server:

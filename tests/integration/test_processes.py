@@ -19,9 +19,9 @@ import pytest
 
 import convnext
 from convnext.config import DataSettings
-from convnext.data.catalog import load_splits
-from convnext.data.loading import TrainSampler
-from convnext.training.run import read_metrics
+from convnext.data.datasets.load import load_splits
+from convnext.data.loading.loader import TrainSampler
+from convnext.runs.folder import read_metrics
 
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "2"),

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from convnext.training import checkpoint
-from convnext.training.run import read_metrics
+from convnext.runs import checkpoint
+from convnext.runs.folder import read_metrics
 from tests.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, result, run, steps
 
 MUON_BF16 = ("--optimizer.name", "muon", "--precision", "bf16")

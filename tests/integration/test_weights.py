@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 import convnext
 from convnext.cli import main
-from convnext.files import digest
-from convnext.models import weights
+from convnext.storage.files import digest
+from convnext.weights import released as weights
 from tests.loopback import Server
 
 NAME, TAG = "convnextv2_atto", "fcmae_ft_in1k"
@@ -119,7 +119,7 @@ def test_failed_downloads_are_one_line(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("convnext.download.download.__defaults__", (None, True, 1, 0.0, 5.0))
+    monkeypatch.setattr("convnext.storage.downloads.download.__defaults__", (None, True, 1, 0.0, 5.0))
     if fault == "404":
         server.status = 404
     elif fault == "cut":

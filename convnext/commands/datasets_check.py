@@ -1,0 +1,235 @@
+"""``convnext datasets check``: faults of a data set, and the list of files to leave out for their sake."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from convnext.commands.terminal import parse
+from convnext.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from convnext.data.audit.check import Findings, Item, Leak
+    from convnext.data.splits import Splits
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Look for images that cannot be read, that are there more than once, or in train and test, and other faults.
+
+    The exit status is 1 if training would suffer, else 0.
+    """
+
+    root: tyro.conf.Positional[Path | None] = None
+    """Folder of the data set."""
+    name: str = "folder"
+    """Data set; `convnext datasets` lists them. 'folder' is any folder of class folders."""
+    exclude: Path | None = None
+    """File with a path a line of images to leave out, as --data.exclude takes it."""
+    fix: Path | None = None
+    """File to write: the images to leave out to be rid of the faults, for --data.exclude."""
+    workers: int | None = None
+    """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print everything found, as JSON."""
+
+
+def check_command(args: Sequence[str]) -> int:
+    """Look for faults of a data set; 1 if training would suffer from them."""
+    options = parse(_Check, args, "datasets check")
+    if options.name == "folder" and options.root is None:
+        raise SettingsError("check which folder? convnext datasets check DIR (or --name NAME)")
+    if options.fix is not None and options.exclude is not None:
+        raise SettingsError("fix lists all images to leave out: give it without --exclude")
+    if options.fix is not None and (options.fix.is_dir() or not options.fix.parent.is_dir()):
+        raise SettingsError(f"fix: {options.fix} is a folder, or its own folder is not there: choose a file")
+    splits = _load(options)
+    from convnext.data.audit.check import check
+    from convnext.data.sources import FileSource
+
+    folders = [source.root if isinstance(source, FileSource) else None for source in (splits.train, splits.test)]
+    files = None not in folders
+    if options.fix is not None and not files:
+        raise SettingsError(f"fix lists files, which the images of data set {options.name!r} are not: leave it out")
+    # Only a folder without test/ and val/ has its test images beside the others.
+    drawn = options.name == "folder" and folders[0] == folders[1]
+    findings = check(splits, options.workers, drawn=drawn)
+
+    def name(item: "Item") -> str:
+        return os.path.relpath(item.name, options.root) if files else f"{item.split} {item.name}"
+
+    if options.json:
+        print(json.dumps(findings.as_dict(), indent=2))
+    else:
+        report = _report(findings, name, str(options.root or options.name))
+        print(report.encode("utf-8", "backslashreplace").decode())  # a name may be no UTF-8
+    if options.fix is not None:
+        assert options.root is not None
+        _write(findings, options.fix, options.root)
+    elif files and findings.to_leave_out():
+        print("--fix FILE writes a list of the images to leave out, for --data.exclude", file=sys.stderr)
+    return int(findings.severe)
+
+
+def _load(options: _Check) -> "Splits":
+    from convnext.config import DataSettings
+    from convnext.data.datasets.load import load_splits
+
+    # A folder's statistics are not needed, and those of a damaged one might not be had.
+    unused = (0.5, 0.5, 0.5) if options.name == "folder" else None
+    return load_splits(
+        DataSettings(
+            name=options.name,
+            root=options.root,
+            exclude=options.exclude,
+            workers=options.workers,
+            val_fraction=0,
+            mean=unused,
+            std=unused,
+        )
+    )
+
+
+def _write(findings: "Findings", path: Path, root: Path) -> None:
+    """Write the images to leave out, a path relative to ``root`` a line, under the reason.
+
+    Raises:
+        DataError: a name with a line break, which no line could hold.
+    """
+    from convnext.storage.files import writing
+
+    lines = ["# images to leave out, found by convnext datasets check, for --data.exclude"]
+    total = 0
+    for reason, items in findings.to_leave_out().items():
+        lines.append(f"# {reason}: {len(items)}")
+        for item in items:
+            name = os.path.relpath(item.name, root)
+            if "\n" in name or "\r" in name:
+                raise DataError(f"{item.name!r} has a line break in its name, which a list cannot hold: rename it")
+            lines.append(f"./{name}" if name.startswith("#") else name)
+        total += len(items)
+    with writing(path) as unfinished:
+        unfinished.write_bytes(os.fsencode("\n".join(lines) + "\n"))
+    print(f"{path}: {_number(total, 'image')} to leave out; train with --data.exclude {path}", file=sys.stderr)
+
+
+def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> str:
+    """A line on the images, then a headline for each kind of fault, with the first of its images."""
+    parts = []
+    for split, counts in findings.counts.items():
+        fewest, most = min(counts.values()), max(counts.values())
+        each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        parts.append(f"{split} {sum(counts.values()):,} ({each} a class)")
+    total, classes = sum(sum(counts.values()) for counts in findings.counts.values()), len(findings.counts["train"])
+    sections = [
+        *_damage(findings, name),
+        *_leaks(findings, name),
+        *_repeats(findings, name),
+        *_oddities(findings, name),
+    ]
+    clean = "" if any(section.fault for section in sections) else "; no faults"
+    lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(parts)}{clean}"]
+    for section in sorted(sections, key=lambda section: not section.fault):
+        lines.append(f"{'fault' if section.fault else 'note'}: {section.headline}")
+        lines += [f"  {line}" for line in section.lines[:_SHOWN]]
+        if len(section.lines) > _SHOWN:
+            lines.append(f"  … and {len(section.lines) - _SHOWN:,} more (all of them: --json)")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Section:
+    fault: bool
+    headline: str
+    lines: Sequence[str] = ()
+
+
+def _damage(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    said = "{}: unreadable image "
+    lines = [f"{name(item)} {reason.removeprefix(said.format(item.name))}" for item, reason in findings.unreadable]
+    if lines:
+        yield _Section(True, f"{_number(len(lines), 'image')} cannot be read", lines)
+
+
+def _leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    kinds: dict[tuple[str, str], list[Leak]] = {}
+    for leak in findings.leaks:
+        kinds.setdefault((leak.copy.split, leak.original.split), []).append(leak)
+    for (split, later), leaks in kinds.items():
+        exact = sum(leak.exact for leak in leaks)
+        lines = [
+            f"{name(leak.copy)} {_sign(leak.exact)} {name(leak.original)}"
+            + ("" if leak.copy.label == leak.original.label else ", of another class")
+            for leak in leaks
+        ]
+        headline = f"{_number(len(leaks), 'image')} of {split} {_are(len(leaks))} in {later} too"
+        yield _Section(True, f"{headline}: {exact:,} exactly (=), {len(leaks) - exact:,} nearly (~)", lines)
+
+
+def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    from convnext.data.audit.check import MOST_DUPLICATES
+
+    for split, counts in findings.counts.items():
+        conflicts = [group for group in findings.conflicts if group.items[0].split == split]
+        if conflicts:
+            lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in conflicts]
+            headline = f"{_number(len(lines), 'image')} of {split} {_are(len(lines))} there under several classes"
+            yield _Section(findings.can_mend(conflicts[0]), headline, lines)
+        duplicates = [group for group in findings.duplicates if group.items[0].split == split]
+        if duplicates:
+            lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in duplicates]
+            repeated = sum(len(group.items) - 1 for group in duplicates)
+            share = f"{100 * repeated / sum(counts.values()):.2g} %"
+            fault = split == "train" and findings.duplicate_share > MOST_DUPLICATES
+            headline = f"{_number(repeated, 'image')} of {split} ({share}) repeat{'' if repeated > 1 else 's'} others"
+            yield _Section(fault, f"{headline}, exactly (=) or nearly (~)", lines)
+
+
+def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    from convnext.data.audit.check import FEWEST_IMAGES, MOST_IMBALANCE, MOST_NEAR
+    from convnext.data.audit.signatures import SMALLEST_SIDE
+
+    if findings.near_share > MOST_NEAR:
+        share = f"{100 * findings.near_share:.2g} % of the images nearly repeat others"
+        yield _Section(False, f"{share}: look at some of them (~) before you leave them out, they may only look alike")
+    counts = findings.counts["train"]
+    if findings.imbalance > MOST_IMBALANCE:
+        largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        sizes = f"{largest} has {counts[largest]:,} training images, {smallest} {counts[smallest]:,}"
+        yield _Section(False, f"the classes are out of balance: {sizes}")
+    if findings.rare:
+        lines = [f"{label}: {count}" for label, count in findings.rare.items()]
+        headline = f"{_number(len(lines), 'class')} with fewer than {FEWEST_IMAGES} training images"
+        yield _Section(False, headline, lines)
+    if findings.odd_sizes:
+        lines = [f"{name(item)}: {width}x{height} px" for item, width, height in findings.odd_sizes]
+        headline = f"{_number(len(lines), 'image')} of an odd size: tiny, very long, or far from the others'"
+        yield _Section(False, headline, lines)
+    if findings.modes:
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in findings.modes.items())
+        yield _Section(False, f"images of several modes, or an unusual one; all are read alike: {modes}")
+    if findings.ignored:
+        ends = ", ".join(f"{count:,} {end}" for end, count in findings.ignored.items())
+        yield _Section(False, f"files that are not named like images are left alone: {ends}")
+    if findings.tiny:
+        yield _Section(False, f"images below {SMALLEST_SIDE} px were searched for exact copies alone")
+
+
+def _sign(exact: bool) -> str:
+    return "=" if exact else "~"
+
+
+def _are(number: int) -> str:
+    return "are" if number > 1 else "is"
+
+
+def _number(number: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -1,0 +1,306 @@
+"""Faults of a data set that training would suffer from, and which images to leave out to be rid of them."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convnext.data.audit.duplicates import Copies, find_copies
+from convnext.data.audit.signatures import SMALLEST_SIDE, bar, read_all, same_in_detail
+from convnext.data.sources import FileSource, ImageSource, is_image_name
+from convnext.data.splits import Splits
+
+MOST_DUPLICATES = 0.01  # of the training images
+MOST_NEAR = 0.05  # of all images, before near copies are to be doubted
+MOST_IMBALANCE = 10  # images of the largest class for one of the smallest
+FEWEST_IMAGES = 5  # of a class, to train on
+SMALLEST_PIXELS = 8  # shorter side
+ODD_RATIO = 8  # of the longer side to the shorter one, or of the shorter side to the median one
+
+
+class Item(NamedTuple):
+    """An image.
+
+    Attributes:
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        number: its index in the split.
+        name: what a report calls it: its path, or its number.
+        label: its class.
+    """
+
+    split: str
+    number: int
+    name: str
+    label: str
+
+
+class Leak(NamedTuple):
+    """An image that repeats one of a later split, pixel by pixel or nearly."""
+
+    copy: Item
+    original: Item
+    exact: bool
+
+
+class Group(NamedTuple):
+    """Images of a split that repeat the first of them, which is the largest; all pixel by pixel, or some nearly."""
+
+    items: tuple[Item, ...]
+    exact: bool
+
+    @property
+    def conflict(self) -> bool:
+        """Whether they are of several classes."""
+        return len({item.label for item in self.items}) > 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `check` found.
+
+    Attributes:
+        counts: images by split and class.
+        unreadable: images that cannot be read, each with the reason.
+        leaks: images of train that are in val or test too, and those of val that are in test.
+        groups: images that are in a split more than once.
+        odd_sizes: images of less than 8 px, eight times as long as wide, or eight times as large or small as usual,
+            each with width and height.
+        modes: images by Pillow's mode, where there are several, or one that is neither colour nor grey.
+        ignored: files among the images that are not named like one, by the end of their names.
+        tiny: whether most images are too small to look for copies that are not exact.
+        drawn: whether the test images were drawn from the same folders as the others, by chance.
+    """
+
+    counts: dict[str, dict[str, int]]
+    unreadable: list[tuple[Item, str]]
+    leaks: list[Leak]
+    groups: list[Group]
+    odd_sizes: list[tuple[Item, int, int]]
+    modes: dict[str, int]
+    ignored: dict[str, int]
+    tiny: bool
+    drawn: bool
+
+    @property
+    def conflicts(self) -> list[Group]:
+        """Groups of several classes."""
+        return [group for group in self.groups if group.conflict]
+
+    @property
+    def duplicates(self) -> list[Group]:
+        """Groups of one class."""
+        return [group for group in self.groups if not group.conflict]
+
+    @property
+    def duplicate_share(self) -> float:
+        """Share of the training images that repeat another of their class."""
+        repeated = sum(len(group.items) - 1 for group in self.duplicates if group.items[0].split == "train")
+        return repeated / max(sum(self.counts["train"].values()), 1)
+
+    @property
+    def near_share(self) -> float:
+        """Share of all images that nearly repeat another: where it is large, the images may only look alike."""
+        near = sum(not leak.exact for leak in self.leaks)
+        near += sum(len(group.items) - 1 for group in self.groups if not group.exact)
+        return near / max(sum(sum(counts.values()) for counts in self.counts.values()), 1)
+
+    @property
+    def imbalance(self) -> float:
+        """Training images of the largest class for one of the smallest."""
+        counts = self.counts["train"].values()
+        return max(counts) / max(min(counts), 1)
+
+    @property
+    def rare(self) -> dict[str, int]:
+        """Classes with fewer than five training images."""
+        return {name: count for name, count in self.counts["train"].items() if count < FEWEST_IMAGES}
+
+    @property
+    def severe(self) -> bool:
+        """Whether training would suffer: unreadable images; leaks; the same image under several classes; more than 1 %
+        of the training images repeated. What `to_leave_out` names mends all of it.
+
+        Imbalance, sizes, modes, and what the test split repeats are for the user to judge.
+        """
+        mendable = any(self.can_mend(group) for group in self.conflicts)
+        return bool(self.unreadable or self.leaks or mendable or self.duplicate_share > MOST_DUPLICATES)
+
+    def to_leave_out(self) -> dict[str, list[Item]]:
+        """Images to leave out, by reason: the side of a leak that is nearer to the training, all images of a group of
+        several classes, all but the largest of another group; exact copies first, near ones for themselves.
+
+        Test and validation images stay, but for unreadable ones and leaks from val to test; unless the test split was
+        drawn from the same folders, in which case the next draw would make leaks of its copies.
+        """
+        reasons: dict[str, list[Item]] = {"unreadable": [item for item, _ in self.unreadable]}
+        for exact, nearly in ((True, ""), (False, "nearly ")):
+            conflicts, duplicates = (
+                [group for group in groups if group.exact == exact and self.can_mend(group)]
+                for groups in (self.conflicts, self.duplicates)
+            )
+            reasons |= {
+                f"{nearly}in a later split too": [leak.copy for leak in self.leaks if leak.exact == exact],
+                f"{nearly}the same image under several classes": [item for group in conflicts for item in group.items],
+                f"{nearly}repeats another image": [item for group in duplicates for item in group.items[1:]],
+            }
+        return {reason: items for reason, items in reasons.items() if items}
+
+    def can_mend(self, group: Group) -> bool:
+        """Whether images of the group may be left out; a given test split stays as it is."""
+        return self.drawn or group.items[0].split == "train"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        return {
+            "severe": self.severe,
+            "counts": self.counts,
+            "unreadable": [_plain(item) | {"reason": reason} for item, reason in self.unreadable],
+            "leaks": [
+                {"copy": _plain(copy), "original": _plain(original), "exact": exact}
+                for copy, original, exact in self.leaks
+            ],
+            "conflicts": [_plain_group(group) for group in self.conflicts],
+            "duplicates": [_plain_group(group) for group in self.duplicates],
+            "imbalance": self.imbalance,
+            "rare_classes": self.rare,
+            "odd_sizes": [_plain(item) | {"width": width, "height": height} for item, width, height in self.odd_sizes],
+            "modes": self.modes,
+            "ignored_files": self.ignored,
+            "leave_out": {reason: [item.name for item in items] for reason, items in self.to_leave_out().items()},
+        }
+
+
+def _plain(item: Item) -> dict[str, Any]:
+    return {"split": item.split, "image": item.name, "class": item.label}
+
+
+def _plain_group(group: Group) -> dict[str, Any]:
+    return {"images": [_plain(item) for item in group.items], "exact": group.exact}
+
+
+def check(splits: Splits, workers: int | None = None, progress: bool = True, drawn: bool = False) -> Findings:
+    """Read every image once, compare them all, and say what is wrong.
+
+    Near copies are resized, recompressed, brighter or darker ones of images that are not flat, and of which the larger
+    has at least 32 px; not mirrored or rotated ones, or parts.
+
+    Args:
+        splits: the images.
+        workers: processes that read; None chooses by the data and the machine. The result does not depend on it.
+        progress: whether to show bars on a terminal.
+        drawn: whether the test images were drawn from the same folders as the others, by chance.
+
+    Raises:
+        UserError: a source that cannot be read at all, or a process that reads was killed.
+    """
+    parts = _Parts(splits)
+    readings, reasons = read_all(parts.sources, workers, progress)
+
+    def confirm(one: int, other: int) -> bool:
+        return same_in_detail(parts.load(one), parts.load(other))
+
+    copies = find_copies(
+        readings,
+        parts.stages,
+        confirm,
+        lambda blocks: bar(blocks, len(blocks), "comparing images", progress),
+    )
+    return Findings(
+        counts=parts.counts(),
+        unreadable=[(parts.item(index), reason) for index, reason in reasons.items()],
+        leaks=_leaks(copies, readings, parts),
+        groups=_groups(copies, readings, parts),
+        odd_sizes=_odd_sizes(readings, parts),
+        modes=_modes(readings),
+        ignored=_ignored(parts.sources),
+        tiny=_median_side(readings) < SMALLEST_SIDE,
+        drawn=drawn,
+    )
+
+
+class _Parts:
+    """The images of all splits, numbered through."""
+
+    def __init__(self, splits: Splits) -> None:
+        self.classes = splits.classes
+        val = None if splits.val is splits.test else splits.val
+        self.sources = [source for source in (splits.train, val, splits.test) if source is not None]
+        self.names = ["train", splits.test_name] if val is None else ["train", "val", "test"]
+        sizes = [len(source) for source in self.sources]
+        self.stages = np.repeat(np.arange(len(sizes)), sizes)
+        self.starts = np.cumsum([0, *sizes])
+
+    def item(self, index: int) -> Item:
+        stage = int(self.stages[index])
+        source, place = self.sources[stage], index - int(self.starts[stage])
+        return Item(self.names[stage], place, source.label(place), self.classes[source.targets[place]])
+
+    def load(self, index: int) -> Image.Image:
+        stage = int(self.stages[index])
+        return self.sources[stage].load(index - int(self.starts[stage]))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        return {
+            name: dict(
+                zip(self.classes, np.bincount(source.targets, minlength=len(self.classes)).tolist(), strict=True)
+            )
+            for name, source in zip(self.names, self.sources, strict=True)
+        }
+
+
+def _leaks(copies: Copies, readings: NDArray[np.void], parts: _Parts) -> list[Leak]:
+    found = np.flatnonzero(copies.across >= 0).tolist()
+    pairs = ((index, int(copies.across[index])) for index in found)
+    return [Leak(parts.item(one), parts.item(other), _exact(readings, [one, other])) for one, other in pairs]
+
+
+def _groups(copies: Copies, readings: NDArray[np.void], parts: _Parts) -> list[Group]:
+    members: dict[int, list[int]] = {}
+    for index in np.flatnonzero(copies.within >= 0).tolist():
+        original = int(copies.within[index])
+        members.setdefault(original, [original]).append(index)
+    return [Group(tuple(map(parts.item, found)), _exact(readings, found)) for found in members.values()]
+
+
+def _exact(readings: NDArray[np.void], indices: list[int]) -> bool:
+    return len(set(readings["digest"][indices].tolist())) == 1
+
+
+def _median_side(readings: NDArray[np.void]) -> float:
+    read = readings[readings["readable"]]
+    return float(np.median(np.minimum(read["width"], read["height"]))) if len(read) else 0.0
+
+
+def _odd_sizes(readings: NDArray[np.void], parts: _Parts) -> list[tuple[Item, int, int]]:
+    shorter = np.minimum(readings["width"], readings["height"]).astype(float)
+    longer = np.maximum(readings["width"], readings["height"]).astype(float)
+    usual = _median_side(readings)
+    odd = (shorter < SMALLEST_PIXELS) | (longer > ODD_RATIO * shorter)
+    odd |= (shorter * ODD_RATIO < usual) | (shorter > ODD_RATIO * usual)
+    indices = np.flatnonzero(odd & readings["readable"]).tolist()
+    return [(parts.item(index), int(readings["width"][index]), int(readings["height"][index])) for index in indices]
+
+
+def _modes(readings: NDArray[np.void]) -> dict[str, int]:
+    counts = Counter(mode.decode() for mode in readings["mode"][readings["readable"]].tolist())
+    return {} if len(counts) == 1 and not counts.keys().isdisjoint({"RGB", "L"}) else dict(counts.most_common())
+
+
+def _ignored(sources: list[ImageSource]) -> dict[str, int]:
+    folders = {
+        source.root / os.fsdecode(folder)
+        for source in sources
+        if isinstance(source, FileSource)
+        for folder in {path.rpartition(b"/")[0] for path in source.paths.tolist()}
+    }
+    ends: Counter[str] = Counter()
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+        ends.update(Path(name).suffix.lower() or "no ending" for name in names if not is_image_name(name))
+    return dict(ends.most_common())

@@ -1,0 +1,275 @@
+"""WebDataset shards, here or on a web server, as a source by index: ``wds:/data/{train,val}-{000..099}.tar``.
+
+An index (`convnext.data.datasets.shard_files`) says where each image lies, so that any one is read by itself, and a
+run goes on in the middle of an epoch. Shards from the web are fetched whole, and kept while there is room: training reads whole
+shards, a few at a time (`ImageSource.groups`), so data larger than the disk passes through it once an epoch.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from hashlib import blake2b
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convnext.config import DataSettings
+from convnext.data.datasets.labels import PARTS, Labels, divide, number_classes, stratified
+from convnext.data.datasets.shard_files import Index, Shard, ShardFolder, is_url
+from convnext.data.images import Raw, UnreadableImageError
+from convnext.data.sources import ImageSource, statistics
+from convnext.data.splits import SPLIT_SEED, Splits
+from convnext.errors import DataError, UserError
+from convnext.storage.downloads import cache_folder
+
+# From so many shards on, whole shards are held out: an evaluation then reads those alone, and not all.
+_MANY = 50
+_MEASURED = 8  # shards whose pixels are measured
+_SPELLINGS = {spelling: part for part, spellings in PARTS.items() for spelling in spellings}
+
+
+@dataclass(frozen=True)
+class ShardSource(ImageSource):
+    """Images inside tar files.
+
+    Args:
+        keys: ``(N,)`` names of the samples in their shards, as bytes.
+        offsets: ``(N,)`` where each image starts in its shard, in bytes.
+        sizes: ``(N,)`` bytes.
+        targets: ``(N,)`` class indices.
+        channels: 3 or 1.
+        shards: the tar files.
+        folder: opens them.
+        groups: ``(N,)`` places in ``shards``.
+    """
+
+    keys: NDArray[np.bytes_]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    channels: int
+    shards: tuple[Shard, ...]
+    folder: ShardFolder
+    groups: NDArray[np.int64]
+
+    def raw(self, index: int) -> Raw:
+        """The encoded file's bytes.
+
+        Raises:
+            UnreadableImageError: the shard is gone or ends before them.
+            DownloadError: the shard cannot be fetched.
+        """
+        size = int(self.sizes[index])
+        try:
+            with self.folder.open(self._shard(index)) as file:
+                encoded = os.pread(file.fileno(), size, int(self.offsets[index]))
+        except OSError as error:
+            raise UnreadableImageError(f"{self.label(index)}: unreadable image ({error.strerror})") from error
+        if len(encoded) < size:
+            raise UnreadableImageError(f"{self.label(index)}: unreadable image (its shard ends before it)")
+        return encoded
+
+    def _shard(self, index: int) -> Shard:
+        return self.shards[int(self.groups[index])]
+
+    def label(self, index: int) -> str:
+        """The shard's path or URL and the sample's name."""
+        return f"{self._shard(index).place}:{self.keys[index].decode()}"
+
+    def fingerprint(self) -> str:
+        """A digest of the samples' names, sizes and labels: the same wherever the shards lie."""
+        digest = blake2b(b"\0".join(self.keys.tolist()), digest_size=16)
+        digest.update(self.sizes.tobytes())
+        digest.update(self.targets.tobytes())
+        return digest.hexdigest()
+
+    def subset(self, indices: NDArray[np.int64]) -> "ShardSource":
+        """The images at ``indices``, in that order."""
+        arrays = {name: getattr(self, name)[indices] for name in ("keys", "offsets", "sizes", "targets", "groups")}
+        return replace(self, **arrays)
+
+
+def shard_splits(settings: DataSettings) -> Splits:
+    """The splits of ``data.name`` ``wds:PATTERN``, see `expand`.
+
+    A shard is of the split whose name is a word of its file's name, or of the folders that differ between shards, and
+    else of `train`. A `val` without `test` is the test; without both, `test_fraction` is held out. Without another
+    `val`, `val_fraction` of `train` is. Classes are in the order of ``classes.txt`` (a name a line) in the shards'
+    folder, where there is one.
+
+    Raises:
+        UserError: the package is missing.
+        DataError: a shard that is missing, damaged, or has no labels; or no room for those from the web.
+        DownloadError: a shard that cannot be fetched.
+    """
+    return read_shards(settings, ShardFolder(cache_folder() / "shards"))
+
+
+def read_shards(settings: DataSettings, folder: ShardFolder) -> Splits:
+    """As `shard_splits`, with the indices and the shards from the web in ``folder``."""
+    pattern = settings.name.removeprefix("wds:")
+    places = expand(pattern, settings.root)
+    parts = np.array(_parts(places))
+    if "train" not in parts:
+        raise DataError(f"{pattern}: no shard is of train: all are of {' or '.join(sorted(set(parts)))}")
+    shards = folder.find(places)
+    names = _class_names(places, folder)
+    indices = folder.index_all(shards)
+    numbers = {part: np.flatnonzero(parts == part) for part in np.unique(parts).tolist()}
+    labels = {part: _labels([indices[number] for number in of_part], pattern) for part, of_part in numbers.items()}
+    classes, targets = number_classes(labels, names, pattern)
+    sources: dict[str, ImageSource] = {
+        part: _source(shards, indices, of_part, targets[part], folder) for part, of_part in numbers.items()
+    }
+    splits = divide(classes, sources, settings.test_fraction, hold_out)
+    if not (settings.mean and settings.std):
+        mean, std = statistics(_measured(splits.train))
+        splits = replace(splits, mean=mean, std=std)
+    if splits.val is None and settings.val_fraction:
+        train, val = hold_out(splits.train, settings.val_fraction)
+        splits = replace(splits, train=train, val=val)
+    return splits
+
+
+def expand(pattern: str, root: Path | None) -> list[str]:
+    """Absolute paths and URLs of the shards that a pattern names.
+
+    Braces hold a range (``{000..099}``) or a list (``{train,val}``); ``*``, ``?`` and ``[…]`` stand for the names that
+    are there, on this machine; ``::`` joins patterns. Relative paths start at ``root``, or in the working folder.
+
+    Raises:
+        UserError: the package that expands braces is missing.
+        DataError: nothing has such a name, or a shard that is neither a plain tar file nor in a folder or on the web.
+    """
+    try:
+        # All that is needed of webdataset's package: its readers are streams, which cannot go on in the middle.
+        from braceexpand import braceexpand
+    except ImportError:
+        raise UserError("data sets of shards need a package: pip install 'convnext[wds]'") from None
+    places: dict[str, None] = {}
+    for part in pattern.split("::"):
+        try:
+            expanded = list(braceexpand(part))
+        except ValueError:
+            raise DataError(f"data.name: {part!r} has a brace without its other half") from None
+        for place in expanded:
+            places.update(dict.fromkeys(_found(place, root)))
+    for place in places:
+        path = urlsplit(place).path if is_url(place) else place
+        if not path.endswith(".tar"):
+            raise DataError(f"{place} does not end in .tar: shards are tar files that are not compressed")
+    return list(places)
+
+
+def _found(place: str, root: Path | None) -> list[str]:
+    if is_url(place):
+        return [place]
+    if scheme := re.match(r"(pipe|\w+(?=://)):", place):
+        raise DataError(
+            f"data.name: shards in folders and at http:// and https:// can be read, but not {scheme[0]}… (commands are "
+            f"never run)"
+        )
+    path = os.path.abspath((root or Path()) / Path(place).expanduser())  # noqa: PTH100  # keeps links
+    if Path(path).exists() or not re.search(r"[*?[]", place):
+        return [path]
+    if not (found := sorted(glob(path))):
+        raise DataError(f"no file is called {path}")
+    return found
+
+
+def _common_folder(places: Sequence[str]) -> str:
+    """The path of the innermost folder that has all the shards; of URLs, the path on their server."""
+    return os.path.commonpath([os.path.dirname(urlsplit(place).path if is_url(place) else place) for place in places])  # noqa: PTH120
+
+
+def _parts(places: Sequence[str]) -> list[str]:
+    """The split of each shard."""
+    start = len(_common_folder(places))
+    parts = []
+    for place in places:
+        path = urlsplit(place).path if is_url(place) else place
+        words = [word for word in re.split("[^a-z]+", path[start:].lower()) if word in _SPELLINGS]
+        parts.append(_SPELLINGS[words[-1]] if words else "train")
+    return parts
+
+
+def _class_names(places: Sequence[str], folder: ShardFolder) -> list[str] | None:
+    """The lines of ``classes.txt`` beside the shards; None without one.
+
+    Raises:
+        DataError: a name that is empty or there twice, or a file that is not UTF-8.
+    """
+    place = f"{_common_folder(places).rstrip('/')}/classes.txt"
+    if is_url(places[0]):
+        place = urlsplit(places[0])._replace(path=place, query="", fragment="").geturl()
+    if (found := folder.look(place)) is None:
+        return None
+    with folder.open(found) as file:
+        try:
+            names = file.read().decode("utf-8").strip().splitlines()
+        except ValueError as error:
+            raise DataError(f"{place} is not UTF-8: {error}") from error
+    names = [name.strip() for name in names]
+    if "" in names or len(set(names)) < len(names):
+        raise DataError(f"{place}: a class name is empty or there twice; it needs one name a line")
+    return names
+
+
+def _labels(indices: Sequence[Index], pattern: str) -> Labels:
+    labels = [label for index in indices for label in index.labels]
+    kinds = set(map(type, labels))
+    if len(kinds) > 1:
+        raise DataError(f"{pattern}: some labels are numbers and others are names: use one kind")
+    return np.array(labels, np.int64) if kinds == {int} else np.array(labels, np.str_)
+
+
+def _source(
+    shards: Sequence[Shard],
+    indices: Sequence[Index],
+    numbers: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    folder: ShardFolder,
+) -> ShardSource:
+    chosen = [indices[number] for number in numbers]
+    return ShardSource(
+        keys=np.array([key.encode() for index in chosen for key in index.keys]),
+        offsets=np.concatenate([np.array(index.offsets, np.int64) for index in chosen]),
+        sizes=np.concatenate([np.array(index.sizes, np.int64) for index in chosen]),
+        targets=targets,
+        channels=3,  # colour always: one grey picture says nothing about the others
+        shards=tuple(shards),
+        folder=folder,
+        groups=np.repeat(numbers, [len(index.keys) for index in chosen]),
+    )
+
+
+def hold_out(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
+    """Hold out a share of many shards, or of every class in few; the same one wherever the shards lie.
+
+    Many shards whose images are not mixed, so that a class would be left without training images, are taken as few.
+
+    Raises:
+        DataError: a class with too few images to stand on both sides.
+    """
+    from sklearn.model_selection import train_test_split
+
+    assert source.groups is not None
+    groups = np.unique(source.groups)
+    if len(groups) >= _MANY:
+        _, chosen = train_test_split(groups, test_size=fraction, random_state=SPLIT_SEED)
+        held_out = np.isin(source.groups, chosen)
+        if np.isin(source.targets[held_out], source.targets[~held_out]).all():
+            return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
+    return stratified(source, fraction)
+
+
+def _measured(source: ImageSource) -> ImageSource:
+    """The images of a few shards, spread evenly: measuring images of all would fetch all."""
+    assert source.groups is not None
+    groups = np.unique(source.groups)
+    chosen = groups[np.linspace(0, len(groups) - 1, min(_MEASURED, len(groups))).astype(int)]
+    return source.subset(np.flatnonzero(np.isin(source.groups, chosen)))

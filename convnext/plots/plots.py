@@ -1,0 +1,170 @@
+"""The run's pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convnext.config import RunSettings
+from convnext.data.sources import ImageSource
+from convnext.data.transforms import sizes_by_epoch
+from convnext.errors import UserError
+from convnext.evaluation.metrics import confusion
+from convnext.storage.files import writing
+from convnext.training.optimizers import learning_rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from convnext.evaluation.evaluator import Predictions
+
+BLUE, ORANGE, RED = "#1f6fb4", "#e07b22", "#b3261e"
+_POINTS = 2000  # of a learning rate's curve: as many as a picture can show
+
+
+def new_figure(**options: Any) -> "Figure":
+    """A figure without a display; the options are matplotlib's."""
+    from matplotlib.figure import Figure  # without pyplot, which has global state
+
+    return Figure(layout="constrained", **options)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        UserError: its folder is not there.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: folder {path.parent} is not there: make it first")
+    with writing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
+
+
+def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Loss and accuracy of training and validation over the epochs.
+
+    Args:
+        history: the lines of ``metrics.jsonl``.
+        path: PNG to write.
+        title: what was trained.
+    """
+    figure, panels = _loss_and_accuracy()
+    figure.suptitle(title, parse_math=False)
+    for name, axes in panels.items():
+        for part, color in (("train", BLUE), ("val", ORANGE)):
+            _draw_curve(axes, history, f"{part}_{name}", color=color, label=part)
+        axes.legend()
+    save_figure(figure, path)
+
+
+def compare(histories: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
+    """Loss and accuracy of several runs over the epochs: a colour a run, validation solid, training dashed.
+
+    Args:
+        histories: by what each run is to be called, the lines of its ``metrics.jsonl``.
+        path: PNG to write.
+    """
+    from matplotlib.lines import Line2D
+
+    figure, panels = _loss_and_accuracy()
+    lines = [Line2D([], [], color="grey", label="validation"), Line2D([], [], color="grey", ls="--", label="training")]
+    for number, (run, history) in enumerate(histories.items()):
+        color = f"C{number % 10}"
+        lines.append(Line2D([], [], color=color, label=run))
+        for name, axes in panels.items():
+            _draw_curve(axes, history, f"val_{name}", color=color)
+            _draw_curve(axes, history, f"train_{name}", color=color, linestyle="--", alpha=0.6)
+    legend = figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    save_figure(figure, path)
+
+
+def _loss_and_accuracy() -> "tuple[Figure, dict[str, Axes]]":
+    """An empty figure, and its two panels by what they show of ``metrics.jsonl``."""
+    figure = new_figure(figsize=(10, 4))
+    panels = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
+    for axes, label in zip(panels.values(), ("cross-entropy", "top-1 accuracy"), strict=True):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
+def _draw_curve(axes: "Axes", history: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
+    """One number over the epochs that have it, where any has."""
+    points = [(line["epoch"], line[name]) for line in history if name in line]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", **style)
+
+
+def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
+    """The learning rate over the epochs, and the side of the training images where it grows.
+
+    Args:
+        settings: the run's.
+        steps_per_epoch: optimizer steps of an epoch.
+        path: PNG to write.
+    """
+    steps = np.unique(np.linspace(0, settings.epochs * steps_per_epoch - 1, _POINTS).round()).astype(int).tolist()
+    rates = [learning_rate(step, settings, steps_per_epoch) for step in steps]
+    figure = new_figure(figsize=(8, 4))
+    figure.suptitle(settings.name, parse_math=False)
+    axes = figure.subplots()
+    axes.plot([(step + 1) / steps_per_epoch for step in steps], rates, color=BLUE)
+    axes.set(xlabel="epoch", xlim=(0, settings.epochs), ylim=(0, None))
+    axes.set_ylabel("learning rate", color=BLUE)
+    axes.grid(alpha=0.3)
+    data = settings.data
+    if data.start_size is not None:
+        sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+        beside = axes.twinx()
+        beside.stairs(sizes, range(settings.epochs + 1), baseline=None, color=ORANGE)
+        beside.set_ylabel("side of the training images, px", color=ORANGE)
+    save_figure(figure, path)
+
+
+def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: Path) -> None:
+    """Counts by true and predicted class, coloured by the share of the true class."""
+    counts = confusion(predictions.logits, predictions.targets).numpy()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = float(np.clip(0.5 * len(classes) + 2, 5, 24))
+    figure = new_figure(figsize=(side, side))
+    axes = figure.subplots()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts):,} of {counts.sum():,} right")
+    if len(classes) <= 60:
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=90, parse_math=False)
+        axes.set_yticks(ticks, classes, parse_math=False)
+    if len(classes) <= 30:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if share[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    save_figure(figure, path)
+
+
+def prediction_grid(
+    predictions: "Predictions", source: ImageSource, classes: Sequence[str], path: Path, count: int = 32
+) -> None:
+    """Images spread evenly over the split, each with its predicted class, and the true one where that is another."""
+    shown = np.linspace(0, len(predictions.targets) - 1, min(count, len(predictions.targets))).astype(int)
+    probabilities = predictions.logits.softmax(1)
+    columns = 8
+    rows = -(-len(shown) // columns)
+    figure = new_figure(figsize=(columns * 1.6, rows * 1.9))
+    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
+        image = source.load(int(predictions.indices[index]))
+        axes.imshow(image, cmap="gray" if image.mode == "L" else None)
+        guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
+        label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"
+        wrong = guess != truth
+        text = f"{label}\nis {classes[truth]}" if wrong else label
+        axes.set_title(text, fontsize=8, color=RED if wrong else "black", parse_math=False)
+    for axes in figure.axes:
+        axes.axis("off")
+    save_figure(figure, path)

@@ -1,0 +1,102 @@
+"""What a recipe costs, counted from its model, its images and its epochs."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from convnext.data.datasets.catalogue import DATASETS
+from convnext.recipes import Recipe
+
+GPU = "one NVIDIA A100"
+_GPU_PEAK = 312e12  # its dense bf16 operations a second, from the manufacturer's data sheet
+# ConvNeXt waits for memory: an RTX 3090 trains ConvNeXt-T at 794 images a second (timm's pull request 1747), and the
+# memory of an A100 is twice as fast. A tenth of the peak is 1,170 images a second.
+_GPU_SHARE = 0.1
+_CPU_RATE = 1e11  # results/cifar10: 348 images a second at 0.29e9 operations each, on two AVX-512 cores
+_LONGEST_ON_CPU = 24.0  # hours
+_PASSES = 3  # forward and backward of a training step, in forward passes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training costs.
+
+    Attributes:
+        parameters: of the model.
+        image_size: side of the images in pixels; the last one, where it grows.
+        forward: operations of one forward pass over one image of that size; a multiply-add is two.
+        images: in an epoch; None where that depends on the user's data.
+        epochs: passes over them.
+        training: operations of the whole training, as three forward passes an image; None where `images` is.
+    """
+
+    parameters: int
+    image_size: int
+    forward: float
+    images: int | None
+    epochs: int
+    training: float | None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Estimated hours on `GPU`."""
+        return None if self.training is None else self.training / (_GPU_SHARE * _GPU_PEAK) / 3600
+
+    @property
+    def cpu_hours(self) -> float | None:
+        """Estimated hours on two CPU cores; None where that is more than a day."""
+        hours = None if self.training is None else self.training / _CPU_RATE / 3600
+        return hours if hours is not None and hours <= _LONGEST_ON_CPU else None
+
+    def __str__(self) -> str:
+        text = f"{self.parameters:,} parameters; {_operations(self.forward)} for an image of {self.image_size} px"
+        if self.images is None or self.training is None or self.gpu_hours is None:
+            return f"{text}, and {_operations(_PASSES * self.forward)} to train on it once"
+        text += f"; {_operations(self.training)} for {self.images:,} training images x {self.epochs} epochs.\n"
+        share = f"{100 * _GPU_SHARE:g} % of its bf16 peak"
+        text += f"Estimated, not measured: {_duration(self.gpu_hours)} on {GPU} at {share}"
+        if self.cpu_hours is None:
+            return text
+        text += f" (which small models do not reach), {_duration(self.cpu_hours)} on two CPU cores at "
+        return text + f"{_operations(_CPU_RATE)} a second, as results/cifar10"
+
+
+def cost(recipe: Recipe) -> Cost:
+    """The recipe's cost, with images of growing size counted at the size that they have in each epoch."""
+    import torch
+
+    from convnext.data.transforms import sizes_by_epoch
+    from convnext.models import registry
+    from convnext.models.summary import count_gmacs, count_parameters
+
+    settings, data = recipe.settings, recipe.settings.data
+    entry = DATASETS[data.name]
+    channels = 1 if entry.images.startswith("grey") else 3
+    with torch.device("meta"):
+        model = registry.build(registry.resolve(settings.model, channels), entry.classes or 1000)
+    sizes = Counter(sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs))
+    forward = {size: 2e9 * count_gmacs(model, size, channels) for size in sizes | {data.image_size: 0}}
+    count = round(entry.splits["train"] * (1 - data.val_fraction)) if entry.splits else None
+    over_epochs = sum(epochs * forward[size] for size, epochs in sizes.items())
+    return Cost(
+        parameters=count_parameters(model),
+        image_size=data.image_size,
+        forward=forward[data.image_size],
+        images=count,
+        epochs=settings.epochs,
+        training=None if count is None else _PASSES * count * over_epochs,
+    )
+
+
+def _operations(count: float) -> str:
+    """``8.9e9`` as ``8.9 GFLOPs``."""
+    prefixes = ("M", "G", "T", "P", "E", "Z")
+    power = 6
+    while count >= 10 ** (power + 3) and power < 21:
+        power += 3
+    return f"{count / 10**power:.3g} {prefixes[power // 3 - 2]}FLOPs"
+
+
+def _duration(hours: float) -> str:
+    if hours < 1 / 60:
+        return "less than a minute"
+    return f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:,.0f} h"

@@ -1,0 +1,335 @@
+"""A run's checkpoints: atomic, complete, and opened without executing anything.
+
+``checkpoints/step-<n>/`` holds ``model.safetensors`` (the weights to use: the moving average where there is one),
+``model.json`` (how to use them), ``training.safetensors`` and ``training.json`` (how to go on), and ``sha256.json``,
+the digests of these four. The links ``last`` and ``best`` point at such folders. A folder gets its name, and a link its
+target, in one atomic rename after the contents have reached the disk: what is visible is complete.
+"""
+
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+
+from convnext.config import ModelSettings, RunSettings
+from convnext.errors import CheckpointError, DataError, SettingsError
+from convnext.storage.files import digest, sync
+
+if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
+    from torch import Tensor, nn
+
+FORMAT = 2
+_DIGESTS = "sha256.json"
+
+
+class ModelInfo(BaseModel):
+    """All that is needed to use the weights.
+
+    Attributes:
+        model: resolved settings of the architecture.
+        classes: class names in the order of the logits.
+        mean: channel means of the training data, on a scale of 0 to 1.
+        std: channel standard deviations on that scale.
+        image_size: side of the images in pixels.
+        center_crop: share of the resized shorter side that is kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelSettings
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    center_crop: float
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+
+class TrainingState(BaseModel):
+    """Where a run stands, after ``step`` optimizer steps, with the sums of the epoch under way.
+
+    Attributes:
+        format: of the checkpoint; see `FORMAT`.
+        settings: the run's, resolved.
+        versions: of the libraries that matter, and the commit of the folder that training was started in.
+        fingerprints: digests of the images, by split.
+        metrics: of the last epoch that ended; a loss may be infinite.
+        skipped: steps in a row, up to this one, that were left out because of numbers that are not finite.
+        scaler: state of the gradient scaler of fp16.
+        unvalidated: whether this step ended an epoch, and the run was stopped in the validation of it.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    format: int = FORMAT
+    settings: RunSettings
+    versions: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_all: int = 0
+    scaler: dict[str, int | float] = {}  # an interval of 2000.0 steps is refused by the scaler
+    unvalidated: bool = False
+    best_step: int | None = None
+    best_top1: float | None = None
+
+    def means(self) -> dict[str, float]:
+        """Loss and accuracy over the images of the epoch under way; nothing where there are none."""
+        if not self.images:
+            return {}
+        return {"train_loss": self.loss_sum / self.images, "train_top1": self.correct / self.images}
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Keep the numbers of the epoch that ended, and begin the next one's sums."""
+        self.metrics, self.unvalidated = metrics, False
+        self.loss_sum = self.correct = self.seconds = 0.0
+        self.images = 0
+
+
+def save(
+    folder: Path,
+    weights: "dict[str, Tensor]",
+    info: ModelInfo,
+    training: "dict[str, Tensor]",
+    state: TrainingState,
+) -> None:
+    """Write a checkpoint into ``folder`` (a run's ``checkpoints``), point ``last`` (and ``best``, where this step is
+    the best) at it, and remove all but the newest ``settings.keep`` and those that a link points at.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the checkpoints before stay as they were.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target = _unused(folder / f"step-{state.step:08d}")
+    unfinished = folder / f".{target.name}.tmp"
+    try:
+        for left_by_a_kill in folder.glob(".step-*.tmp"):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        save_file(_plain(weights), unfinished / "model.safetensors")
+        save_file(_plain(training), unfinished / "training.safetensors")
+        (unfinished / "model.json").write_text(info.model_dump_json(indent=2), encoding="utf-8")
+        (unfinished / "training.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
+        digests = {path.name: digest(path) for path in sorted(unfinished.iterdir())}
+        (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+        for path in [*unfinished.iterdir(), unfinished]:
+            sync(path)
+        unfinished.rename(target)
+        sync(folder)
+        sync(folder.parent)
+        point_links(target, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {target}: {_reason(error)}; the one before is untouched: free space, "
+            f"then continue with --resume"
+        ) from error
+    kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
+    newest = {_order(path)[0]: path.resolve() for path in reversed(_newest_first(folder))}  # the last of each step
+    kept |= {newest[step] for step in sorted(newest, reverse=True)[: state.settings.keep]}
+    for path in _newest_first(folder):
+        if path.resolve() not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def point_links(target: Path, state: TrainingState) -> None:
+    """Point ``last`` at a checkpoint, and ``best`` where it is the best; a kill right after it was written may have
+    left that out."""
+    _point(target.parent / "last", target)
+    if state.best_step == state.step:
+        _point(target.parent / "best", target)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, ...]:
+    """The step, and the number where that step was saved again."""
+    return tuple(int(number) for number in path.name.split("-")[1:])
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every file of a checkpoint is what was written."""
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        return bool(digests) and all(digest(folder / name) == known for name, known in digests.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest_complete(run: Path) -> Path | None:
+    """The checkpoint to go on from; None where the run has none.
+
+    One that a broken disk or a power cut damaged is put aside as ``damaged-…``, with a line on standard error.
+
+    Raises:
+        CheckpointError: the run has checkpoints, and all are damaged.
+    """
+    folder = run / "checkpoints"
+    damaged: list[Path] = []
+    for path in _newest_first(folder):
+        if is_complete(path):
+            for other in damaged:
+                print(f"{other} is damaged: going on from {path.name}", file=sys.stderr)
+                other.rename(_unused(folder / f"damaged-{other.name}"))
+            return path
+        damaged.append(path)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged: leave --resume out to start a new run, or copy a whole one back"
+        )
+    return None
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or a numbered one beside it: a folder that a link may point at is never changed."""
+    candidates = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in candidates if not other.exists())
+
+
+def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+
+
+def _point(link: Path, target: Path) -> None:
+    if link.is_symlink() and link.readlink() == Path(target.name):
+        return
+    unfinished = link.with_name(f".{link.name}.tmp")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(target.name, target_is_directory=True)
+    unfinished.replace(link)
+    sync(link.parent)
+
+
+def find(run: Path, name: str = "last") -> Path:
+    """The folder of a run's checkpoint ``name``.
+
+    Raises:
+        CheckpointError: no such run, or it has no such checkpoint.
+    """
+    if not run.is_dir():
+        raise CheckpointError(f"run folder {run} is {'not a folder' if run.exists() else 'not there'}")
+    folder = run / "checkpoints" / name
+    if not folder.is_dir():
+        if not (run / "checkpoints").is_dir():
+            raise CheckpointError(f"{run} has no checkpoint: it is no run's folder, or its training never saved one")
+        there = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_symlink())
+        raise CheckpointError(f"{run} has no checkpoint {name!r}; it has: {', '.join(there) or 'none'}")
+    return folder
+
+
+def load_model(folder: Path) -> "tuple[nn.Module, ModelInfo]":
+    """The model of a checkpoint, with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the model.
+    """
+    from convnext.models import registry
+
+    info = read_json(folder / "model.json", ModelInfo)
+    model = registry.build(info.model, len(info.classes))
+    load_weights(model, folder / "model.safetensors")
+    return model.eval(), info
+
+
+def load_weights(model: "nn.Module", path: Path) -> None:
+    """Load a safetensors file into the model, every name and shape as the model has it.
+
+    Raises:
+        CheckpointError: missing, damaged or other tensors; the message names the first few.
+    """
+    from convnext.weights.loading import load_state
+
+    load_state(model, read_tensors(path), path)
+
+
+def read_tensors(path: Path) -> "dict[str, Tensor]":
+    """A safetensors file.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def read_json(path: Path, kind: type[Any]) -> Any:
+    """A JSON file as the pydantic model ``kind``.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another version.
+    """
+    try:
+        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError, SettingsError) as error:
+        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Where the run of a checkpoint stands.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of another version's format.
+    """
+    path = folder / "training.json"
+    found = read_json(path, RootModel[dict[str, Any]]).root.get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {found}, and this version goes on from format {FORMAT}: its weights can "
+            f"be evaluated and used as they are; to train on, use the version that wrote it, or start from them with "
+            f"--model.weights {folder / 'model.safetensors'}"
+        )
+    state: TrainingState = read_json(path, TrainingState)
+    return state
+
+
+def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: Path) -> None:
+    """Refuse to go on with other images than before.
+
+    Raises:
+        DataError: those of a split have changed.
+    """
+    changed = [name for name, digest in fingerprints.items() if state.fingerprints.get(name) != digest]
+    if changed:
+        raise DataError(
+            f"the {' and '.join(changed)} images have changed since {run} was started, so it cannot go on: restore "
+            f"them, or leave --resume out to start a new run"
+        )
+
+
+def read_fingerprints(folder: Path) -> dict[str, str]:
+    """Digests of the images that the run of a checkpoint had, by split; of a checkpoint of any format.
+
+    Raises:
+        CheckpointError: its ``training.json`` is missing or damaged.
+    """
+    state: dict[str, Any] = read_json(folder / "training.json", RootModel[dict[str, Any]]).root
+    fingerprints: dict[str, str] = state.get("fingerprints", {})
+    return fingerprints
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]

@@ -1,0 +1,179 @@
+"""A run's folder: made once, never overwritten, found again to go on."""
+
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convnext.config import RunSettings
+from convnext.errors import CheckpointError, SettingsError, UserError
+from convnext.runs.checkpoint import read_json
+from convnext.storage.files import in_use, write_text
+
+if TYPE_CHECKING:
+    from convnext.evaluation.metrics import Report
+
+# Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
+_FREE = {
+    *("output", "device", "trackers", "compile", "checkpoint_activations"),
+    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps"),
+    *("data.root", "data.workers", "data.strict"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        settings: its resolved settings.
+        report: metrics of the last (averaged) weights on the test split.
+        test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
+        unreadable: a line for each image that could not be read since the run was started or resumed.
+    """
+
+    path: Path
+    settings: RunSettings
+    report: "Report"
+    test_name: str = "test"
+    unreadable: list[str] = field(default_factory=list)
+
+
+def new_folder(output: Path, name: str) -> Path:
+    """Make ``output/name``, or where it exists ``output/name-2``, ``-3`` and so on.
+
+    Raises:
+        UserError: it cannot be made there.
+    """
+    folder = output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = output / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                continue
+    except OSError as error:
+        raise UserError(f"cannot make run folder {folder}: {error.strerror}; choose another --output") from None
+    return folder
+
+
+def folders(output: Path, name: str) -> list[Path]:
+    """The folders that `new_folder` made for this name, newest first."""
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    found = [
+        (int(match[1] or 1), path)
+        for path in (output.iterdir() if output.is_dir() else ())
+        if path.is_dir() and (match := pattern.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def folder_to_resume(settings: RunSettings) -> Path | None:
+    """The run that the same command goes on with: of those with these settings the newest that is not finished and
+    that no process is working on; else the newest. None where there is no run of the name.
+
+    Raises:
+        SettingsError: there are runs of the name, but all have other settings.
+    """
+    candidates = folders(settings.output, settings.name)
+    if not candidates:
+        return None
+    same = [folder for folder in candidates if _has_settings(folder, settings)]
+    if not same:
+        check_same_settings(candidates[0], settings)
+    open_runs = [folder for folder in same if not _is_finished(folder, settings)]
+    idle = [folder for folder in open_runs if not in_use(folder)]
+    return (idle or open_runs or same)[0]
+
+
+def _has_settings(folder: Path, settings: RunSettings) -> bool:
+    try:
+        check_same_settings(folder, settings)
+    except UserError:
+        return False
+    return True
+
+
+def _is_finished(folder: Path, settings: RunSettings) -> bool:
+    lines = read_metrics(folder)
+    return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises:
+        CheckpointError: a line that is no JSON object.
+    """
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    whole = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
+    try:
+        lines = [json.loads(text) for text in whole]
+        if not all(line["epoch"] >= 1 and line["step"] >= 1 for line in lines):
+            raise ValueError("an epoch or step below 1")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): repair or remove it") from None
+    return lines
+
+
+def check_same_settings(folder: Path, settings: RunSettings) -> None:
+    """Refuse to go on under settings that would change the result.
+
+    Raises:
+        SettingsError: some differ; the message names the first few, with both values.
+        CheckpointError: the run's settings cannot be read.
+    """
+    path = folder / "settings.json"
+    if all(path.name.startswith(".") for path in folder.iterdir()):  # killed right after it was made
+        return
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
+    before: RunSettings = read_json(path, RunSettings)
+    old, new = flatten(before), flatten(settings)
+    keys = [key for key in new if key not in _FREE and old[key] != new[key] and new[key] != "auto"]
+    changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
+    if changed:
+        if set(keys) <= {"data.mean", "data.std"}:
+            changed.append("these are measured on the training images, which have changed unless you set them")
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise SettingsError(
+            f"{folder} cannot be resumed with other settings: {'; '.join(changed[:3])}{more}. "
+            f"Give the settings that it was started with, or leave --resume out to start a new run"
+        )
+
+
+def changed_since(folder: Path, settings: RunSettings) -> list[str]:
+    """What is not as when the run in ``folder`` was last started, of the settings that may change.
+
+    Raises:
+        CheckpointError: the run's settings cannot be read.
+    """
+    path = folder / "settings.json"
+    if not path.exists():  # killed right after the folder was made
+        return []
+    old, new = flatten(read_json(path, RunSettings)), flatten(settings)
+    return [f"{key} was {old[key]}, now {new[key]}" for key in new if key in _FREE and old[key] != new[key]]
+
+
+def flatten(settings: RunSettings) -> dict[str, Any]:
+    """Settings as dotted names to JSON values."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{inner}": item for inner, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def write_settings(folder: Path, settings: RunSettings) -> None:
+    """Write ``settings.json``."""
+    write_text(folder / "settings.json", json.dumps(settings.model_dump(mode="json"), indent=2) + "\n")

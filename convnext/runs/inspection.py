@@ -1,0 +1,159 @@
+"""What is in a checkpoint, of this version's format or an older one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pydantic import ValidationError
+
+from convnext.config import RunSettings
+from convnext.errors import CheckpointError, SettingsError
+from convnext.models import registry
+from convnext.models.summary import count_parameters
+from convnext.runs import checkpoint
+from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.runs.history import attempt, differences, read_object
+
+Condition: TypeAlias = Literal["whole", "damaged", "no digests"]
+
+_WITHOUT_DIGESTS = {1}  # formats
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One checkpoint's folder.
+
+    Attributes:
+        path: of the folder.
+        links: which of ``last`` and ``best`` point at it.
+        condition: ``"whole"``, as it was written; ``"damaged"``; or ``"no digests"``, of a format without them.
+        size: in bytes.
+    """
+
+    path: Path
+    links: tuple[str, ...]
+    condition: Condition
+    size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return {"path": str(self.path), "links": self.links, "condition": self.condition, "bytes": self.size}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint says of itself; None where it does not, or not in a way that this version reads.
+
+    Attributes:
+        path: its folder.
+        format: of the checkpoint; see `convnext.runs.checkpoint.FORMAT`.
+        info: how to use the weights.
+        parameters: their number.
+        values: the settings as they were written.
+        settings: the same as this version reads them.
+        changes: those that are not the recipe's, by dotted name.
+        state: where the run stands; its settings are to be taken from here.
+        problems: a line for each thing that cannot be read, and why the run cannot go on from here.
+    """
+
+    path: Path
+    format: int | None
+    info: ModelInfo | None
+    parameters: int | None
+    values: dict[str, Any]
+    settings: RunSettings | None
+    changes: dict[str, Any]
+    state: TrainingState | None
+    problems: tuple[str, ...]
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None before the first has ended."""
+        metrics = self.state.metrics if self.state else {}
+        return round(metrics["step"] / metrics["epoch"]) if "epoch" in metrics else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-ready copy."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "model": self.info.model_dump(mode="json") if self.info else None,
+            "parameters": self.parameters,
+            "settings": self.values,
+            "changes": self.changes,
+            "state": self.state.model_dump(mode="json", exclude={"format", "settings"}) if self.state else None,
+            "steps_per_epoch": self.steps_per_epoch,
+            "problems": self.problems,
+        }
+
+
+def find(folder: Path, name: str = "last") -> tuple[Path, list[Stored]]:
+    """The checkpoint that is meant, and all that the run has, the newest last.
+
+    Args:
+        folder: of a run, or of a checkpoint, which is then the only one.
+        name: which checkpoint of a run: ``"last"`` or ``"best"``.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if _is_checkpoint(folder):
+        return folder, [_describe(folder)]
+    link = checkpoint.find(folder, name)
+    there = [path for path in sorted(link.parent.iterdir()) if not path.is_symlink() and _is_checkpoint(path)]
+    return link.with_name(link.resolve().name), [_describe(path) for path in there]
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name[:1] != "." and any((path / name).is_file() for name in ("model.json", "training.json"))
+
+
+def _describe(path: Path) -> Stored:
+    folder = path.resolve()
+    links = sorted(link.name for link in folder.parent.iterdir() if link.is_symlink() and link.resolve() == folder)
+    condition: Condition = "whole"
+    if not checkpoint.is_complete(folder):
+        found = attempt(lambda: read_object(folder / "training.json"), []) or {}
+        condition = "no digests" if found.get("format") in _WITHOUT_DIGESTS else "damaged"
+    return Stored(path, tuple(links), condition, sum(file.stat().st_size for file in folder.iterdir()))
+
+
+def read(path: Path) -> Contents:
+    """What a checkpoint's folder says, as far as this version reads it."""
+    problems: list[str] = []
+    info: ModelInfo | None = attempt(lambda: checkpoint.read_json(path / "model.json", ModelInfo), problems)
+    raw = attempt(lambda: read_object(path / "training.json"), problems) or {}
+    if raw and raw.get("format") != checkpoint.FORMAT:
+        attempt(lambda: checkpoint.read_state(path), problems)  # which says what can still be done with it
+    settings = attempt(lambda: _settings(raw, path), problems) if raw else None
+    return Contents(
+        path=path,
+        format=raw.get("format"),
+        info=info,
+        parameters=attempt(lambda: _parameters(info), problems) if info else None,
+        values=raw.get("settings", {}),
+        settings=settings,
+        changes=(attempt(lambda: differences(settings), problems) if settings else None) or {},
+        state=attempt(lambda: _state(raw, path), problems) if raw else None,
+        problems=tuple(problems),
+    )
+
+
+def _parameters(info: ModelInfo) -> int:
+    with torch.device("meta"):
+        return count_parameters(registry.build(info.model, len(info.classes)))
+
+
+def _settings(raw: dict[str, Any], path: Path) -> RunSettings:
+    try:
+        return RunSettings.model_validate(raw["settings"])
+    except (KeyError, ValidationError, SettingsError) as error:
+        raise CheckpointError(f"cannot read the settings in {path / 'training.json'}: {error}") from None
+
+
+def _state(raw: dict[str, Any], path: Path) -> TrainingState:
+    try:  # the settings, which change more often than the rest, have been read on their own
+        return TrainingState.model_validate(raw | {"settings": RunSettings()})
+    except ValidationError as error:
+        raise CheckpointError(f"cannot read {path / 'training.json'}: {str(error).splitlines()[0]}") from None

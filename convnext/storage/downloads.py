@@ -1,0 +1,298 @@
+"""Files from the web: resumed where they broke off, checked, and visible only once they are whole.
+
+While ``name`` is on its way, its folder holds ``.name.part``, the bytes so far, locked by the process that writes them,
+and ``.name.version``, the server's word for the version they belong to. A process that is killed, or interrupted with
+Ctrl-C, leaves both, and the next one goes on from them; one that gives up removes both, unless it is told to keep what
+came so far.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.message import Message
+from http.client import HTTPException
+from io import FileIO
+from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from convnext.errors import UserError
+from convnext.storage.files import digest, is_at, sync
+
+_BLOCK = 1 << 20  # bytes
+_PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
+CHECKSUMS = {"sha256": "SHA-256", "md5": "MD5"}
+Report = Callable[[int, int | None], None]
+
+
+class DownloadError(UserError):
+    """A file that cannot be fetched."""
+
+
+class _BrokenError(DownloadError):
+    """A connection that kept breaking."""
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$CONVNEXT_CACHE``, or ``convnext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("CONVNEXT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "convnext"
+
+
+def download(
+    url: str,
+    folder: Path,
+    sha256: str | None = None,
+    progress: bool = True,
+    retries: int = 4,
+    pause: float = 1.0,
+    timeout: float = 30.0,
+    *,
+    md5: str | None = None,
+    keep_part: bool = False,
+) -> Path:
+    """Fetch a file once; a second process that asks for it waits for the first.
+
+    Args:
+        url: where it is, over HTTP or HTTPS.
+        folder: where it goes, under the last part of the URL's path; a file of that name is taken as it is.
+        sha256: the checksum in hexadecimal, or its first digits; None where none is known.
+        progress: whether to show a bar, on a terminal, on standard error.
+        retries: further attempts after one that brought nothing new.
+        pause: seconds before the first of them; each next pause is twice as long.
+        timeout: seconds without a byte after which a connection counts as broken.
+        md5: the MD5 checksum, where that is what was published.
+        keep_part: whether a connection that keeps breaking leaves what came so far to the next call.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        DownloadError: no such file, no connection, a connection that keeps breaking, another checksum, or no room on
+            the disk; nothing is left in the folder, but the part that ``keep_part`` asks for.
+    """
+    checksums = {name: value for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
+    parts = urlsplit(url)
+    name = PurePosixPath(parts.path).name
+    if parts.scheme not in ("http", "https") or not name:
+        raise DownloadError(f"cannot download {url!r}: give a URL that starts with https:// and ends in a file's name")
+    target = folder / name
+
+    def work(file: FileIO, path: Path) -> None:
+        with Bar(name, progress) as bar:
+            _Transfer(url, file, path, bar.report, timeout).finish(target, checksums, retries, pause, keep_part)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _by_one_process(target, work)
+    except OSError as error:
+        raise _disk_error(url, folder, error) from error
+    return target
+
+
+def _by_one_process(target: Path, work: Callable[[FileIO, Path], None]) -> None:
+    """Do ``work`` on the part file, open and locked, which makes it the target; nothing where the target is there."""
+    unfinished = target.with_name(f".{target.name}.part")
+    while not target.is_file():
+        # Opened for appending, so that what another process has written so far stays.
+        with FileIO(unfinished, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not is_at(file.fileno(), unfinished):
+                continue  # while we waited, the holder of the lock finished this file, or gave it up
+            if target.is_file():
+                unfinished.unlink()
+                break
+            work(file, unfinished)
+
+
+def _disk_error(url: str, folder: Path, error: OSError) -> DownloadError:
+    advice = f"free space, or {_choose(folder)} on another disk"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        advice = f"{_choose(folder)} that can be written"
+    return DownloadError(f"cannot download {url}: cannot write to {folder}: {error.strerror or error}; {advice}")
+
+
+def _choose(folder: Path) -> str:
+    return "set CONVNEXT_CACHE to a folder" if folder.is_relative_to(cache_folder()) else "choose a folder"
+
+
+class _Transfer:
+    """One file on its way, in a part file whose lock is held.
+
+    Args:
+        url: where it comes from.
+        file: the part file, open for appending.
+        path: the part file's path.
+        report: called with the bytes so far and in all.
+        timeout: seconds without a byte.
+    """
+
+    def __init__(self, url: str, file: FileIO, path: Path, report: Report, timeout: float) -> None:
+        self.url, self.file, self.path, self.report, self.timeout = url, file, path, report, timeout
+        self.version = path.with_suffix(".version")
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def finish(self, target: Path, checksums: dict[str, str], retries: int, pause: float, keep_part: bool) -> None:
+        """Fetch what is missing, check the whole, and rename it to ``target``."""
+        try:
+            self._fetch(retries, pause)
+            for kind, expected in checksums.items():
+                if not (found := digest(self.path, kind)).startswith(expected.lower()):
+                    raise DownloadError(
+                        f"{self.url} has the {CHECKSUMS[kind]} {found[: max(len(expected), 8)]}, not {expected}: the "
+                        f"file was damaged or replaced, and is removed; try again, and do not use it if this repeats"
+                    )
+            os.fsync(self.file.fileno())
+            self.version.unlink(missing_ok=True)
+            self.path.replace(target)
+            sync(target.parent)
+        except (UserError, OSError) as error:
+            if not (keep_part and isinstance(error, _BrokenError) and self.size):
+                self.version.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
+            raise
+
+    def _fetch(self, retries: int, pause: float) -> None:
+        furthest, failures = self.size, 0
+        while (problem := self._attempt()) is not None:
+            if self.size > furthest:
+                furthest, failures = self.size, 0
+            failures += 1
+            if failures > retries:
+                raise _BrokenError(
+                    f"cannot download {self.url}: {problem}, {failures} times in a row; check the network and try again"
+                )
+            time.sleep(pause * 2 ** (failures - 1))
+
+    def _attempt(self) -> str | None:
+        """One connection; None when the file is whole, or else what went wrong and may pass."""
+        try:
+            expected = self._receive()
+        except HTTPError as error:
+            error.close()
+            if error.code == 416:
+                self.file.truncate(0)  # the part is longer than the file
+            if error.code < 500 and error.code not in _PASSING:
+                raise DownloadError(
+                    f"cannot download {self.url}: the server answers {error.code} {error.reason}; check the URL"
+                ) from None
+            return f"the server answers {error.code} {error.reason}"
+        except (HTTPException, OSError) as error:
+            reason = error.reason if isinstance(error, URLError) else error
+            if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not self.size:
+                # Waiting mends neither; with a part at hand the network was there a moment ago.
+                raise DownloadError(
+                    f"cannot download {self.url}: cannot reach {urlsplit(self.url).hostname}: {_line(reason)}; check "
+                    f"the network, or put the file into the folder by hand"
+                ) from None
+            return f"cannot reach the server, or lost it: {_line(reason)}"
+        if expected is not None and self.size != expected:
+            return f"the connection broke after {self.size} of {expected} bytes"
+        return None
+
+    def _receive(self) -> int | None:
+        """Append what one response brings; returns the whole file's size, or None where the server does not say."""
+        size = self.size
+        known = self.version.read_text("latin-1") if size and self.version.is_file() else ""
+        headers = {"User-Agent": "convnext", "Accept-Encoding": "identity"}
+        if known:
+            # The server sends the rest if the version is still the same, and else the whole of the new one.
+            headers |= {"Range": f"bytes={size}-", "If-Range": known}
+        with urlopen(Request(self.url, headers=headers), timeout=self.timeout) as response:
+            if response.status == 206:
+                span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+                # The version is compared again: there are servers that heed Range and not If-Range.
+                same = known and _version(response.headers) in ("", known)
+                if not same or span is None or int(span[1]) != size:
+                    self.file.truncate(0)
+                    raise HTTPException("the server sent another part than the one asked for")
+                total: int | None = int(span[2])
+            else:
+                # Emptied before the version changes: a kill between the two must not join two versions.
+                with self._writing():
+                    self.file.truncate(0)
+                    self.version.write_text(_version(response.headers), "latin-1")
+                size = 0
+                length = response.headers.get("Content-Length", "")
+                total = int(length) if length.isdecimal() else None
+            self._check_room(0 if total is None else total - size)
+            self.report(size, total)
+            while block := response.read(_BLOCK):
+                self._write(block)
+                size += len(block)
+                self.report(size, total)
+        return total
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise DownloadError(
+                f"cannot download {self.url}: {needed / 1e6:.0f} MB are missing and {self.path.parent} has room for "
+                f"{free / 1e6:.0f} MB; free space, or {_choose(self.path.parent)} on another disk"
+            )
+
+    def _write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        with self._writing():
+            while rest:
+                rest = rest[self.file.write(rest) :]
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell the disk's errors from a broken connection, which is an OSError too."""
+        try:
+            yield
+        except OSError as error:
+            raise _disk_error(self.url, self.path.parent, error) from error
+
+
+def _version(headers: Message) -> str:
+    """What If-Range takes: a strong ETag, or the date; empty where the server tells neither."""
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "")
+
+
+def _line(error: object) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
+class Bar:
+    """A progress bar of bytes, on standard error where that is a terminal.
+
+    Args:
+        name: what it says.
+        shown: False for none.
+    """
+
+    def __init__(self, name: str, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
+        self._task = self._bar.add_task(name, total=None)
+
+    def report(self, done: int, total: int | None) -> None:
+        """Bytes so far, and in all where that is known."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

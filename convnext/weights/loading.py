@@ -1,0 +1,115 @@
+"""Weights into a model, and out into a file: complete, or not at all."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from convnext.config import ModelSettings
+from convnext.errors import CheckpointError, SettingsError
+from convnext.models.registry import WEIGHTS_SUFFIXES, is_weights_file
+from convnext.weights import released as weights
+
+if TYPE_CHECKING:
+    from convnext.weights.released import Weights
+
+
+def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> str | None:
+    """Load the weights that the settings name into the model.
+
+    Args:
+        model: as built from the settings.
+        settings: resolved; ``weights`` is a released tag, or a file with one of `WEIGHTS_SUFFIXES`.
+        num_classes: classes of the model.
+
+    Returns:
+        A line that says what was left out of the weights, or None.
+
+    Raises:
+        SettingsError: no such weights.
+        UserError: they cannot be fetched or read, or do not fit the model.
+    """
+    assert settings.weights is not None
+    channels = settings.in_channels or 3
+    if is_weights_file(settings.weights):
+        state = official_state(Path(settings.weights))
+        state, note = weights.adapt_head(state, num_classes)
+        state = weights.adapt_input_channels(state, channels)
+    else:
+        state, _, note = weights.load_released(settings.name, settings.weights, num_classes, channels)
+    load_state(model, state, settings.weights, without_head=note is not None)
+    return note and f"{settings.weights}: {note}"
+
+
+def official_state(path: Path) -> dict[str, Tensor]:
+    """A checkpoint file of any layout, under our names.
+
+    Raises:
+        CheckpointError: it cannot be read, or is of no known layout.
+    """
+    from convnext.weights.layouts import convert
+
+    return convert(weights.read_foreign(path), to="official")
+
+
+def released(settings: ModelSettings) -> "Weights | None":
+    """The catalogue's entry of the released weights that the settings name, if they name any."""
+    if settings.weights is None or is_weights_file(settings.weights):
+        return None
+    return weights.find(settings.name, settings.weights)
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, without_head: bool = False) -> None:
+    """Load tensors into the model, every name and shape as the model has it.
+
+    Args:
+        model: where to.
+        state: the tensors.
+        origin: where they are from, for the error.
+        without_head: whether the classifier's may be missing.
+
+    Raises:
+        CheckpointError: missing, unexpected or other-shaped tensors; the message names the first few.
+    """
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state and not (without_head and name.startswith("head."))]
+    problems = [f"missing {name}" for name in missing]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}"
+        for name, tensor in state.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state, strict=False)
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that `write` could not write, before there is work to lose.
+
+    Raises:
+        SettingsError: it exists, has another suffix, or its folder is not there.
+    """
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise SettingsError(f"{path}: a weights file ends in {', '.join(WEIGHTS_SUFFIXES)}")
+    if path.exists():
+        raise SettingsError(f"{path} exists already: choose a new name")
+    if not path.parent.is_dir():
+        raise SettingsError(f"folder {path.parent} is not there: make it first")
+
+
+def write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a new weights file: safetensors, or PyTorch's with the tensors under ``model`` as the authors have it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from convnext.storage.files import writing
+
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with writing(path) as unfinished:
+        if path.suffix == ".safetensors":
+            save_file(contiguous, unfinished)
+        else:
+            torch.save({"model": contiguous}, unfinished)
