@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests, which
 
 from convnext.errors import UserError
 from convnext.runs.checkpoint import is_complete
-from tests.killing import STEPS, TINY, Point, Started, result, run, steps
+from tests.support.killing import STEPS, TINY, Point, Started, result, run, steps
 
 KINDS = ("step", "save", "moment", "stop", "power")
 VARIANTS: dict[str, tuple[str, ...]] = {

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from convnext.models.convnext import ConvNeXt
     from convnext.models.registry import create_model
     from convnext.recipes import recipe
-    from convnext.runs.folder import Run
-    from convnext.training.trainer import train
+    from convnext.training.train import train
+    from convnext.training.trainer import Run
 
 __version__ = _version("convnext")
 
@@ -23,13 +23,13 @@ _HOMES = {
     "ModelSettings": "config",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
-    "Run": "training.run",
+    "Run": "training.trainer",
     "RunSettings": "config",
     "UserError": "errors",
     "create_model": "models.registry",
     "evaluate": "evaluation.evaluator",
     "recipe": "recipes",
-    "train": "training.trainer",
+    "train": "training.train",
 }
 
 __all__ = [

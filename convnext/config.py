@@ -1,5 +1,6 @@
 """Every setting of a run: its type, bounds, unit, default, and one sentence that is also its ``--help``."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -308,3 +309,17 @@ class RunSettings(Settings):
     def peak_lr(self) -> float:
         """Learning rate at this batch size (linear scaling, Goyal et al. 2017)."""
         return self.optimizer.lr * self.batch_size / self.optimizer.reference_batch_size
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate at optimizer step ``step`` from 0: linear warm-up, then the schedule of the settings.
+
+        Cosine (Loshchilov & Hutter 2017) and linear end at ``min_lr``.
+        """
+        warmup_steps = round(self.warmup_epochs * steps_per_epoch)
+        if step < warmup_steps:
+            return self.peak_lr * (step + 1) / warmup_steps
+        # min_lr is scaled with the batch size as lr is, and never above the peak.
+        minimum = min(self.optimizer.min_lr / self.optimizer.lr, 1.0) * self.peak_lr
+        progress = (step - warmup_steps) / max(1, self.epochs * steps_per_epoch - warmup_steps)
+        left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+        return minimum + (self.peak_lr - minimum) * left[self.optimizer.schedule]

@@ -1,9 +1,7 @@
-"""Several processes that train one model: who speaks, what they agree on, and how they share their results."""
+"""Several processes that train one model: who speaks, and what they gather."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,11 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather, pad_across_processes
 from torch import Tensor
 
-from convnext.config import RunSettings
-from convnext.data.loading.loader import EvalSampler
 from convnext.errors import UserError
-from convnext.runs.folder import folder_to_resume, new_folder
-from convnext.training.interruption import StopSignals
 
 T = TypeVar("T")
 
@@ -40,7 +34,7 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def said_once(accelerator: Accelerator) -> Iterator[None]:
+def reported_once(accelerator: Accelerator) -> Iterator[None]:
     """Let one process a machine speak of an error that all of them have, as those of settings and data are.
 
     Raises:
@@ -69,52 +63,12 @@ def first_on_machine(accelerator: Accelerator) -> Iterator[None]:
             accelerator.wait_for_everyone()
 
 
-def choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool) -> tuple[Path, bool]:
-    """The run's folder, made or found by the main process, and whether it was there before.
-
-    Raises:
-        UserError: it cannot be made, or has other settings; on every process.
-    """
-
-    def choose() -> tuple[Path, bool]:
-        found = folder_to_resume(settings) if resume else None
-        return found or new_folder(settings.output, settings.name), found is not None
-
-    return from_main(accelerator, choose)
-
-
 def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
     """The sum over all processes, on each of them."""
     return numbers if accelerator.num_processes == 1 else accelerator.reduce(numbers, reduction="sum")
 
 
-def stopping_together(
-    accelerator: Accelerator, signals: StopSignals, images: int, batch_size: int
-) -> Callable[[], None]:
-    """What to call before each batch of an evaluation, to stop all processes at the same one where a signal asked any
-    of them to stop.
-
-    Args:
-        accelerator: the processes.
-        signals: asked; what is called raises the `InterruptedRunError`.
-        images: of all processes together.
-        batch_size: images of a process at a time.
-    """
-    last = accelerator.num_processes - 1
-    common = len(EvalSampler(images, batch_size, last, accelerator.num_processes))
-    calls = itertools.count(1)
-
-    def check() -> None:
-        if next(calls) > common:  # the last process has one batch fewer, and would be waited for in vain
-            return
-        asked = torch.tensor(signals.received is not None, dtype=torch.int64, device=accelerator.device)
-        if total(accelerator, asked):
-            signals.stop()
-
-    return check
-
-
-def share_evenly(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> list[Tensor]:
+def gather_images(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> list[Tensor]:
     """Put together what the processes computed for their own images.
 
     Args:
@@ -135,10 +89,10 @@ def share_evenly(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> 
     return [value[order] for value in gathered]
 
 
-def share_lines(accelerator: Accelerator, lines: list[str]) -> list[str]:
+def gather_lines(accelerator: Accelerator, lines: list[str]) -> list[str]:
     """The lines of all processes, on each of them."""
     if accelerator.num_processes == 1:
         return lines
     everyones: list[Any] = [None] * accelerator.num_processes
     torch.distributed.all_gather_object(everyones, lines)
-    return sorted(line for share in everyones for line in share)
+    return sorted(line for gathered in everyones for line in gathered)

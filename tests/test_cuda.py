@@ -29,7 +29,7 @@ from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import parts_that_fit
 from convnext.training.resolve import resolve
 from convnext.training.trainer import Trainer
-from tests.killing import result
+from tests.support.killing import result
 
 pytestmark = pytest.mark.cuda
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,13 +18,15 @@ from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, 
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
-from convnext.evaluation.metrics import Report, compute_report
+from convnext.evaluation.metrics import Report, compute_report, confusion
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import ModelInfo
 from convnext.storage.files import write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_SHOWN = 32  # images of a picture of predictions
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,10 @@ def _together(
     source: ImageSource, indices: Tensor, logits: Tensor, unreadable: list[str], accelerator: "Accelerator | None"
 ) -> Predictions:
     if accelerator is not None:
-        from convnext import distributed as processes
+        from convnext import distributed
 
-        indices, logits = processes.share_evenly(accelerator, indices, indices, logits)
-        unreadable = processes.share_lines(accelerator, unreadable)
+        indices, logits = distributed.gather_images(accelerator, indices, indices, logits)
+        unreadable = distributed.gather_lines(accelerator, unreadable)
     if not len(logits):
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
     return Predictions(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
@@ -221,10 +224,14 @@ def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
 
 def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSource, info: ModelInfo) -> Report:
     """Write ``<stem>_report.json``, ``<stem>_confusion_matrix.png`` and ``<stem>_predictions.png`` into the run."""
-    from convnext.plots import plots
+    from convnext.plots.predictions import confusion_matrix, prediction_grid
 
     report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
     write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
-    plots.confusion_matrix(predictions, info.classes, run / f"{stem}_confusion_matrix.png")
-    plots.prediction_grid(predictions, source, info.classes, run / f"{stem}_predictions.png")
+    counts = confusion(predictions.logits, predictions.targets).numpy()
+    confusion_matrix(counts, info.classes, run / f"{stem}_confusion_matrix.png")
+    shown = np.linspace(0, report.count - 1, min(_SHOWN, report.count)).astype(int)  # spread evenly over the split
+    images = [source.load(int(predictions.indices[row])) for row in shown]
+    labels, probabilities = predictions.targets[shown].tolist(), predictions.logits[shown].softmax(1).numpy()
+    prediction_grid(images, labels, probabilities, info.classes, run / f"{stem}_predictions.png")
     return report

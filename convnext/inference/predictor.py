@@ -125,25 +125,26 @@ def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
     """A model with the authors' weights, and how they used it."""
     from convnext.config import ModelSettings
     from convnext.models import registry
-    from convnext.weights import loading as pretrained
-    from convnext.weights import released as weights
+    from convnext.weights.catalogue import find
+    from convnext.weights.loading import start_from
+    from convnext.weights.released import imagenet_classes
 
     settings = registry.resolve(ModelSettings(name=name, weights=tag))
-    found = weights.find(name, tag)
-    classes = weights.imagenet_classes()
-    if found.classes != len(classes):
+    weights = find(name, tag)
+    classes = imagenet_classes()
+    if weights.classes != len(classes):
         raise SettingsError(
-            f"{name}:{tag} has the {found.classes:,} classes of ImageNet-22K, whose names are not known here: "
+            f"{name}:{tag} has the {weights.classes:,} classes of ImageNet-22K, whose names are not known here: "
             f"choose weights of ImageNet-1K, such as {name}:in1k"
         )
-    model = registry.build(settings, found.classes)
-    pretrained.start_from(model, settings, found.classes)
+    model = registry.build(settings, weights.classes)
+    start_from(model, settings, weights.classes)
     info = ModelInfo(
         model=settings,
         classes=classes,
-        mean=found.mean,
-        std=found.std,
-        image_size=found.image_size,
-        center_crop=found.center_crop,
+        mean=weights.mean,
+        std=weights.std,
+        image_size=weights.image_size,
+        center_crop=weights.center_crop,
     )
     return model, info

@@ -1,12 +1,12 @@
 """Name to model: the published variants, and one door to build any of them with changed settings."""
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, did_you_mean
+from convnext.weights.catalogue import is_weights_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,6 @@ BASELINES: dict[str, str] = {
     "swin_t": "Liu et al. 2021, torchvision",
 }
 ROADMAP = "roadmap"  # convnext.models.roadmap builds it
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES, ROADMAP)
 
 
@@ -190,11 +189,6 @@ def has_no_layer_scale(name: str) -> bool:
 
 def _variant(name: str) -> Variant | None:
     return next((variant for key, variant in VARIANTS.items() if key == name), None)
-
-
-def is_weights_file(text: str) -> bool:
-    """Whether ``model.weights`` means a file rather than a released tag."""
-    return text.endswith(WEIGHTS_SUFFIXES) or os.sep in text
 
 
 def check_image_size(settings: ModelSettings, image_size: int) -> None:

@@ -3,17 +3,13 @@
 import itertools
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.runs.checkpoint import read_json
 from convnext.storage.files import in_use, write_text
-
-if TYPE_CHECKING:
-    from convnext.evaluation.metrics import Report
 
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
 _FREE = {
@@ -21,25 +17,6 @@ _FREE = {
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps"),
     *("data.root", "data.workers", "data.strict"),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        settings: its resolved settings.
-        report: metrics of the last (averaged) weights on the test split.
-        test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
-        unreadable: a line for each image that could not be read since the run was started or resumed.
-    """
-
-    path: Path
-    settings: RunSettings
-    report: "Report"
-    test_name: str = "test"
-    unreadable: list[str] = field(default_factory=list)
 
 
 def new_folder(output: Path, name: str) -> Path:

@@ -1,9 +1,17 @@
 """Signals that ask a run to stop, held until its step is finished and saved."""
 
+import itertools
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+
+from convnext import distributed
+from convnext.data.loading.loader import EvalSampler
 
 
 class InterruptedRunError(Exception):
@@ -64,3 +72,29 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def stopping_together(
+    accelerator: Accelerator, signals: StopSignals, images: int, batch_size: int
+) -> Callable[[], None]:
+    """What to call before each batch of an evaluation, to stop all processes at the same one where a signal asked any
+    of them to stop.
+
+    Args:
+        accelerator: the processes.
+        signals: asked; what is called raises the `InterruptedRunError`.
+        images: of all processes together.
+        batch_size: images of a process at a time.
+    """
+    last = accelerator.num_processes - 1
+    common = len(EvalSampler(images, batch_size, last, accelerator.num_processes))
+    calls = itertools.count(1)
+
+    def check() -> None:
+        if next(calls) > common:  # the last process has one batch fewer, and would be waited for in vain
+            return
+        asked = torch.tensor(signals.received is not None, dtype=torch.int64, device=accelerator.device)
+        if distributed.total(accelerator, asked):
+            signals.stop()
+
+    return check

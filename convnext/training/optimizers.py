@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, the learning rate as a function of the step, and the average of the weights."""
+"""Parameter groups, optimizers, and the average of the weights."""
 
 import math
 import re
@@ -42,7 +42,7 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     """Fused AdamW or SGD for all weights; or Muon for the linear layers of the blocks, with AdamW for the rest.
 
     Vectors (norms, biases, layer scale) are not decayed. Each group has an ``lr_scale``, its factor on
-    `learning_rate`, which sets the groups' rates at every step.
+    `RunSettings.learning_rate`, which sets the groups' rates at every step.
 
     Raises:
         SettingsError: ``layer_decay`` for a model that is no ConvNeXt; Muon for one without such linear layers.
@@ -131,21 +131,6 @@ def step_all(optimizers: Iterable[Optimizer], scaler: "torch.amp.GradScaler | No
         optimizer.zero_grad()
     if scaler is not None:
         scaler.update()
-
-
-def learning_rate(step: int, settings: RunSettings, steps_per_epoch: int) -> float:
-    """The rate at optimizer step ``step`` from 0: linear warm-up, then the schedule of the settings.
-
-    Cosine (Loshchilov & Hutter 2017) and linear end at ``min_lr``.
-    """
-    warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-    if step < warmup_steps:
-        return settings.peak_lr * (step + 1) / warmup_steps
-    # min_lr is scaled with the batch size as lr is, and never above the peak.
-    minimum = min(settings.optimizer.min_lr / settings.optimizer.lr, 1.0) * settings.peak_lr
-    progress = (step - warmup_steps) / max(1, settings.epochs * steps_per_epoch - warmup_steps)
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
-    return minimum + (settings.peak_lr - minimum) * left[settings.optimizer.schedule]
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:

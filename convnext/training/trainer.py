@@ -6,88 +6,62 @@ processes each take a share of every batch, and agree once a step on its numbers
 """
 
 import math
-import shutil
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from convnext import distributed as processes
+from convnext import distributed
 from convnext.config import RunSettings
-from convnext.data.datasets.load import Splits, load_splits
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
+from convnext.data.splits import Splits
 from convnext.data.transforms import Normalize, batch_mix
-from convnext.devices import make_accelerator
 from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
-from convnext.plots import plots
+from convnext.plots.curves import curves
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import ModelInfo, TrainingState
-from convnext.runs.folder import Run, changed_since, read_metrics, write_settings
-from convnext.storage.files import locked, sweep
+from convnext.runs.folder import changed_since, write_settings
+from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress, snapshot
-from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.memory import settle_parts
 from convnext.training.optimizers import (
     average_weights,
     configure,
-    learning_rate,
     make_optimizers,
     set_learning_rate,
     step_all,
 )
-from convnext.training.resolve import cached, resolve
 from convnext.training.tracking import Tracker
 from convnext.weights.loading import start_from
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
 
 
-def train(settings: RunSettings, *, resume: bool = False) -> Run:
-    """Train, evaluate on the test split, and keep everything in the run's folder.
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
 
-    Args:
-        settings: what to do; see `convnext.recipe`.
-        resume: go on with the newest run of this name where there is one.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        UserError: settings, data or an output folder that cannot be used; nothing is written then.
-        InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
+    Attributes:
+        path: its folder.
+        settings: its resolved settings.
+        report: metrics of the last (averaged) weights on the test split.
+        test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
+        unreadable: a line for each image that could not be read since the run was started or resumed.
     """
-    accelerator = make_accelerator(settings)
-    with processes.said_once(accelerator):
-        with processes.first_on_machine(accelerator):  # which downloads what is missing
-            splits = load_splits(settings.data)
-        settings, splits = resolve(settings, splits, accelerator)
-        with processes.first_on_machine(accelerator):
-            splits = cached(splits, settings.data, accelerator.is_local_main_process)
-        trainer = Trainer(settings, splits, accelerator)
-        folder, was_there = processes.choose_folder(accelerator, settings, resume)
-    main = accelerator.is_main_process
-    if resume and not was_there and main:
-        print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
-    try:
-        with (
-            faults.explained(settings, folder),
-            locked(folder) if main else nullcontext(),
-            StopSignals(folder) as signals,
-        ):
-            trainer.open(folder)
-            with trainer.tracker:
-                trainer.fit(signals)
-                return trainer.finish(signals)
-    except Exception:
-        if main and not was_there and not (folder / "checkpoints").exists() and not read_metrics(folder):
-            shutil.rmtree(folder)  # nothing in it but the settings that led to the error
-        raise
+
+    path: Path
+    settings: RunSettings
+    report: Report
+    test_name: str = "test"
+    unreadable: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -147,7 +121,7 @@ class Trainer:
             CheckpointError: its checkpoints are damaged or of other classes.
         """
         self.folder = folder
-        found = processes.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
+        found = distributed.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
         if found is not None:
             self._restore(found)
             if self.main:
@@ -209,7 +183,7 @@ class Trainer:
         """
         predictions = self._predict("test", signals)
         if self.main:
-            plots.curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
+            curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
             report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
             names = ("curves", *(f"{self.splits.test_name}_{name}" for name in ("confusion_matrix", "predictions")))
             self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
@@ -228,21 +202,21 @@ class Trainer:
         count = len(batch.targets)
         everyones = count
         if self.accelerator.num_processes > 1:
-            everyones = int(processes.total(self.accelerator, torch.tensor(count, device=self.device)))
+            everyones = int(distributed.total(self.accelerator, torch.tensor(count, device=self.device)))
         self.state.step += 1
         if not everyones:
             return False, False
         torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
         images, targets, labels = self._on_device(batch)
         buffers = [buffer.clone() for buffer in self._buffers]
-        lr = learning_rate(step, settings, self.steps_per_epoch)
+        lr = settings.learning_rate(step, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
         sums = gradients.backward(self.accelerator, self.model, settings, (images, targets, labels), count, everyones)
         norm = gradients.norm(self.accelerator, self._parameters, settings.optimizer.clip_norm)
         if save_asked := signals.save:
             signals.save = False  # now, so that a signal during this step counts in the next
         flags = torch.tensor([count, signals.received is not None, save_asked], device=self.device)
-        numbers = processes.total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
+        numbers = distributed.total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
         # The one time in a step that the device is waited for, where there is one process.
         loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.float()[None]]).tolist()
         if math.isfinite(norm_value) and math.isfinite(loss_sum):
@@ -309,7 +283,7 @@ class Trainer:
         epoch = state.step // self.steps_per_epoch
         metrics = {"epoch": epoch, "step": state.step} | state.means()
         self._tick()
-        self._note_unreadable(processes.share_lines(self.accelerator, list(self.unreadable)))
+        self._note_unreadable(distributed.gather_lines(self.accelerator, list(self.unreadable)))
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
             try:
                 report = self._report(self._predict("val", signals))
@@ -321,7 +295,7 @@ class Trainer:
             metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
             if state.best_top1 is None or report.top1 > state.best_top1:
                 state.best_top1, state.best_step = report.top1, state.step
-        metrics["lr"] = learning_rate(state.step - 1, settings, self.steps_per_epoch)
+        metrics["lr"] = settings.learning_rate(state.step - 1, self.steps_per_epoch)
         metrics["images_per_second"] = state.images / max(state.seconds, 1e-9)
         metrics["seconds"] = state.seconds
         state.end_epoch(metrics)
@@ -349,7 +323,7 @@ class Trainer:
             workers=self.settings.data.workers,
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
-            between_batches=processes.stopping_together(self.accelerator, signals, len(source), _EVAL_BATCH),
+            between_batches=stopping_together(self.accelerator, signals, len(source), _EVAL_BATCH),
             accelerator=self.accelerator,
         )
         self.model.train()

@@ -1,17 +1,13 @@
 """Weights into a model, and out into a file: complete, or not at all."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
-from convnext.models.registry import WEIGHTS_SUFFIXES, is_weights_file
 from convnext.weights import released as weights
-
-if TYPE_CHECKING:
-    from convnext.weights.released import Weights
+from convnext.weights.catalogue import SUFFIXES, Weights, find, is_weights_file
 
 
 def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> str | None:
@@ -19,7 +15,7 @@ def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> s
 
     Args:
         model: as built from the settings.
-        settings: resolved; ``weights`` is a released tag, or a file with one of `WEIGHTS_SUFFIXES`.
+        settings: resolved; ``weights`` is a released tag, or a file with one of `convnext.weights.catalogue.SUFFIXES`.
         num_classes: classes of the model.
 
     Returns:
@@ -52,11 +48,11 @@ def official_state(path: Path) -> dict[str, Tensor]:
     return convert(weights.read_foreign(path), to="official")
 
 
-def released(settings: ModelSettings) -> "Weights | None":
+def released(settings: ModelSettings) -> Weights | None:
     """The catalogue's entry of the released weights that the settings name, if they name any."""
     if settings.weights is None or is_weights_file(settings.weights):
         return None
-    return weights.find(settings.name, settings.weights)
+    return find(settings.name, settings.weights)
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, without_head: bool = False) -> None:
@@ -92,8 +88,8 @@ def check_target(path: Path) -> None:
     Raises:
         SettingsError: it exists, has another suffix, or its folder is not there.
     """
-    if path.suffix not in WEIGHTS_SUFFIXES:
-        raise SettingsError(f"{path}: a weights file ends in {', '.join(WEIGHTS_SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise SettingsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
     if path.exists():
         raise SettingsError(f"{path} exists already: choose a new name")
     if not path.parent.is_dir():

@@ -1,151 +1,18 @@
-"""The weights that the authors released, and checkpoints made by others, opened so that they cannot run code.
-
-Top-1 is what the authors published, not what was measured here.
-"""
+"""Released weights fetched and fitted to a model, and checkpoints of others, opened so that they cannot run code."""
 
 import argparse
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from convnext.errors import CheckpointError, SettingsError, did_you_mean
+from convnext.errors import CheckpointError
 from convnext.storage.downloads import cache_folder, download
+from convnext.weights.catalogue import Weights, find
 from convnext.weights.layouts import convert, unwrap
-
-_HOST = "https://dl.fbaipublicfiles.com/convnext/"
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A released checkpoint, trained on ImageNet.
-
-    Attributes:
-        url: where it is.
-        classes: size of its classifier: the 1,000 classes of ImageNet-1k or the 21,841 of ImageNet-22k.
-        image_size: side of the images of the last training, in pixels.
-        top1: published by the authors, in percent, on the validation images of ImageNet-1k at ``image_size``; None for
-            classifiers of ImageNet-22k.
-        licence: SPDX identifier. CC-BY-NC-4.0 forbids commercial use.
-        sha256: checksum, or its first digits; None where the authors published none.
-        mean: channel means that the images were normalised with, on a scale of 0 to 1.
-        std: channel standard deviations on that scale.
-    """
-
-    url: str
-    classes: int
-    image_size: int
-    top1: float | None
-    licence: str
-    sha256: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    @property
-    def center_crop(self) -> float:
-        """Share of the resized shorter side that is kept: 224 of 256 pixels, and from 384 pixels on all of it.
-
-        From 384 pixels on the authors stretched the whole image to a square, which differs from a central crop where
-        the image is not square: top-1 measured with a crop may differ a little from the published one.
-        """
-        return 0.875 if self.image_size < 384 else 1.0
-
-
-def _v1(file: str, top1: float | None, image_size: int = 224) -> Weights:
-    return Weights(f"{_HOST}convnext_{file}.pth", 1000 if top1 else 21841, image_size, top1, "MIT")
-
-
-def _v2(file: str, top1: float, image_size: int = 224) -> Weights:
-    return Weights(f"{_HOST}convnextv2/{file}_{image_size}_ema.pt", 1000, image_size, top1, "CC-BY-NC-4.0")
-
-
-# Source: the tables of results in the README files of facebookresearch/ConvNeXt and facebookresearch/ConvNeXt-V2.
-WEIGHTS: dict[str, dict[str, Weights]] = {
-    "convnext_tiny": {
-        "in1k": _v1("tiny_1k_224_ema", 82.1),
-        "in22k": _v1("tiny_22k_224", None),
-        "in22k_ft_in1k": _v1("tiny_22k_1k_224", 82.9),
-        "in22k_ft_in1k_384": _v1("tiny_22k_1k_384", 84.1, 384),
-    },
-    "convnext_small": {
-        "in1k": _v1("small_1k_224_ema", 83.1),
-        "in22k": _v1("small_22k_224", None),
-        "in22k_ft_in1k": _v1("small_22k_1k_224", 84.6),
-        "in22k_ft_in1k_384": _v1("small_22k_1k_384", 85.8, 384),
-    },
-    "convnext_base": {
-        "in1k": _v1("base_1k_224_ema", 83.8),
-        "in1k_384": _v1("base_1k_384", 85.1, 384),
-        "in22k": _v1("base_22k_224", None),
-        "in22k_ft_in1k": _v1("base_22k_1k_224", 85.8),
-        "in22k_ft_in1k_384": _v1("base_22k_1k_384", 86.8, 384),
-    },
-    "convnext_large": {
-        "in1k": _v1("large_1k_224_ema", 84.3),
-        "in1k_384": _v1("large_1k_384", 85.5, 384),
-        "in22k": _v1("large_22k_224", None),
-        "in22k_ft_in1k": _v1("large_22k_1k_224", 86.6),
-        "in22k_ft_in1k_384": _v1("large_22k_1k_384", 87.5, 384),
-    },
-    "convnext_xlarge": {
-        "in22k": _v1("xlarge_22k_224", None),
-        "in22k_ft_in1k": _v1("xlarge_22k_1k_224_ema", 87.0),
-        "in22k_ft_in1k_384": _v1("xlarge_22k_1k_384_ema", 87.8, 384),
-    },
-    "convnext_isotropic_small": {"in1k": _v1("iso_small_1k_224_ema", 78.7)},
-    "convnext_isotropic_base": {"in1k": _v1("iso_base_1k_224_ema", 82.0)},
-    "convnext_isotropic_large": {"in1k": _v1("iso_large_1k_224_ema", 82.6)},
-    "convnextv2_atto": {"fcmae_ft_in1k": _v2("im1k/convnextv2_atto_1k", 76.7)},
-    "convnextv2_femto": {"fcmae_ft_in1k": _v2("im1k/convnextv2_femto_1k", 78.5)},
-    "convnextv2_pico": {"fcmae_ft_in1k": _v2("im1k/convnextv2_pico_1k", 80.3)},
-    "convnextv2_nano": {
-        "fcmae_ft_in1k": _v2("im1k/convnextv2_nano_1k", 81.9),
-        "in22k_ft_in1k": _v2("im22k/convnextv2_nano_22k", 82.1),
-        "in22k_ft_in1k_384": _v2("im22k/convnextv2_nano_22k", 83.4, 384),
-    },
-    "convnextv2_tiny": {
-        "fcmae_ft_in1k": _v2("im1k/convnextv2_tiny_1k", 83.0),
-        "in22k_ft_in1k": _v2("im22k/convnextv2_tiny_22k", 83.9),
-        "in22k_ft_in1k_384": _v2("im22k/convnextv2_tiny_22k", 85.1, 384),
-    },
-    "convnextv2_base": {
-        "fcmae_ft_in1k": _v2("im1k/convnextv2_base_1k", 84.9),
-        "in22k_ft_in1k": _v2("im22k/convnextv2_base_22k", 86.8),
-        "in22k_ft_in1k_384": _v2("im22k/convnextv2_base_22k", 87.7, 384),
-    },
-    "convnextv2_large": {
-        "fcmae_ft_in1k": _v2("im1k/convnextv2_large_1k", 85.8),
-        "in22k_ft_in1k": _v2("im22k/convnextv2_large_22k", 87.3),
-        "in22k_ft_in1k_384": _v2("im22k/convnextv2_large_22k", 88.2, 384),
-    },
-    "convnextv2_huge": {
-        "fcmae_ft_in1k": _v2("im1k/convnextv2_huge_1k", 86.3),
-        "in22k_ft_in1k_384": _v2("im22k/convnextv2_huge_22k", 88.7, 384),
-        "in22k_ft_in1k_512": _v2("im22k/convnextv2_huge_22k", 88.9, 512),
-    },
-}
-
-
-def find(name: str, tag: str) -> Weights:
-    """The weights released for a model.
-
-    Args:
-        name: the model, as in `convnext.models.registry.VARIANTS`.
-        tag: the training: ``in1k``; ``in22k``, pre-training alone; ``in22k_ft_in1k``, fine-tuned after it;
-            ``fcmae_ft_in1k`` (V2), fine-tuned after masked autoencoding. At the end, the side in pixels if not 224.
-
-    Raises:
-        SettingsError: none were released under that name and tag.
-    """
-    if name not in WEIGHTS:
-        raise SettingsError(f"no weights were released for a model {name!r}: {did_you_mean(name, WEIGHTS)}")
-    if tag not in WEIGHTS[name]:
-        raise SettingsError(f"{name} has no released weights {tag!r}: {did_you_mean(tag, WEIGHTS[name])}")
-    return WEIGHTS[name][tag]
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.datasets.catalogue import DATASETS
 from convnext.data.datasets.load import load_splits
 from convnext.data.sources import ImageSource
-from tests import dataset_archives as small
-from tests.loopback import Server
+from tests.support import dataset_archives as small
+from tests.support.loopback import Server
 
 Serve = Callable[[str], Server]
 

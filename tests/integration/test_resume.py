@@ -18,7 +18,7 @@ import pytest
 
 from convnext.runs import checkpoint
 from convnext.runs.folder import read_metrics
-from tests.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, result, run, steps
+from tests.support.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, result, run, steps
 
 MUON_BF16 = ("--optimizer.name", "muon", "--precision", "bf16")
 RUN = Path("runs") / "digits"

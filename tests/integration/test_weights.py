@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 import convnext
 from convnext.cli import main
 from convnext.storage.files import digest
-from convnext.weights import released as weights
-from tests.loopback import Server
+from convnext.weights import catalogue
+from convnext.weights import released as released_weights
+from tests.support.loopback import Server
 
 NAME, TAG = "convnextv2_atto", "fcmae_ft_in1k"
 
@@ -39,8 +40,8 @@ def server(model: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = BytesIO()
     torch.save({"model": model.state_dict()}, file)
     server = Server(file.getvalue())
-    released = replace(weights.find(NAME, TAG), url=server.url)
-    monkeypatch.setitem(weights.WEIGHTS, NAME, {TAG: released})
+    released = replace(catalogue.find(NAME, TAG), url=server.url)
+    monkeypatch.setitem(catalogue.WEIGHTS, NAME, {TAG: released})
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -75,7 +76,7 @@ def test_predict_with_released_weights(
     with torch.inference_mode():
         expected = model(((pixels - mean) / std)[None]).softmax(1)[0].topk(3)
     assert [p["probability"] for p in predictions] == pytest.approx(expected.values.tolist(), rel=1e-3)
-    assert predictions[0]["class"] == weights.imagenet_classes()[expected.indices[0]]
+    assert predictions[0]["class"] == released_weights.imagenet_classes()[expected.indices[0]]
 
     requests = len(server.requests)
     assert main(["predict", f"{NAME}:{TAG}", str(picture)]) == 0
@@ -125,8 +126,8 @@ def test_failed_downloads_are_one_line(
     elif fault == "cut":
         server.cuts = 100
     elif fault == "checksum":
-        released = replace(weights.find(NAME, TAG), sha256="0" * 64)
-        monkeypatch.setitem(weights.WEIGHTS, NAME, {TAG: released})
+        released = replace(catalogue.find(NAME, TAG), sha256="0" * 64)
+        monkeypatch.setitem(catalogue.WEIGHTS, NAME, {TAG: released})
     else:
         server.shutdown()
         server.server_close()

@@ -1,8 +1,9 @@
 """WebDataset shards, here or on a web server, as a source by index: ``wds:/data/{train,val}-{000..099}.tar``.
 
 An index (`convnext.data.datasets.shard_files`) says where each image lies, so that any one is read by itself, and a
-run goes on in the middle of an epoch. Shards from the web are fetched whole, and kept while there is room: training reads whole
-shards, a few at a time (`ImageSource.groups`), so data larger than the disk passes through it once an epoch.
+run goes on in the middle of an epoch. Shards from the web are fetched whole, and kept while there is room: training
+reads whole shards, a few at a time (`ImageSource.groups`), so data larger than the disk passes through it once an
+epoch.
 """
 
 import os

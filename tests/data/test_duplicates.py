@@ -14,7 +14,7 @@ from convnext.data.audit.duplicates import find_copies
 from convnext.data.audit.signatures import READING, alike, same_in_detail, signature
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
-from tests.photographs import SIDE, patches
+from tests.support.photographs import SIDE, patches
 
 
 def saved(image: Image.Image, kind: str, **options: int) -> Image.Image:

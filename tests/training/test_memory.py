@@ -17,7 +17,7 @@ import convnext
 from convnext import create_model, recipe
 from convnext.training.faults import no_memory
 from convnext.training.memory import available, parts_that_fit
-from tests.killing import TINY, Started, last_line, result
+from tests.support.killing import TINY, Started, last_line, result
 
 
 def limit_memory(megabytes: int) -> None:

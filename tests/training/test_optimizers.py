@@ -10,7 +10,6 @@ from convnext.training.optimizers import (
     average_weights,
     configure,
     ema_decay,
-    learning_rate,
     make_optimizers,
     set_learning_rate,
 )
@@ -34,7 +33,7 @@ def test_schedule_warms_up_and_follows_the_cosine() -> None:
     settings = recipe(
         "digits", epochs=10, **{"optimizer.lr": 1e-3, "optimizer.warmup_epochs": 2, "optimizer.min_lr": 1e-5}
     )
-    rates = [learning_rate(step, settings, steps_per_epoch=5) for step in range(51)]
+    rates = [settings.learning_rate(step, steps_per_epoch=5) for step in range(51)]
     assert rates[0] == pytest.approx(1e-4)
     assert rates[9] == rates[10] == pytest.approx(1e-3)
     assert rates[30] == pytest.approx((1e-3 + 1e-5) / 2)
@@ -44,7 +43,7 @@ def test_schedule_warms_up_and_follows_the_cosine() -> None:
 
 def test_a_short_run_has_a_short_warm_up() -> None:
     settings = recipe("digits", epochs=2, **{"optimizer.warmup_epochs": 20})
-    rates = [learning_rate(step, settings, steps_per_epoch=10) for step in range(20)]
+    rates = [settings.learning_rate(step, steps_per_epoch=10) for step in range(20)]
     assert rates.index(max(rates)) == 4
     assert settings.warmup_epochs == 0.5
 
@@ -72,7 +71,7 @@ def test_other_schedules(schedule: str) -> None:
         "optimizer.schedule": schedule,
     }
     settings = recipe("digits", epochs=10, **changes)
-    rates = [learning_rate(step, settings, steps_per_epoch=5) for step in (9, 10, 30, 49)]
+    rates = [settings.learning_rate(step, steps_per_epoch=5) for step in (9, 10, 30, 49)]
     assert rates == pytest.approx({"linear": [1e-3, 1e-3, 5e-4, 2.5e-5], "constant": [1e-3] * 4}[schedule])
 
 

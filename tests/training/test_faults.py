@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from convnext.runs import checkpoint
 from convnext.runs.folder import read_metrics
-from tests.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, last_line, result, run, steps
+from tests.support.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, last_line, result, run, steps
 
 RUN = Path("runs") / "digits"
 

@@ -19,7 +19,7 @@ import pytest
 
 from convnext.errors import DataError
 from convnext.storage.archives import gunzip, inside, unpack, unpack_classes, verify
-from tests.dataset_archives import tar, zipped
+from tests.support.dataset_archives import tar, zipped
 
 FILES = {f"set/{part}/{number}.txt": f"{part} {number}".encode() * 100 for part in "abc" for number in range(4)}
 

@@ -16,7 +16,18 @@ from convnext.data.datasets.load import export_folder
 from convnext.data.datasets.webdataset import ShardSource, expand, hold_out
 from convnext.data.loading.loader import TrainSampler
 from convnext.errors import DataError
-from tests.digit_shards import DIGITS, LABELS, PATTERN, TRAIN, png, refused, sample, splits_of, write, write_digits
+from tests.support.digit_shards import (
+    DIGITS,
+    LABELS,
+    PATTERN,
+    TRAIN,
+    png,
+    refused,
+    sample,
+    splits_of,
+    write,
+    write_digits,
+)
 
 
 @pytest.fixture(scope="module")

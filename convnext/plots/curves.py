@@ -1,4 +1,4 @@
-"""The run's pictures."""
+"""Curves over the epochs: loss and accuracy of runs, and the learning rate."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,40 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convnext.config import RunSettings
-from convnext.data.sources import ImageSource
 from convnext.data.transforms import sizes_by_epoch
-from convnext.errors import UserError
-from convnext.evaluation.metrics import confusion
-from convnext.storage.files import writing
-from convnext.training.optimizers import learning_rate
+from convnext.plots.style import BLUE, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from convnext.evaluation.evaluator import Predictions
-
-BLUE, ORANGE, RED = "#1f6fb4", "#e07b22", "#b3261e"
 _POINTS = 2000  # of a learning rate's curve: as many as a picture can show
-
-
-def new_figure(**options: Any) -> "Figure":
-    """A figure without a display; the options are matplotlib's."""
-    from matplotlib.figure import Figure  # without pyplot, which has global state
-
-    return Figure(layout="constrained", **options)
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG, whole or not at all.
-
-    Raises:
-        UserError: its folder is not there.
-    """
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: folder {path.parent} is not there: make it first")
-    with writing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -54,8 +28,8 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     figure, panels = _loss_and_accuracy()
     figure.suptitle(title, parse_math=False)
     for name, axes in panels.items():
-        for part, color in (("train", BLUE), ("val", ORANGE)):
-            _draw_curve(axes, history, f"{part}_{name}", color=color, label=part)
+        for split, color in (("train", BLUE), ("val", ORANGE)):
+            _draw_curve(axes, history, f"{split}_{name}", color=color, label=split)
         axes.legend()
     save_figure(figure, path)
 
@@ -110,7 +84,7 @@ def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
         path: PNG to write.
     """
     steps = np.unique(np.linspace(0, settings.epochs * steps_per_epoch - 1, _POINTS).round()).astype(int).tolist()
-    rates = [learning_rate(step, settings, steps_per_epoch) for step in steps]
+    rates = [settings.learning_rate(step, steps_per_epoch) for step in steps]
     figure = new_figure(figsize=(8, 4))
     figure.suptitle(settings.name, parse_math=False)
     axes = figure.subplots()
@@ -124,47 +98,4 @@ def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
         beside = axes.twinx()
         beside.stairs(sizes, range(settings.epochs + 1), baseline=None, color=ORANGE)
         beside.set_ylabel("side of the training images, px", color=ORANGE)
-    save_figure(figure, path)
-
-
-def confusion_matrix(predictions: "Predictions", classes: Sequence[str], path: Path) -> None:
-    """Counts by true and predicted class, coloured by the share of the true class."""
-    counts = confusion(predictions.logits, predictions.targets).numpy()
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = float(np.clip(0.5 * len(classes) + 2, 5, 24))
-    figure = new_figure(figsize=(side, side))
-    axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{np.trace(counts):,} of {counts.sum():,} right")
-    if len(classes) <= 60:
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=90, parse_math=False)
-        axes.set_yticks(ticks, classes, parse_math=False)
-    if len(classes) <= 30:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                color = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    save_figure(figure, path)
-
-
-def prediction_grid(
-    predictions: "Predictions", source: ImageSource, classes: Sequence[str], path: Path, count: int = 32
-) -> None:
-    """Images spread evenly over the split, each with its predicted class, and the true one where that is another."""
-    shown = np.linspace(0, len(predictions.targets) - 1, min(count, len(predictions.targets))).astype(int)
-    probabilities = predictions.logits.softmax(1)
-    columns = 8
-    rows = -(-len(shown) // columns)
-    figure = new_figure(figsize=(columns * 1.6, rows * 1.9))
-    for axes, index in zip(figure.subplots(rows, columns, squeeze=False).flat, shown, strict=False):
-        image = source.load(int(predictions.indices[index]))
-        axes.imshow(image, cmap="gray" if image.mode == "L" else None)
-        guess, truth = int(probabilities[index].argmax()), int(predictions.targets[index])
-        label = f"{classes[guess]}: {100 * probabilities[index, guess]:.0f} %"
-        wrong = guess != truth
-        text = f"{label}\nis {classes[truth]}" if wrong else label
-        axes.set_title(text, fontsize=8, color=RED if wrong else "black", parse_math=False)
-    for axes in figure.axes:
-        axes.axis("off")
     save_figure(figure, path)

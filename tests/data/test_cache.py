@@ -19,7 +19,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 from convnext.data.transforms import EvalTransform, TrainTransform
-from tests.caching import FORK, SIDE, Where, both, forked, make_images, opened, same_pixels
+from tests.support.caching import FORK, SIDE, Where, both, forked, make_images, opened, same_pixels
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def test_feature_pyramid_levels() -> None:
 
 
 def test_the_detection_example_trains() -> None:
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "detection.py"))
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "detection.py"))
     losses = example["main"]("convnext_atto", 64)
     assert len(losses) == 5
     assert all(math.isfinite(loss) for loss in losses.values())

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.commands.datasets_check import check_command
+from convnext.commands.datasets_check import main as check_command
 from convnext.config import DataSettings
 from convnext.data.audit.check import Findings, Group, Item, check
 from convnext.data.datasets.load import load_splits
@@ -19,7 +19,7 @@ from convnext.data.images import Raw
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.errors import DataError, SettingsError
-from tests.photographs import SIDE, patches
+from tests.support.photographs import SIDE, patches
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from convnext.runs.folder import folders, read_metrics
 from convnext.storage.files import locked
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.trainer import Trainer
-from tests.killing import result
+from tests.support.killing import result
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

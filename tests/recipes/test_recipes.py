@@ -18,7 +18,7 @@ from convnext.data.datasets.catalogue import DATASETS
 from convnext.models import registry
 from convnext.models.summary import count_gmacs, count_parameters
 from convnext.recipes.common.cost import cost
-from convnext.weights.released import find
+from convnext.weights.catalogue import find
 
 PUBLISHED = {
     "imagenette160-tiny": ({"convnext_tiny": 83.389}, "top-1"),

@@ -19,7 +19,7 @@ from convnext.data.splits import Splits
 from convnext.data.transforms import TrainTransform
 from convnext.errors import DataError
 from convnext.storage.downloads import DownloadError
-from tests.digit_shards import (
+from tests.support.digit_shards import (
     DIGITS,
     PATTERN,
     TRAIN,

@@ -16,7 +16,15 @@ from torch.nn.modules.module import register_module_forward_hook
 from convnext import kernels
 from convnext.kernels import build
 from convnext.models.convnext import Block
-from tests.kernel_cases import block_and_input, errors, gradients, results, run_block, small_model, without_kernels
+from tests.support.kernel_cases import (
+    block_and_input,
+    errors,
+    gradients,
+    results,
+    run_block,
+    small_model,
+    without_kernels,
+)
 
 AUTOCAST = {"fp32": False, "bf16": True}
 

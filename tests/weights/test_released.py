@@ -24,8 +24,9 @@ from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.models.registry import VARIANTS
 from convnext.storage.downloads import DownloadError, cache_folder, download
 from convnext.weights import released as weights
-from convnext.weights.released import WEIGHTS, Weights, adapt_input_channels, find, load_released, read_foreign
-from tests.loopback import NAME, Server
+from convnext.weights.catalogue import WEIGHTS, Weights, find
+from convnext.weights.released import adapt_input_channels, load_released, read_foreign
+from tests.support.loopback import NAME, Server
 
 
 def small_model(num_classes: int = 1000, in_channels: int = 3) -> nn.Module:

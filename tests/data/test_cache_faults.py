@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from convnext.data.cache.source import CacheError, open_cache
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
-from tests.caching import SIDE, Where, both, forked, make_images, opened, part_of, same_pixels
+from tests.support.caching import SIDE, Where, both, forked, make_images, opened, part_of, same_pixels
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from convnext.data.datasets.listing import human_names
 from convnext.data.datasets.load import _LOADERS, load_splits
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
-from tests import dataset_archives as small
+from tests.support import dataset_archives as small
 
 
 def test_every_set_has_its_facts() -> None:

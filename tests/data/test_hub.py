@@ -24,7 +24,7 @@ from convnext.data.loading.loader import AugmentedImages, Batch, TrainSampler, b
 from convnext.data.splits import Splits
 from convnext.data.transforms import TrainTransform
 from convnext.errors import UserError
-from tests.digit_shards import DIGITS, LABELS, png
+from tests.support.digit_shards import DIGITS, LABELS, png
 
 NAMES = ["nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 CLASSES = datasets.ClassLabel(names=NAMES)
