@@ -40,7 +40,7 @@ from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.progress import Display
-from convnext.training.resolve import cached, resolve
+from convnext.training.resolve import cached, resolve_settings
 from convnext.training.trainer import Trainer
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -100,7 +100,7 @@ def model_of(entry: str) -> Iterator[None]:
 def seconds_an_epoch(settings: RunSettings) -> float:
     """CPU time of one at the full size, by some steps on the data."""
     accelerator = make_accelerator(settings)
-    settings, splits = resolve(settings, load_splits(settings.data), accelerator)
+    settings, splits = resolve_settings(settings, load_splits(settings.data), accelerator)
     trainer = Trainer(settings, cached(splits, settings.data, True), accelerator)
     trainer.display = Display(trainer.total_steps, 0, shown=False)
     trainer.folder = settings.output

@@ -39,7 +39,7 @@ from convnext.models import registry
 from convnext.training.interruption import StopSignals
 from convnext.training.optimizers import make_optimizers
 from convnext.training.progress import Display
-from convnext.training.resolve import resolve
+from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 
 CLASSES = 10
@@ -59,7 +59,7 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
     changes |= {"data": {"image_size": options.size, "start_size": None}, "augment": {"cutmix": 0.0}}
     settings = recipe("cifar10", **changes, model=model)
     accelerator = make_accelerator(settings)
-    settings, splits = resolve(settings, splits, accelerator)
+    settings, splits = resolve_settings(settings, splits, accelerator)
     trainer = Trainer(settings, splits, accelerator)
     trainer.display = Display(trainer.total_steps, 0, shown=False)
     trainer.folder = Path(tempfile.gettempdir())

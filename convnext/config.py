@@ -90,7 +90,7 @@ class ModelSettings(Settings):
     """Kernel size and stride of the stem in pixels: 4 in the paper, 1 or 2 for images below 100 px."""
     kernel_size: Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)] | None = None
     """Side of the depthwise kernels; odd."""
-    expansion: Annotated[int, Field(ge=1, le=16)] | None = None
+    mlp_ratio: Annotated[int, Field(ge=1, le=16)] | None = None
     """Width of a block's hidden layer as a multiple of its channels."""
     in_channels: Positive | None = None
     """Channels of the images; None takes the data set's (3 colour, 1 grey)."""
@@ -155,7 +155,7 @@ class DataSettings(Settings):
     """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep the decoded images in one file, shared by all workers and processes, in memory or on disk."""
-    cache_side: Positive = 384
+    cache_image_size: Positive = 384
     """Shorter side in pixels at which the cache keeps images that are larger."""
     exclude: Path | None = None
     """File with a path a line, relative to root, of images to leave out; `convnext datasets check --fix` writes it."""
@@ -192,7 +192,7 @@ class AugmentSettings(Settings):
     """Operations per image of RandAugment."""
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """Strength of RandAugment's operations."""
-    erasing: Probability = 0.0
+    random_erasing: Probability = 0.0
     """Probability that a random rectangle is painted in the data set's mean colour."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of Mixup; 0 for none."""
@@ -254,9 +254,9 @@ class RunSettings(Settings):
     epochs: Positive = 300
     """Passes over the training set."""
     batch_size: Positive = 4096
-    """Images of one optimizer step, over all processes and accumulated parts; `auto` is short for --accumulate auto."""
-    accumulate: Positive | Literal["auto"] = 1
-    """Parts into which each batch is split to save memory, at the same gradient; auto: as few as fit into it."""
+    """Images of an optimizer step, over all processes and micro-batches; `auto`: --gradient-accumulation auto."""
+    gradient_accumulation: Positive | Literal["auto"] = 1
+    """Micro-batches of each batch, which save memory at the same gradient; auto: as few as fit into it."""
     label_smoothing: Fraction = 0.1
     """Share of each target spread evenly over all classes."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -296,8 +296,11 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> "RunSettings":
-        if self.accumulate != "auto" and self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate: {self.accumulate} parts of a batch of {self.batch_size} would be empty")
+        if self.gradient_accumulation != "auto" and self.gradient_accumulation > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation: {self.gradient_accumulation} micro-batches of a batch of {self.batch_size} "
+                f"would be empty"
+            )
         return self
 
     @property

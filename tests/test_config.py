@@ -43,7 +43,7 @@ def test_changes_by_name() -> None:
         ({"modle.dims": (1,)}, "no group of settings is called modle: did you mean model"),
         ({"model.dims": (8,)}, "one entry a stage each: got 3 depths .* and 1 dims"),
         ({"data.val_fraction": 1.0}, r"data\.val_fraction: input should be less than 1"),
-        ({"accumulate": 65}, "65 parts of a batch of 64 would be empty"),
+        ({"gradient_accumulation": 65}, "65 micro-batches of a batch of 64 would be empty"),
         ({"name": "a/b"}, "name: must be a plain folder name"),
     ],
 )

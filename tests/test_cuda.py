@@ -27,7 +27,7 @@ from convnext.devices import make_accelerator, pick_device, pick_precision
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import parts_that_fit
-from convnext.training.resolve import resolve
+from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 from tests.support.killing import result
 
@@ -37,9 +37,9 @@ DEVICE = "cuda"
 STEPS = 10  # of an epoch of `tiny`
 RANDOM = {
     "ema_decay": 0.9,
-    "accumulate": 2,
+    "gradient_accumulation": 2,
     "model.stochastic_depth": 0.2,
-    "augment": {"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "erasing": 0.25},
+    "augment": {"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "random_erasing": 0.25},
 }
 
 
@@ -85,7 +85,7 @@ class Recorded(Trainer):
 def prepared(settings: convnext.RunSettings) -> Recorded:
     """A run that has not begun."""
     accelerator = make_accelerator(settings)
-    resolved, splits = resolve(settings, load_splits(settings.data), accelerator)
+    resolved, splits = resolve_settings(settings, load_splits(settings.data), accelerator)
     return Recorded(resolved, splits, accelerator)
 
 
@@ -205,14 +205,14 @@ def test_channels_last_is_a_matter_of_memory_alone(small_folder: Path, tmp_path:
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_compiled_step_computes_the_same(parts: int, tmp_path: Path) -> None:
-    eager, compiled = (losses(tmp_path / str(on), compile=on, accumulate=parts) for on in (False, True))
+    eager, compiled = (losses(tmp_path / str(on), compile=on, gradient_accumulation=parts) for on in (False, True))
     assert len(compiled) == STEPS
     assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 @pytest.mark.usefixtures("exact")
 def test_the_gpu_computes_what_the_cpu_does(tmp_path: Path) -> None:
-    mixed = {"augment": RANDOM["augment"], "accumulate": 2}  # drawn on the CPU for any device
+    mixed = {"augment": RANDOM["augment"], "gradient_accumulation": 2}  # drawn on the CPU for any device
     on_cpu, on_gpu = (losses(tmp_path / device, device=device, **mixed) for device in ("cpu", DEVICE))
     assert len(on_gpu) == STEPS
     assert on_gpu == pytest.approx(on_cpu, rel=1e-3)

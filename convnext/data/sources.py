@@ -49,7 +49,7 @@ class ImageSource(ABC):
         """
 
     @abstractmethod
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """What to call the image in a report: its path, or its number."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class ImageSource(ABC):
 
     def picture(self, index: int) -> Picture:
         """The image, not decoded yet."""
-        return Picture(self.raw(index), self.channels, self.label(index))
+        return Picture(self.raw(index), self.channels, self.image_name(index))
 
     def load(self, index: int) -> Image.Image:
         """The image, mode ``RGB`` or ``L``.
@@ -93,7 +93,7 @@ class ArraySource(ImageSource):
         pixels: NDArray[np.uint8] = self.images[index]
         return pixels
 
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The image's number."""
         return f"#{index}"
 
@@ -136,7 +136,7 @@ class FileSource(ImageSource):
         """The file's path."""
         return self.root / os.fsdecode(self.paths[index])
 
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The file's path."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))  # noqa: PTH118  # every picture has one
 
@@ -259,7 +259,7 @@ def statistics(source: ImageSource, limit: int = 1000) -> tuple[tuple[float, ...
         squares += (pixels**2).sum(0)
         count += len(pixels)
     if not count:
-        raise DataError(f"none of the first images can be read, such as {source.label(0)}")
+        raise DataError(f"none of the first images can be read, such as {source.image_name(0)}")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

@@ -32,13 +32,13 @@ class Splits:
     std: tuple[float, ...] = ()
     test_name: str = "test"
 
-    def part(self, name: str) -> ImageSource | None:
+    def split(self, name: str) -> ImageSource | None:
         """The split called ``"train"``, ``"val"`` or ``"test"``."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of the splits there are, by name."""
-        sources = {name: self.part(name) for name in ("train", "val", "test")}
+        sources = {name: self.split(name) for name in ("train", "val", "test")}
         return {name: source.fingerprint() for name, source in sources.items() if source is not None}
 
     @property

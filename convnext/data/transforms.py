@@ -52,7 +52,7 @@ class TrainTransform:
         if settings.color_jitter:
             pillow.append(v2.ColorJitter(*[settings.color_jitter] * 3))
         pillow += _policy(settings, fill)
-        after = [v2.RandomErasing(settings.erasing, value=fill)] if settings.erasing else []
+        after = [v2.RandomErasing(settings.random_erasing, value=fill)] if settings.random_erasing else []
         through_pillow = [v2.ToPILImage(), *pillow, v2.PILToTensor()] if pillow else []
         self.steps = (*before, *through_pillow, *after)
 

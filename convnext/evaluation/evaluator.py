@@ -19,7 +19,7 @@ from convnext.data.sources import ImageSource
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report, confusion
-from convnext.runs import checkpoint
+from convnext.runs import checkpoint as checkpoints
 from convnext.runs.checkpoint import ModelInfo
 from convnext.storage.files import write_text
 
@@ -30,7 +30,7 @@ _SHOWN = 32  # images of a picture of predictions
 
 
 @dataclass(frozen=True)
-class Predictions:
+class SplitLogits:
     """What a model says of a split's images, on the CPU.
 
     Attributes:
@@ -47,7 +47,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict_source(
+def compute_logits(
     model: nn.Module,
     source: ImageSource,
     info: ModelInfo,
@@ -59,7 +59,7 @@ def predict_source(
     autocast: Any = nullcontext,
     between_batches: Callable[[], None] = lambda: None,
     accelerator: "Accelerator | None" = None,
-) -> Predictions:
+) -> SplitLogits:
     """The model's logits for every image of ``source``, in order; where several processes train, each computes a share
     and gets all.
 
@@ -102,7 +102,7 @@ def predict_source(
 
 def _together(
     source: ImageSource, indices: Tensor, logits: Tensor, unreadable: list[str], accelerator: "Accelerator | None"
-) -> Predictions:
+) -> SplitLogits:
     if accelerator is not None:
         from convnext import distributed
 
@@ -110,7 +110,7 @@ def _together(
         unreadable = distributed.gather_lines(accelerator, unreadable)
     if not len(logits):
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
-    return Predictions(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
+    return SplitLogits(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
 
 
 class FlipAverage(nn.Module):
@@ -134,7 +134,7 @@ def evaluate(
     run: str | Path,
     *,
     split: str = "test",
-    which: str = "last",
+    checkpoint: str = "last",
     root: str | Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -146,7 +146,7 @@ def evaluate(
     Args:
         run: the run's folder.
         split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
-        which: checkpoint: ``"last"`` or ``"best"``.
+        checkpoint: ``"last"`` or ``"best"``.
         root: a folder to evaluate on in place of the one trained on: the same data moved, or other images.
         batch_size: images at a time.
         device: as in `convnext.config.RunSettings`.
@@ -162,15 +162,15 @@ def evaluate(
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
     run = Path(run)
-    folder = checkpoint.find(run, which)
-    model, info = checkpoint.load_model(folder)
-    settings: RunSettings = checkpoint.read_json(run / "settings.json", RunSettings)
+    folder = checkpoints.find(run, checkpoint)
+    model, info = checkpoints.load_model(folder)
+    settings: RunSettings = checkpoints.read_json(run / "settings.json", RunSettings)
     data = settings.data if root is None else settings.data.replace(root=Path(root))
     splits = load_splits(data)
     check_classes(info, splits, folder)
     if split not in ("train", "val", "test"):
         raise DataError(f"no split is called {split!r}: choose train, val or test")
-    source = splits.part(split)
+    source = splits.split(split)
     if source is None:
         raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
     same_images = _check_same_images(run, folder, splits, split, root)
@@ -179,9 +179,9 @@ def evaluate(
     model = model.to(chosen).to(memory_format=torch.channels_last)
     if flip:
         model = FlipAverage(model)
-    predictions = predict_source(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
+    predictions = compute_logits(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
     stem = splits.test_name if split == "test" else split
-    stem += "" if which == "last" else f"-{which}"
+    stem += "" if checkpoint == "last" else f"-{checkpoint}"
     stem += "-flip" if flip else ""
     if not same_images:
         stem += f"-on-{data.root.name}" if data.root else "-on-other-images"
@@ -194,7 +194,7 @@ def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root
     Raises:
         DataError: they are not, and nobody said that others are meant: the run's training images may be among them.
     """
-    if splits.fingerprints().get(split) == checkpoint.read_fingerprints(folder).get(split):
+    if splits.fingerprints().get(split) == checkpoints.read_fingerprints(folder).get(split):
         return True
     if root is None:
         raise DataError(
@@ -222,7 +222,7 @@ def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
     )
 
 
-def write_report(run: Path, stem: str, predictions: Predictions, source: ImageSource, info: ModelInfo) -> Report:
+def write_report(run: Path, stem: str, predictions: SplitLogits, source: ImageSource, info: ModelInfo) -> Report:
     """Write ``<stem>_report.json``, ``<stem>_confusion_matrix.png`` and ``<stem>_predictions.png`` into the run."""
     from convnext.plots.predictions import confusion_matrix, prediction_grid
 

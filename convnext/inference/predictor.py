@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convnext.data.images import Picture, read_image, to_mode
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
-from convnext.runs import checkpoint
+from convnext.runs import checkpoint as checkpoints
 from convnext.runs.checkpoint import ModelInfo
 
 ImageLike: TypeAlias = str | Path | BinaryIO | Image.Image
@@ -44,12 +44,12 @@ class Predictor:
         self._normalize = Normalize(info.mean, info.std).to(self.device)
 
     @classmethod
-    def load(cls, run: str | Path, which: str = "last", device: str = "auto") -> "Predictor":
-        """The predictor of a run's checkpoint ``which``, ``"last"`` or ``"best"``, or of released weights.
+    def load(cls, run: str | Path, checkpoint: str = "last", device: str = "auto") -> "Predictor":
+        """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, or of released weights.
 
         Args:
             run: the run's folder, or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
-            which: the run's checkpoint.
+            checkpoint: the run's: ``"last"`` or ``"best"``.
             device: where to compute.
 
         Raises:
@@ -59,7 +59,7 @@ class Predictor:
         name, _, tag = str(run).partition(":")
         if tag and not Path(run).exists():
             return cls(*_released(name, tag), device)
-        return cls(*checkpoint.load_model(checkpoint.find(Path(run), which)), device)
+        return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint)), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` most probable classes of one image, best first.

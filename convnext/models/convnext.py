@@ -78,7 +78,7 @@ class Block(nn.Module):
     Args:
         dim: channels ``C``.
         kernel_size: side of the depthwise kernel, in positions; odd.
-        expansion: width of the hidden layer, as a multiple of ``dim``.
+        mlp_ratio: width of the hidden layer, as a multiple of ``dim``.
         stochastic_depth: probability with which a sample skips the block in training (section 2.1).
         layer_scale: initial value of the per-channel factor ``gamma`` on the residual branch; ``None`` for no factor.
         grn: whether global response normalization follows the GELU (V2).
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self,
         dim: int,
         kernel_size: int = 7,
-        expansion: int = 4,
+        mlp_ratio: int = 4,
         stochastic_depth: float = 0.0,
         layer_scale: float | None = 1e-6,
         grn: bool = False,
@@ -96,10 +96,10 @@ class Block(nn.Module):
         super().__init__()
         self.dwconv = DepthwiseConv2d(dim, kernel_size)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pwconv1 = nn.Linear(dim, expansion * dim)
+        self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
         self.act = nn.GELU()
-        self.grn = GRN(expansion * dim) if grn else nn.Identity()
-        self.pwconv2 = nn.Linear(expansion * dim, dim)
+        self.grn = GRN(mlp_ratio * dim) if grn else nn.Identity()
+        self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = StochasticDepth(stochastic_depth, mode="row")
 
@@ -149,7 +149,7 @@ class ConvNeXt(nn.Module):
         dims: channels of each stage; as many as ``depths``.
         patch_size: kernel size and stride of the stem's convolution (section 2.2).
         kernel_size: side of the depthwise kernels; odd (section 2.5).
-        expansion: width of a block's hidden layer, as a multiple of the stage's channels (section 2.4).
+        mlp_ratio: width of a block's hidden layer, as a multiple of the stage's channels (section 2.4).
         stochastic_depth: skip probability of the last block; those before rise linearly from 0.
         layer_scale: initial value of ``gamma``; ``None`` for no layer scale.
         head_init_scale: factor on the initial weights of the classifier (used by the authors when fine-tuning).
@@ -178,7 +178,7 @@ class ConvNeXt(nn.Module):
         dims: Sequence[int] = (96, 192, 384, 768),
         patch_size: int = 4,
         kernel_size: int = 7,
-        expansion: int = 4,
+        mlp_ratio: int = 4,
         stochastic_depth: float = 0.0,
         layer_scale: float | None = 1e-6,
         head_init_scale: float = 1.0,
@@ -208,7 +208,7 @@ class ConvNeXt(nn.Module):
         last = max(sum(depths) - 1, 1)
         rates = (stochastic_depth * number / last for number in range(sum(depths)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, kernel_size, expansion, next(rates), layer_scale, grn) for _ in range(depth)))
+            nn.Sequential(*(Block(dim, kernel_size, mlp_ratio, next(rates), layer_scale, grn) for _ in range(depth)))
             for depth, dim in zip(depths, dims, strict=True)
         )
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)

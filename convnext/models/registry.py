@@ -52,7 +52,7 @@ class Variant:
     source: str
     patch_size: int = 4
     kernel_size: int = 7
-    expansion: int = 4
+    mlp_ratio: int = 4
     layer_scale: float | None = 1e-6
     grn: bool = False
     stem_norm: bool = True
@@ -153,7 +153,7 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
         dims=settings.dims or variant.dims,
         patch_size=settings.patch_size or variant.patch_size,
         kernel_size=settings.kernel_size or variant.kernel_size,
-        expansion=settings.expansion or variant.expansion,
+        mlp_ratio=settings.mlp_ratio or variant.mlp_ratio,
         in_channels=channels,
         layer_scale=variant.layer_scale if settings.layer_scale == "variant" else settings.layer_scale,
         grn=variant.grn if settings.grn is None else settings.grn,

@@ -5,7 +5,7 @@ initial weights and layer scale are made for 300 epochs; with PyTorch's default 
 faster, and with Muon faster again. Seven tenths of the epochs are at 24 px. What each of these gains is in
 ``docs/research/cifar10.md``.
 
-Reaches 90.17 % test top-1 with 2.18 M parameters in 91 minutes on two cores with AMX (``results/cifar10``).
+Reaches 90.17 % test top-1 with 2.18 M parameters in 91 minutes on two cores with AMX (``results/cifar10/convnext``).
 
 Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision's download; or for images in folders
 ``convnext train cifar10 --data.name folder --data.root DIR``. On a CPU that has AMX add
@@ -39,4 +39,4 @@ SETTINGS = RunSettings(
 )
 BY_MODEL = _small.BY_MODEL
 PUBLISHED = None
-MEASURED = (Measured("90.17 % top-1, 0.902 macro-F1, test", "results/cifar10"),)
+MEASURED = (Measured("90.17 % top-1, 0.902 macro-F1, test", "results/cifar10/convnext"),)

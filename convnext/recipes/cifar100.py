@@ -13,7 +13,7 @@ SETTINGS = _small.SETTINGS.replace(
         "model.stochastic_depth": 0.05,
         "data.name": "cifar100",
         "augment.policy": "trivialaugment",
-        "augment.erasing": 0.1,
+        "augment.random_erasing": 0.1,
         "optimizer.warmup_epochs": 3.0,
     },
 )

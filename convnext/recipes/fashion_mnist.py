@@ -19,7 +19,7 @@ SETTINGS = _small.SETTINGS.replace(
         "data.val_fraction": 0.05,
         "model.overlap": True,
         "augment.crop_padding": 2,
-        "augment.erasing": 0.25,
+        "augment.random_erasing": 0.25,
         "optimizer.name": "muon",
         "optimizer.lr": 4e-3,
         "optimizer.momentum": 0.95,

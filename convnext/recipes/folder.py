@@ -30,7 +30,7 @@ SETTINGS = RunSettings(
     ema_decay=0.999,
     model=ModelSettings(name="convnext_atto", stochastic_depth=0.05, layer_scale=1.0, init="torch"),
     data=DataSettings(name="folder", image_size=128),
-    augment=AugmentSettings(crop_scale=(0.35, 1.0), policy="trivialaugment", erasing=0.1),
+    augment=AugmentSettings(crop_scale=(0.35, 1.0), policy="trivialaugment", random_erasing=0.1),
     optimizer=OptimizerSettings(lr=1e-3, reference_batch_size=64, warmup_epochs=5, clip_norm=1.0),
 )
 PUBLISHED = None
@@ -179,13 +179,13 @@ def _regularisation(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], s
     if settings.model.weights is not None:
         return {"optimizer.lr": 2e-4, "model.stochastic_depth": 0.1}, "released weights change little"
     if settings.data.image_size <= _SMALL:
-        mild = {"augment.crop_scale": (0.6, 1.0), "augment.policy": "none", "augment.erasing": 0.0}
+        mild = {"augment.crop_scale": (0.6, 1.0), "augment.policy": "none", "augment.random_erasing": 0.0}
         return mild | {"model.stochastic_depth": 0.0}, "small images have little that can be spared"
     small = settings.model.name in ("convnext_atto", "convnext_femto")
     changes: dict[str, Any] = {"model.stochastic_depth": 0.05 if small else 0.1}
     if settings.epochs < _LONG:
         return changes, "by the size of the model"
-    changes |= {"augment.erasing": 0.25, "augment.mixup": 0.2, "augment.cutmix": 1.0, "augment.mix_probability": 0.5}
+    changes |= {"augment.random_erasing": 0.25, "augment.mixup": 0.2, "augment.cutmix": 1.0, "augment.mix_probability": 0.5}
     return changes, "every image is seen many times"
 
 

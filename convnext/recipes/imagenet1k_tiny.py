@@ -4,7 +4,7 @@ Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545, section
 torchvision's RandAugment counts magnitudes to 30 and always applies its 2 operations, where the authors' library counts
 to 10, varies the magnitude and applies each of 2 half the time; and erased rectangles have the mean colour, not noise.
 
-Command: ``convnext train imagenet1k-tiny --data.root DIR``, with ``--accumulate 8`` or more on few GPUs: the batch of
+Command: ``convnext train imagenet1k-tiny --data.root DIR``, with ``--gradient-accumulation 8`` or more on few GPUs: the batch of
 4096 is then computed in parts.
 """
 
@@ -27,7 +27,7 @@ SETTINGS = RunSettings(
         policy="randaugment",
         randaugment_ops=2,
         randaugment_magnitude=9,
-        erasing=0.25,
+        random_erasing=0.25,
         mixup=0.8,
         cutmix=1.0,
     ),

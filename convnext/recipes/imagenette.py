@@ -25,7 +25,7 @@ SETTINGS = _small.SETTINGS.replace(
         "augment.crop": "resized",
         "augment.crop_scale": (0.25, 1.0),
         "augment.policy": "trivialaugment",
-        "augment.erasing": 0.1,
+        "augment.random_erasing": 0.1,
         "augment.cutmix": 1.0,
         "augment.mix_probability": 0.5,
         "optimizer.warmup_epochs": 5.0,

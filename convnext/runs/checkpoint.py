@@ -22,7 +22,16 @@ from convnext.storage.files import digest, sync
 if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
     from torch import Tensor, nn
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)  # formats that a run can go on from
+
+# Settings by another name since format 3, wherever a file of format 2 or 1 has them.
+_RENAMED = {
+    "accumulate": "gradient_accumulation",
+    "cache_side": "cache_image_size",
+    "erasing": "random_erasing",
+    "expansion": "mlp_ratio",
+}
 _DIGESTS = "sha256.json"
 
 
@@ -281,9 +290,17 @@ def read_json(path: Path, kind: type[Any]) -> Any:
         CheckpointError: it is missing, damaged, or of another version.
     """
     try:
-        return kind.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
     except (OSError, ValueError, ValidationError, SettingsError) as error:
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def renamed(value: Any) -> Any:
+    """JSON values with the settings in them under today's names; an older format has some under others."""
+    if not isinstance(value, dict):
+        return value
+    return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -294,7 +311,7 @@ def read_state(folder: Path) -> TrainingState:
     """
     path = folder / "training.json"
     found = read_json(path, RootModel[dict[str, Any]]).root.get("format")
-    if found != FORMAT:
+    if found not in READABLE:
         raise CheckpointError(
             f"{folder} has checkpoint format {found}, and this version goes on from format {FORMAT}: its weights can "
             f"be evaluated and used as they are; to train on, use the version that wrote it, or start from them with "

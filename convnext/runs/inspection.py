@@ -124,7 +124,7 @@ def read(path: Path) -> Contents:
     problems: list[str] = []
     info: ModelInfo | None = attempt(lambda: checkpoint.read_json(path / "model.json", ModelInfo), problems)
     raw = attempt(lambda: read_object(path / "training.json"), problems) or {}
-    if raw and raw.get("format") != checkpoint.FORMAT:
+    if raw and raw.get("format") not in checkpoint.READABLE:
         attempt(lambda: checkpoint.read_state(path), problems)  # which says what can still be done with it
     settings = attempt(lambda: _settings(raw, path), problems) if raw else None
     return Contents(
@@ -147,7 +147,7 @@ def _parameters(info: ModelInfo) -> int:
 
 def _settings(raw: dict[str, Any], path: Path) -> RunSettings:
     try:
-        return RunSettings.model_validate(raw["settings"])
+        return RunSettings.model_validate(checkpoint.renamed(raw["settings"]))
     except (KeyError, ValidationError, SettingsError) as error:
         raise CheckpointError(f"cannot read the settings in {path / 'training.json'}: {error}") from None
 

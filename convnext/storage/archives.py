@@ -28,7 +28,7 @@ from convnext.storage.downloads import Bar
 from convnext.storage.files import digest, is_at, sync, writing
 
 # From a member's name to where it goes, below the folder that is made; None leaves it out.
-Place: TypeAlias = Callable[[str], str | None]
+Destination: TypeAlias = Callable[[str], str | None]
 
 _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
 
@@ -58,23 +58,23 @@ def verify(archive: Path, md5: str, progress: bool = True) -> None:
         )
 
 
-def inside(folder: str) -> Place:
-    """The `Place` that takes what lies below one folder of the archive."""
+def inside(folder: str) -> Destination:
+    """The `Destination` that takes what lies below one folder of the archive."""
 
-    def place(name: str) -> str | None:
+    def destination(name: str) -> str | None:
         path = PurePosixPath(name)
         return str(path.relative_to(folder)) if path.is_relative_to(folder) else None
 
-    return place
+    return destination
 
 
-def unpack(archive: Path, target: Path, place: Place, within: str = "", progress: bool = True) -> None:
+def unpack(archive: Path, target: Path, destination: Destination, within: str = "", progress: bool = True) -> None:
     """Make the folder ``target`` of an archive's files; nothing happens where it is there.
 
     Args:
         archive: a zip, or a tar with any compression.
         target: the folder to make.
-        place: which members are taken, and where they go.
+        destination: which members are taken, and where they go.
         within: name of an archive in the archive that is meant instead; empty for none.
         progress: whether to show a bar, on a terminal.
 
@@ -93,7 +93,7 @@ def unpack(archive: Path, target: Path, place: Place, within: str = "", progress
                 if inner is None:
                     raise DamagedArchiveError(f"{archive} has no {within}: it is another archive")
                 members = _members(stack.enter_context(inner.open()), within)
-            if not _write(members, folder, place, report):
+            if not _write(members, folder, destination, report):
                 raise DamagedArchiveError(f"{archive} has none of the files of {target.name}: it is another archive")
 
     with _explained(archive, target):
@@ -246,14 +246,14 @@ def _tar_file(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return file
 
 
-def _write(members: Iterable[_Member], folder: Path, place: Place, report: Callable[[], None]) -> int:
-    """Write the members that have a place; returns their number."""
+def _write(members: Iterable[_Member], folder: Path, destination: Destination, report: Callable[[], None]) -> int:
+    """Write the members that have a destination; returns their number."""
     written = 0
     for member in members:
-        destination = place(member.name)
-        if destination is None:
+        name = destination(member.name)
+        if name is None:
             continue
-        path = PurePosixPath(destination)
+        path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not member.plain:
             raise DamagedArchiveError(
                 f"the archive has {member.name!r}, a link or a path out of its folder: do not use it"

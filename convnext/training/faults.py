@@ -96,7 +96,7 @@ def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
         if no_memory(error):
             raise TrainingError(
                 f"memory ran out: set --checkpoint-activations, with which --resume goes on; or in a new run let "
-                f"--batch-size auto find how much fits, split the batch with --accumulate (now {settings.accumulate}), "
+                f"--batch-size auto find how much fits, split the batch with --gradient-accumulation (now {settings.gradient_accumulation}), "
                 f"or lower batch_size ({settings.batch_size}) or data.image_size ({settings.data.image_size}); "
                 f"{_kept(folder)}"
             ) from error

@@ -19,7 +19,7 @@ def backward(
     count: int,
     everyones: int,
 ) -> Tensor:
-    """Leave the mean gradient over the images of all processes in the parameters, computed in ``accumulate`` parts.
+    """Leave the mean gradient over the images of all processes in the parameters, computed in ``gradient_accumulation`` parts.
 
     Args:
         accelerator: the processes.
@@ -32,8 +32,8 @@ def backward(
     Returns:
         The sum of this process's losses, and the number of its right answers.
     """
-    assert settings.accumulate != "auto"
-    parts = list(zip(*(tensor.chunk(settings.accumulate) for tensor in batch), strict=True))
+    assert settings.gradient_accumulation != "auto"
+    parts = list(zip(*(tensor.chunk(settings.gradient_accumulation) for tensor in batch), strict=True))
     sums = torch.zeros(2, device=accelerator.device)
     for number, (images, targets, labels) in enumerate(parts):
         last = number == len(parts) - 1

@@ -20,18 +20,18 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 
 def settle_parts(settings: RunSettings, model: nn.Module, accelerator: Accelerator) -> RunSettings:
-    """The settings with ``accumulate`` a number, the same on every process.
+    """The settings with ``gradient_accumulation`` a number, the same on every process.
 
     Raises:
         TrainingError: not even one image fits.
     """
-    if settings.accumulate != "auto":
+    if settings.gradient_accumulation != "auto":
         return settings
     channels, side = settings.model.in_channels or 3, settings.data.image_size
     share = -(-settings.batch_size // accelerator.num_processes)
     parts = parts_that_fit(model, (channels, side, side), share, accelerator.device, accelerator.autocast)
     everyones = accelerator.gather(torch.tensor([parts], device=accelerator.device))
-    settled: RunSettings = settings.replace(accumulate=int(everyones.max()))
+    settled: RunSettings = settings.replace(gradient_accumulation=int(everyones.max()))
     return settled
 
 

@@ -29,7 +29,7 @@ def announcement(
     warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
     replaced = where.type == "cpu" and any(isinstance(module, DepthwiseConv2d) for module in model.modules())
     arithmetic = f"{settings.precision} by {kernels.describe()}" if replaced else settings.precision
-    parts = f" in {settings.accumulate} parts" if settings.accumulate != 1 else ""
+    parts = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
     return (
         f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {arithmetic}; "
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "

@@ -12,7 +12,7 @@ from convnext.models import registry
 from convnext.weights.loading import released
 
 
-def resolve(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> tuple[RunSettings, Splits]:
+def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> tuple[RunSettings, Splits]:
     """The settings with every open choice made by the data, the machine and the model's variant, and the splits that
     fit them.
 
@@ -45,7 +45,7 @@ def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
     if data.cache == "none":
         return splits
     sources = [source for source in (splits.train, splits.val, splits.test) if source and not source.in_memory]
-    found = {id(source): open_cache(source, data.cache, data.cache_side, data.workers, progress) for source in sources}
+    found = {id(source): open_cache(source, data.cache, data.cache_image_size, data.workers, progress) for source in sources}
     return replace(
         splits,
         train=found.get(id(splits.train), splits.train),

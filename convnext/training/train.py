@@ -15,7 +15,7 @@ from convnext.runs.folder import folder_to_resume, new_folder, read_metrics
 from convnext.storage.files import locked
 from convnext.training import faults
 from convnext.training.interruption import StopSignals
-from convnext.training.resolve import cached, resolve
+from convnext.training.resolve import cached, resolve_settings
 from convnext.training.trainer import Run, Trainer
 
 
@@ -37,7 +37,7 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
     with distributed.reported_once(accelerator):
         with distributed.first_on_machine(accelerator):  # which downloads what is missing
             splits = load_splits(settings.data)
-        settings, splits = resolve(settings, splits, accelerator)
+        settings, splits = resolve_settings(settings, splits, accelerator)
         with distributed.first_on_machine(accelerator):
             splits = cached(splits, settings.data, accelerator.is_local_main_process)
         trainer = Trainer(settings, splits, accelerator)

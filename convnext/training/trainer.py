@@ -21,7 +21,7 @@ from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
 from convnext.data.splits import Splits
 from convnext.data.transforms import Normalize, batch_mix
-from convnext.evaluation.evaluator import Predictions, check_classes, predict_source, write_report
+from convnext.evaluation.evaluator import SplitLogits, check_classes, compute_logits, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
 from convnext.plots.curves import curves
@@ -129,9 +129,9 @@ class Trainer:
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
-        if self.settings.accumulate == "auto" and (folder / "settings.json").exists():
+        if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
             before: RunSettings = checkpoint.read_json(folder / "settings.json", RunSettings)
-            self.settings = self.settings.replace(accumulate=before.accumulate)
+            self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
         self.settings = self.state.settings = settle_parts(self.settings, self.raw_model, self.accelerator)
         if self.main:
             sweep(folder)
@@ -192,7 +192,7 @@ class Trainer:
         return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
 
     def _train_step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        """One optimizer step: the mean gradient over the images of all processes, in ``accumulate`` parts.
+        """One optimizer step: the mean gradient over the images of all processes, in ``gradient_accumulation`` parts.
 
         Returns:
             Whether any process was asked to stop, and whether one was asked to save.
@@ -308,13 +308,13 @@ class Trainer:
         self.display.resume_clock()
         self._clock = time.perf_counter()
 
-    def _report(self, predictions: Predictions) -> Report:
+    def _report(self, predictions: SplitLogits) -> Report:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
-    def _predict(self, split: str, signals: StopSignals) -> Predictions:
+    def _predict(self, split: str, signals: StopSignals) -> SplitLogits:
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
-        predictions = predict_source(
+        predictions = compute_logits(
             self.average.module if self.average is not None else self.raw_model,
             source,
             self.info,
@@ -365,7 +365,7 @@ class Trainer:
         check_classes(info, self.splits, folder)
         state: TrainingState = checkpoint.read_state(folder)
         checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
-        state.versions = self.state.versions
+        state.format, state.versions = checkpoint.FORMAT, self.state.versions
         self.state = state
         snapshot.restore(folder, self.raw_model, self.average, self.optimizers)
         if self.accelerator.scaler is not None and state.scaler:

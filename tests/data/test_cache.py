@@ -44,7 +44,7 @@ def test_pixels_are_those_of_the_files(source: FileSource, where: Where, channel
     assert 0 < len(kept) < len(source)
     assert all(min(size) == SIDE for size, original in sizes if size != original)
     assert all(cached.load(index).tobytes() == source.load(index).tobytes() for index in kept)
-    assert [cached.label(index) for index in range(40)] == [source.label(index) for index in range(40)]
+    assert [cached.image_name(index) for index in range(40)] == [source.image_name(index) for index in range(40)]
     assert cached.fingerprint() == source.fingerprint()
     assert np.array_equal(cached.targets, source.targets)
 
@@ -55,7 +55,7 @@ def test_a_subset_is_that_of_the_source(source: FileSource) -> None:
     assert same_pixels(subset, original)
     assert subset.fingerprint() == original.fingerprint()
     assert subset.targets.tolist() == original.targets.tolist()
-    assert subset.label(0) == original.label(0)
+    assert subset.image_name(0) == original.image_name(0)
 
 
 def test_training_batches_of_small_images_are_the_same_with_and_without(source: FileSource) -> None:

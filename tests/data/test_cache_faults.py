@@ -82,7 +82,7 @@ def test_a_worker_that_dies_names_the_file_and_leaves_nothing(source: FileSource
     path.unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"a process that reads images died \(pid [\d, ]+\) at ") as error:
         opened(DyingSource(**vars(source)), where, workers=2)
-    assert source.label(30) in str(error.value)
+    assert source.image_name(30) in str(error.value)
     assert "\n" not in str(error.value)
     assert not part_of(path).exists()
     assert not path.exists()
@@ -153,7 +153,7 @@ def test_too_large_a_cache_is_refused_before_it_is_written(source: FileSource, w
     line = str(error.value)
     assert line.startswith(f"cannot cache images in {folder}")
     assert "the images take about 48.6 TB and there is room for" in line
-    assert "lower --data.cache-side (now 9000)" in line
+    assert "lower --data.cache-image-size (now 9000)" in line
     assert ("CONVNEXT_CACHE" if where == "disk" else "--data.cache disk") in line
     assert line.endswith("or use --data.cache none")
     assert "\n" not in line
@@ -163,7 +163,7 @@ def test_too_large_a_cache_is_refused_before_it_is_written(source: FileSource, w
 def test_no_room_in_the_middle_leaves_nothing(source: FileSource, cache_folder: Path) -> None:
     def run() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: the write fails
-        with pytest.raises(CacheError, match=r"file too large; lower --data\.cache-side"):
+        with pytest.raises(CacheError, match=r"file too large; lower --data\.cache-image-size"):
             opened(source, "disk", workers=1)
 
     process = forked(run)

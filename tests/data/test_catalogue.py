@@ -102,7 +102,7 @@ def unpacked(files: dict[str, bytes], root: Path) -> Path:
 
 def labels(source: object) -> set[str]:
     assert isinstance(source, FileSource)
-    return {source.label(index) for index in range(len(source))}
+    return {source.image_name(index) for index in range(len(source))}
 
 
 def test_caltech_is_drawn_by_class_and_always_the_same(tmp_path: Path) -> None:

@@ -69,14 +69,14 @@ def test_images_and_labels_are_the_originals(repository: Path, tmp_path: Path) -
     splits = load_splits(settings(repository, tmp_path))
     assert splits.classes == tuple(NAMES)
     for name, first in (("train", 0), ("val", 200), ("test", 240)):
-        source = splits.part(name)
+        source = splits.split(name)
         assert source is not None
         for index in range(len(source)):
             assert source.raw(index) == png(first + index)
             assert source.targets[index] == LABELS[first + index]
     assert splits.val is not None
     assert list(map(len, (splits.train, splits.val, splits.test))) == [200, 40, 60]
-    assert (splits.test_name, splits.channels, splits.val.label(3)) == ("test", 3, f"{repository}/validation[3]")
+    assert (splits.test_name, splits.channels, splits.val.image_name(3)) == ("test", 3, f"{repository}/validation[3]")
     assert np.asarray(splits.train.load(5)).tolist() == np.stack([DIGITS[5]] * 3, -1).tolist()
     assert splits.mean == pytest.approx([DIGITS[:200].mean() / 255] * 3, abs=1e-4)
     assert splits.train.subset(np.array([4, 2])).raw(1) == png(2)

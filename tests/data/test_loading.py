@@ -60,7 +60,7 @@ def test_folder_with_test(small_folder: Path) -> None:
     assert splits.classes == ("0", "1", "2")
     assert (len(splits.train), len(splits.val), len(splits.test)) == (45, 15, 15)
     assert Counter(splits.val.targets.tolist()) == {0: 5, 1: 5, 2: 5}
-    assert all(splits.test.label(index).startswith(str(small_folder / "test")) for index in range(15))
+    assert all(splits.test.image_name(index).startswith(str(small_folder / "test")) for index in range(15))
     assert splits.test.load(14).mode == "RGB"
 
 
@@ -78,7 +78,7 @@ def test_folder_without_parts_is_split(small_folder: Path, inside_train: bool) -
     root = small_folder if inside_train else small_folder / "train"
     splits = load_splits(DataSettings(root=root, test_fraction=0.25, val_fraction=0.0))
     assert (len(splits.train), splits.val, len(splits.test)) == (45, None, 15)
-    labels = {part.label(index) for part in (splits.train, splits.test) for index in range(len(part))}
+    labels = {part.image_name(index) for part in (splits.train, splits.test) for index in range(len(part))}
     assert len(labels) == 60
 
 
@@ -91,7 +91,7 @@ def test_folder_finds_nested_and_odd_names_and_skips_hidden(small_folder: Path) 
     (small_folder / "train" / ".cache").mkdir()
     splits = load_splits(DataSettings(root=small_folder, val_fraction=0.0))
     assert len(splits.train) == 61
-    assert any(splits.train.label(index).endswith("more images/ümlaut.PNG") for index in range(61))
+    assert any(splits.train.image_name(index).endswith("more images/ümlaut.PNG") for index in range(61))
 
 
 def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None
 
 def drawn(workers: int, start_step: int = 0, seed: int = 3) -> list[Batch]:
     splits = load_splits(digits())
-    augment = AugmentSettings(crop="padding", policy="trivialaugment", erasing=0.5, color_jitter=0.4)
+    augment = AugmentSettings(crop="padding", policy="trivialaugment", random_erasing=0.5, color_jitter=0.4)
     images = AugmentedImages(splits.train, [TrainTransform(augment, 8, splits.mean)] * 2, seed)
     sampler = TrainSampler(len(splits.train), 128, epochs=2, seed=seed, start_step=start_step)
     with batches(images, sampler, workers) as stream:
@@ -195,7 +195,7 @@ def test_evaluation_transform_keeps_the_middle(colour_image: Image.Image) -> Non
 @pytest.mark.parametrize("crop", ["none", "padding", "resized"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_every_augmentation_gives_the_shape(colour_image: Image.Image, policy: str, crop: str, mode: str) -> None:
-    settings = AugmentSettings(crop=crop, policy=policy, color_jitter=0.5, erasing=1.0)
+    settings = AugmentSettings(crop=crop, policy=policy, color_jitter=0.5, random_erasing=1.0)
     channels = 3 if mode == "RGB" else 1
     transform = TrainTransform(settings, 24, (0.5,) * channels)
     torch.manual_seed(0)

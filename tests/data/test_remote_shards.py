@@ -64,8 +64,8 @@ def test_images_and_labels_are_the_originals_here_and_over_http(folder: Path, se
         assert splits.train.groups is not None
         assert splits.train.groups.tolist() == np.repeat(range(TRAIN), 20).tolist()
         assert np.asarray(splits.train.load(7)).tolist() == np.stack([DIGITS[7]] * 3, -1).tolist()
-    assert here.train.label(21) == f"{folder}/digits-train-000001.tar:000021"
-    assert there.train.label(21) == f"{server.url}digits-train-000001.tar:000021"
+    assert here.train.image_name(21) == f"{folder}/digits-train-000001.tar:000021"
+    assert there.train.image_name(21) == f"{server.url}digits-train-000001.tar:000021"
     assert here.fingerprints() == there.fingerprints()
     assert (here.mean, here.std) == (there.mean, there.std)
     assert sorted(server.fetched) == sorted(name for name in server.files if name.endswith(".tar"))

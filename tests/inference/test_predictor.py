@@ -29,7 +29,7 @@ def test_predictions_are_ranked_and_right(digits_run: convnext.Run, digits_image
 
 
 def test_paths_streams_and_pillow_images_are_alike(digits_run: convnext.Run, digits_images: Path) -> None:
-    predictor = convnext.Predictor.load(digits_run.path, which="best")
+    predictor = convnext.Predictor.load(digits_run.path, checkpoint="best")
     path = sorted((digits_images / "test" / "7").iterdir())[0]
     expected = predictor(path)
     assert len(expected) == 5

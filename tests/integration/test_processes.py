@@ -46,7 +46,7 @@ def options(images: Path, output: Path, name: str) -> dict[str, Any]:
         "data.workers": 0,
         "model.depths": (1, 1),
         "model.dims": (8, 16),
-        "augment.erasing": 0.25,
+        "augment.random_erasing": 0.25,
         "optimizer.reference_batch_size": 1,
         "optimizer.clip_norm": 1.0,
     }
@@ -182,7 +182,7 @@ def test_images_that_only_one_process_finds_unreadable(images: Path, tmp_path: P
     shares = [{index for _, index, _ in batch} for batch in batches]
     of_one = set().union(*shares[:3]) & set().union(*shares[3:])  # what the other process sees in neither epoch
     assert any(share <= of_one for share in shares)  # in that step it has nothing to train on
-    spoiled = [Path(source.label(index)) for index in of_one]
+    spoiled = [Path(source.image_name(index)) for index in of_one]
     spoiled.append(next((root / "val" / "1").iterdir()))  # of 3, so it has nothing to evaluate either
     for path in spoiled:
         path.write_bytes(b"no image")

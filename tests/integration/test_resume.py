@@ -211,7 +211,7 @@ def test_checkpoints_by_minutes_of_which_the_newest_are_kept(whole: dict[str, An
 
 def test_settings_that_would_change_the_result_are_refused(stopped: Path) -> None:
     before = (stopped / RUN / "settings.json").read_bytes()
-    changed = ("--seed", "1", "--optimizer.lr", "0.02", "--ema-decay", "0.8", "--accumulate", "1")
+    changed = ("--seed", "1", "--optimizer.lr", "0.02", "--ema-decay", "0.8", "--gradient-accumulation", "1")
     ended = run([*TINY, *changed, "--resume"], stopped)
     assert ended.status == 2
     assert ended.text.count("\n") == 1

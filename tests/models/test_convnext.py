@@ -110,7 +110,7 @@ def test_feature_map_has_the_stride(patch_size: int, side: int) -> None:
 
 def test_free_choices_reach_the_model() -> None:
     model = create_model(
-        "convnext_tiny", 5, depths=(1, 2), dims=(8, 16), kernel_size=3, expansion=2, in_channels=1, layer_scale=None,
+        "convnext_tiny", 5, depths=(1, 2), dims=(8, 16), kernel_size=3, mlp_ratio=2, in_channels=1, layer_scale=None,
         patch_size=2, stochastic_depth=0.3,
     )  # fmt: skip
     blocks = [module for module in model.modules() if isinstance(module, Block)]

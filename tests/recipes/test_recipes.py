@@ -115,7 +115,7 @@ def test_settings_of_the_paper() -> None:
         assert (settings.epochs, settings.batch_size, settings.peak_lr, settings.ema_decay) == (300, 4096, 4e-3, 0.9999)
         optimizer, augment = settings.optimizer, settings.augment
         assert (optimizer.weight_decay, optimizer.warmup_epochs, optimizer.betas) == (0.05, 20, (0.9, 0.999))
-        assert (augment.mixup, augment.cutmix, augment.mix_probability, augment.erasing) == (0.8, 1.0, 1.0, 0.25)
+        assert (augment.mixup, augment.cutmix, augment.mix_probability, augment.random_erasing) == (0.8, 1.0, 1.0, 0.25)
         assert settings.label_smoothing == 0.1
         assert registry.resolve(settings.model).layer_scale == 1e-6
 
@@ -143,7 +143,7 @@ def test_settings_of_the_small_images() -> None:
     assert (settings.epochs, settings.batch_size, settings.data.image_size) == (100, 256, 64)
     assert (settings.peak_lr, settings.optimizer.weight_decay, settings.label_smoothing) == (1e-3, 0.1, 0.1)
     augment = settings.augment
-    assert (augment.mixup, augment.cutmix, augment.mix_probability, augment.erasing) == (0.8, 1.0, 0.4, 0.25)
+    assert (augment.mixup, augment.cutmix, augment.mix_probability, augment.random_erasing) == (0.8, 1.0, 0.4, 0.25)
     assert (augment.policy, augment.randaugment_ops, augment.randaugment_magnitude) == ("randaugment", 2, 9)
     settings = recipe("tiny-imagenet-64px")
     assert (settings.model.patch_size, settings.model.depths) == (2, (3, 3, 9, 3))

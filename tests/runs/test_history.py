@@ -174,7 +174,7 @@ def resolved(**changes: Any) -> RunSettings:
         ({"name": "mine", "output": "elsewhere", "data.root": "images"}, {}),
         ({"model.name": "convnext_small"}, {"model.name": "convnext_small"}),
         ({"model.kernel_size": 5}, {"model.kernel_size": 5}),
-        ({"accumulate": 4, "batch_size": 8}, {"accumulate": 4, "batch_size": 8}),
+        ({"gradient_accumulation": 4, "batch_size": 8}, {"gradient_accumulation": 4, "batch_size": 8}),
     ],
 )
 def test_only_what_was_changed_differs_from_a_recipe(changes: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ def test_inspect_reads_an_older_format_and_says_that_it_cannot_be_resumed(
     assert (found["state"]["step"], found["parameters"] > 0) == (40, True)
     assert found["settings"] == state["settings"]
     reason, settings = found["problems"]
-    assert "has checkpoint format 1, and this version goes on from format 2" in reason
+    assert "has checkpoint format 1, and this version goes on from format 3" in reason
     assert "no setting is called tensorboard" in settings
     assert main(["inspect", str(run)]) == 0
     out = capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_an_archive_in_an_archive(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from convnext.data.archives import unpack
+from convnext.storage.archives import unpack
 def place(name):
     if name.endswith("b/2.txt"):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))

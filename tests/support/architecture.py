@@ -99,6 +99,7 @@ def private_uses(users: dict[str, Module], package: dict[str, Module]) -> list[s
         own = _private_names(module)
         for node in ast.walk(module.tree):
             used: list[str] = []
+            line = getattr(node, "lineno", 0)
             if isinstance(node, ast.Attribute):
                 used = [node.attr]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -106,7 +107,7 @@ def private_uses(users: dict[str, Module], package: dict[str, Module]) -> list[s
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("convnext"):
                 used = [alias.name for alias in node.names]
             foreign = [name for name in used if name in owners and name not in own and module.room not in owners[name]]
-            lines += [f"{module.path.name}:{node.lineno} uses {name} of {', '.join(owners[name])}" for name in foreign]
+            lines += [f"{module.path.name}:{line} uses {name} of {', '.join(owners[name])}" for name in foreign]
     return lines
 
 

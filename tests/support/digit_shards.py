@@ -64,7 +64,7 @@ def refused(message: str, pattern: str, **settings: Any) -> None:
 def check(splits: Splits) -> None:
     """Every image is the original, with its label."""
     for part, start in {"train": 0, "test": TRAIN * 20}.items():
-        source = splits.part(part)
+        source = splits.split(part)
         assert source is not None
         for index in range(len(source)):
             assert source.raw(index) == png(start + index)

@@ -34,9 +34,9 @@ _TIMEOUT = 300.0  # seconds after which a process hangs
 _IMPORTED = ["sklearn.datasets", "sklearn.metrics", "sklearn.model_selection"]
 
 TINY = tuple(
-    shlex.split("""train digits --trackers --epochs 2 --batch-size 128 --accumulate 2 --ema-decay 0.9 --data.workers 0
+    shlex.split("""train digits --trackers --epochs 2 --batch-size 128 --gradient-accumulation 2 --ema-decay 0.9 --data.workers 0
     --model.depths 1 1 --model.dims 8 16 --model.patch-size 2 --model.stochastic-depth 0.2
-    --augment.mixup 0.8 --augment.cutmix 1 --augment.policy randaugment --augment.erasing 0.25
+    --augment.mixup 0.8 --augment.cutmix 1 --augment.policy randaugment --augment.random_erasing 0.25
     --optimizer.lr 0.01 --optimizer.clip-norm 1""")
 )
 """A training of 20 steps in about a second, with everything random switched on. It gets better in the second epoch."""

@@ -30,7 +30,7 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
     large = ("--model.dims", 64, 128, "--data.image-size", 64, "--model.patch-size", 1, "--batch-size", 256)
     error = last_line(Started([*TINY, *large], tmp_path, partial(limit_memory, 500)).end())
     assert error.startswith("convnext: memory ran out: ")
-    for advice in ("--accumulate (now 2)", "--checkpoint-activations", "batch_size (256)", "data.image_size (64)"):
+    for advice in ("--gradient-accumulation (now 2)", "--checkpoint-activations", "batch_size (256)", "data.image_size (64)"):
         assert advice in error
 
 
@@ -104,20 +104,20 @@ def test_auto_splits_a_batch_so_that_it_fits_into_real_memory(monkeypatch: pytes
 
 def test_auto_is_the_same_as_the_number_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = {"depths": (1, 1), "dims": (8, 16), "patch_size": 2, "stochastic_depth": 0.2}
-    settings = recipe("digits", epochs=1, batch_size=128, model=model, trackers=(), accumulate="auto")
+    settings = recipe("digits", epochs=1, batch_size=128, model=model, trackers=(), gradient_accumulation="auto")
     free_memory(monkeypatch, 0.3)
     found = convnext.train(settings.replace(output=tmp_path / "auto"))
-    parts = found.settings.accumulate
+    parts = found.settings.gradient_accumulation
     assert isinstance(parts, int)
     assert 1 < parts < 128
     free_memory(monkeypatch, 10_000)
-    told = convnext.train(settings.replace(output=tmp_path / "told", accumulate=parts))
+    told = convnext.train(settings.replace(output=tmp_path / "told", gradient_accumulation=parts))
     assert result(told.path) == result(found.path)
     # Plenty of memory now, but the run goes on as it began.
-    assert convnext.train(settings.replace(output=tmp_path / "auto"), resume=True).settings.accumulate == parts
+    assert convnext.train(settings.replace(output=tmp_path / "auto"), resume=True).settings.gradient_accumulation == parts
     shutil.rmtree(found.path / "checkpoints")
     again = convnext.train(settings.replace(output=tmp_path / "auto"), resume=True)
-    assert again.settings.accumulate == parts
+    assert again.settings.gradient_accumulation == parts
     assert result(again.path) == result(told.path)
 
 
@@ -133,5 +133,5 @@ def test_auto_leaves_batch_norms_buffers_alone(monkeypatch: pytest.MonkeyPatch) 
 def test_no_memory_for_one_image_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free_memory(monkeypatch, 0)
     with pytest.raises(convnext.UserError, match="not even one image fits into memory"):
-        convnext.train(recipe("digits", output=tmp_path, accumulate="auto"))
+        convnext.train(recipe("digits", output=tmp_path, gradient_accumulation="auto"))
     assert not list(tmp_path.iterdir())

@@ -43,7 +43,7 @@ def short(output: Path, **changes: Any) -> convnext.RunSettings:
         ema_decay=0.9,
         model={"depths": (1, 1), "dims": (8, 16), "stochastic_depth": 0.2},
         data={"workers": 0},
-        augment={"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "erasing": 0.25},
+        augment={"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "random_erasing": 0.25},
         trackers=(),
         **{"optimizer.clip_norm": 1.0},
     )
@@ -83,7 +83,7 @@ def test_runs_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
 def test_accumulation_gives_the_same_gradient(tmp_path: Path) -> None:
     """Over a whole run without dropped paths, which are drawn for each part."""
     whole, parts = (
-        convnext.train(short(tmp_path, accumulate=count, **{"model.stochastic_depth": 0.0})) for count in (1, 3)
+        convnext.train(short(tmp_path, gradient_accumulation=count, **{"model.stochastic_depth": 0.0})) for count in (1, 3)
     )
     for name, tensor in weights(whole.path).items():
         torch.testing.assert_close(weights(parts.path)[name], tensor, atol=2e-3, rtol=1e-2)
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
 def test_impossible_settings_leave_nothing_behind(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     for changes, message in (
-        ({"batch_size": 5000, "accumulate": 1}, "batch_size 5000 is more than the 1293 training images"),
+        ({"batch_size": 5000, "gradient_accumulation": 1}, "batch_size 5000 is more than the 1293 training images"),
         ({"data.image_size": 1}, "images of 1 px are too small"),
         ({"model.in_channels": 3}, "leave model.in_channels out"),
         ({"precision": "fp16", "device": "cpu"}, "precision fp16 needs a CUDA device"),
@@ -203,7 +203,7 @@ def test_best_is_chosen_on_the_validation_split(digits_run: convnext.Run) -> Non
     best = max(history, key=lambda line: line["val_top1"])
     folder = (digits_run.path / "checkpoints" / "best").resolve()
     assert json.loads((folder / "training.json").read_text())["step"] == best["step"]
-    report = convnext.evaluate(digits_run.path, split="val", which="best")
+    report = convnext.evaluate(digits_run.path, split="val", checkpoint="best")
     assert report.top1 == pytest.approx(best["val_top1"])
     splits = load_splits(digits_run.settings.data)
     assert splits.val is not None

@@ -238,7 +238,7 @@ class _Parts:
     def item(self, index: int) -> Item:
         stage = int(self.stages[index])
         source, place = self.sources[stage], index - int(self.starts[stage])
-        return Item(self.names[stage], place, source.label(place), self.classes[source.targets[place]])
+        return Item(self.names[stage], place, source.image_name(place), self.classes[source.targets[place]])
 
     def load(self, index: int) -> Image.Image:
         stage = int(self.stages[index])

@@ -109,7 +109,7 @@ class _Readings(Dataset[_Read]):
 
     def __getitem__(self, index: int) -> _Read:
         reading = np.zeros((), READING)
-        name = self.source.label(index)
+        name = self.source.image_name(index)
         try:
             raw = self.source.raw(index)
             image = Picture(raw, self.source.channels, name).decode()

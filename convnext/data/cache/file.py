@@ -301,7 +301,7 @@ class Store:
     def _refusal(self, problem: str) -> CacheError:
         other = "use --data.cache disk" if self._in_ram else "set CONVNEXT_CACHE to a folder on another disk"
         return CacheError(
-            f"cannot cache images in {self._folder}: {problem}; lower --data.cache-side (now {self.side}), {other}, or "
+            f"cannot cache images in {self._folder}: {problem}; lower --data.cache-image-size (now {self.side}), {other}, or "
             f"use --data.cache none"
         )
 

@@ -59,12 +59,12 @@ class CachedSource(ImageSource):
         """
         place = int(self._places[index])
         if (reason := self._file.reasons.get(place)) is not None:
-            raise UnreadableImageError(reason.replace(_LABEL, self.label(index)))
+            raise UnreadableImageError(reason.replace(_LABEL, self.image_name(index)))
         return self._file.pixels(place)
 
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """As the other source calls it."""
-        return self._source.label(index)
+        return self._source.image_name(index)
 
     def fingerprint(self) -> str:
         """The other source's."""
@@ -181,7 +181,7 @@ class _Decoded(AugmentedImages):
             pixels = picture.resized((0, 0, width, height), *_kept(width, height, self.side))
             return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
-            return str(error).replace(self.source.label(index), _LABEL)
+            return str(error).replace(self.source.image_name(index), _LABEL)
         except UserError as error:
             return error
 

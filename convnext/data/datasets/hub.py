@@ -51,7 +51,7 @@ class HubSource(ImageSource):
         """The encoded file's bytes."""
         (image,) = self.table[int(self.rows[index])].values()
         if image is None:
-            raise UnreadableImageError(f"{self.label(index)}: unreadable image (the row has none)")
+            raise UnreadableImageError(f"{self.image_name(index)}: unreadable image (the row has none)")
         if image["bytes"] is not None:
             encoded: bytes = image["bytes"]
             return encoded
@@ -60,7 +60,7 @@ class HubSource(ImageSource):
         except OSError as error:
             raise UnreadableImageError(f"{image['path']}: unreadable image ({error.strerror})") from error
 
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The split and the row's number."""
         return f"{self.name}[{self.rows[index]}]"
 

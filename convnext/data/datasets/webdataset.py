@@ -69,15 +69,15 @@ class ShardSource(ImageSource):
             with self.folder.open(self._shard(index)) as file:
                 encoded = os.pread(file.fileno(), size, int(self.offsets[index]))
         except OSError as error:
-            raise UnreadableImageError(f"{self.label(index)}: unreadable image ({error.strerror})") from error
+            raise UnreadableImageError(f"{self.image_name(index)}: unreadable image ({error.strerror})") from error
         if len(encoded) < size:
-            raise UnreadableImageError(f"{self.label(index)}: unreadable image (its shard ends before it)")
+            raise UnreadableImageError(f"{self.image_name(index)}: unreadable image (its shard ends before it)")
         return encoded
 
     def _shard(self, index: int) -> Shard:
         return self.shards[int(self.groups[index])]
 
-    def label(self, index: int) -> str:
+    def image_name(self, index: int) -> str:
         """The shard's path or URL and the sample's name."""
         return f"{self._shard(index).place}:{self.keys[index].decode()}"
 

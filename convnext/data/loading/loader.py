@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_
 
 from convnext.config import RunSettings
 from convnext.data.images import UnreadableImageError
-from convnext.data.loading.shared_memory import Place, Slots
+from convnext.data.loading.shared_memory import Slot, Slots
 from convnext.data.loading.workers import reading
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform, Transform, sizes_by_epoch
@@ -83,7 +83,7 @@ class AugmentedImages(Dataset[Sample]):
 
     def being_read(self) -> list[str]:
         """Labels of the images that the workers have begun to read and not finished."""
-        return [self.source.label(index) for index in self._reading[self._reading >= 0].tolist()]
+        return [self.source.image_name(index) for index in self._reading[self._reading >= 0].tolist()]
 
     def __getitem__(self, key: Key) -> Sample:
         worker = get_worker_info()
@@ -114,7 +114,7 @@ class AugmentedImages(Dataset[Sample]):
 class Collated(NamedTuple):
     """What comes of a batch's samples: its images, or where they are; targets; indices; lines of what is unreadable."""
 
-    images: Tensor | Place
+    images: Tensor | Slot
     targets: list[int]
     indices: list[int]
     unreadable: list[str]
@@ -142,7 +142,7 @@ class Collate:
         targets, indices = [target for _, target, _ in read], [index for _, _, index in read]
         return Collated(self._stack(images), targets, indices, unreadable)
 
-    def _stack(self, images: list[Tensor]) -> Tensor | Place:
+    def _stack(self, images: list[Tensor]) -> Tensor | Slot:
         if not images:
             return torch.empty(0, 0, 0, 0, dtype=torch.uint8)
         if self.slots is not None:
@@ -154,7 +154,7 @@ class Collate:
     def batch(self, collated: Collated) -> Batch:
         """The batch in the main process."""
         images, targets, indices, unreadable = collated
-        if isinstance(images, Place):
+        if isinstance(images, Slot):
             assert self.slots is not None
             images = self.slots.batch(images)
         labels, numbers = (torch.tensor(values, dtype=torch.int64) for values in (targets, indices))

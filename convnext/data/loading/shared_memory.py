@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from convnext.errors import DataError
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a batch lies: ``shape`` values of one byte in a slot of a worker."""
 
     worker: int
@@ -51,16 +51,16 @@ class Slots:
         self._memory = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
         self._next = 0
 
-    def stack(self, images: Sequence[Tensor]) -> Place:
+    def stack(self, images: Sequence[Tensor]) -> Slot:
         """Put a batch, ``(n, *shape)`` uint8, into the next slot of the worker that calls; it must fit."""
         worker = get_worker_info()
         assert worker is not None
         slot, self._next = self._next, (self._next + 1) % self._memory.shape[1]
-        place = Place(worker.id, slot, (len(images), *images[0].shape))
+        place = Slot(worker.id, slot, (len(images), *images[0].shape))
         torch.stack(list(images), out=self.batch(place))
         return place
 
-    def batch(self, place: Place) -> Tensor:
+    def batch(self, place: Slot) -> Tensor:
         """The memory of a batch, ``(n, *shape)`` uint8: a view."""
         size = 1
         for side in place.shape:

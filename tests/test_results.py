@@ -1,0 +1,149 @@
+"""What results/ says holds together: every run has its run.json, whose numbers are those of its reports, of the recipes
+that name it, and of the tables."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from convnext import recipes
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import tables
+from tables import Number, Run
+
+RUNS = tables.runs()
+STATED = [(name, measured) for name in recipes.names() for measured in recipes.get(name).measured]
+
+
+def test_every_folder_that_holds_something_has_a_run() -> None:
+    for path in (ROOT / "results").rglob("*"):
+        if path.is_file() and path.name != "README.md":
+            folder = path.parent.parent if re.fullmatch(r"seed-\d+", path.parent.name) else path.parent
+            assert (folder / "run.json").is_file(), path
+
+
+@pytest.mark.parametrize("where", RUNS)
+def test_a_run_has_the_numbers_of_its_reports(where: str) -> None:
+    run, folder = RUNS[where], ROOT / "results" / where
+    assert run.minutes is None or "cpu_minutes" not in run.numbers or run.minutes * (run.machine.cores or 1) > 0
+    found = tables.reports(folder, run)
+    assert len(found) == (len(run.seeds) if list(folder.rglob("*_report.json")) else 0)
+    for key in ("top1", "macro_f1") if found else ():
+        assert run.values(key) == [json.loads(path.read_bytes())[key] for path in found]
+    if (folder / "test-flip_report.json").is_file():
+        flipped = json.loads((folder / "test-flip_report.json").read_bytes())
+        assert (run.values("top1_flip"), run.values("macro_f1_flip")) == ([flipped["top1"]], [flipped["macro_f1"]])
+
+
+@pytest.mark.parametrize("where", [where for where in RUNS if where.startswith("speed/")])
+def test_a_ratio_is_that_of_its_numbers(where: str) -> None:
+    numbers = RUNS[where].numbers
+    peer = "bare" if "ratio_bare" in numbers else "timm"
+    for key in (key for key in numbers if key.startswith("ratio_")):
+        ours = "ours" + key.removeprefix(f"ratio_{peer}")
+        if f"{ours}_ms" in numbers:
+            (mine,), (theirs,) = RUNS[where].values(f"{ours}_ms"), RUNS[where].values(f"{peer}_ms")
+            expected = theirs / mine
+        else:
+            (mine,) = RUNS[where].values(f"{ours}_images_per_second")
+            (theirs,) = RUNS[where].values(f"{peer}_images_per_second")
+            expected = mine / theirs
+        assert RUNS[where].values(key) == [pytest.approx(expected, abs=0.006)]
+
+
+@pytest.mark.parametrize(("name", "measured"), STATED, ids=[name for name, _ in STATED])
+def test_a_recipe_states_what_its_run_reached(name: str, measured: recipes.Measured) -> None:
+    run = RUNS[measured.folder.removeprefix("results/")]
+    checked = 0
+    for pattern, values in (
+        (r"(?:([\d.]+) to )?([\d.]+) % top-1", [100 * value for value in run.values("top1")]),
+        (r"(?:([\d.]+) to )?([\d.]+) macro-F1", run.values("macro_f1")),
+        (r"in (?:([\d.]+) to )?([\d.]+) minutes of one core", run.values("cpu_minutes")),
+    ):
+        for low, high in re.findall(pattern, measured.text):
+            check_rounded(high, max(values))
+            check_rounded(low or high, min(values))
+            checked += 1
+    assert checked, f"{name} states no number that can be checked: {measured.text}"
+
+
+def check_rounded(text: str, value: Number) -> None:
+    decimals = len(text.partition(".")[2])
+    assert text == f"{value:.{decimals}f}"
+
+
+def test_the_tables_are_up_to_date() -> None:
+    assert tables.stale() == [], "run: python benchmarks/tables.py"
+
+
+RUN = {
+    "command": "convnext train digits --seed SEED",
+    "commit": "66115c3",
+    "date": "2026-11-22",
+    "machine": {"name": None, "cores": 2, "memory_gb": 24, "gpu": None},
+    "data": "digits, 8 px; 360 for the test",
+    "seeds": [0, 1],
+    "minutes": 1.5,
+    "numbers": {"top1": [0.98, 0.99], "parameters": 352522},
+    "note": "",
+}
+
+
+def test_a_run_has_exactly_its_keys_and_types() -> None:
+    assert Run.model_validate_json(json.dumps(RUN)).values("top1") == [0.98, 0.99]
+    wrong = [RUN | {"seconds": 3}, *({key: RUN[key] for key in RUN if key != left_out} for left_out in RUN)]
+    wrong += [RUN | {"minutes": "1.5"}, RUN | {"date": "yesterday"}, RUN | {"commit": "main"}, RUN | {"numbers": {}}]
+    wrong += [RUN | {"numbers": {"top1": [0.98, 0.99, 1.0]}}, RUN | {"machine": {"name": "a laptop"}}]
+    for each in wrong:
+        with pytest.raises(ValidationError):
+            Run.model_validate_json(json.dumps(each))
+
+
+def test_a_region_is_filled_and_the_rest_is_left_alone(tmp_path: Path) -> None:
+    for folder in ("results", "docs"):
+        (tmp_path / folder).mkdir()
+    text = "# Title\n\n<!-- table: measured -->\nold\n<!-- end -->\n\n`<!-- table: NAME -->` marks a table.\n"
+    for name in ("README.md", "results/README.md", "docs/results.md"):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "docs" / "none.md").write_text("No table.\n")
+    assert [path.name for path in tables.stale(tmp_path)] == ["README.md", "README.md", "results.md"]
+    for name, cell in (
+        ("README.md", "[`digits`](results/digits/convnext)"),
+        ("results/README.md", "[`digits`](digits/convnext)"),
+        ("docs/results.md", "`digits`"),
+    ):
+        new = tables.filled(tmp_path / name, tmp_path)
+        assert f"| {cell} | scikit-learn's digits, 8 px | " in new
+        assert "98.89 to 99.72 % (3 seeds)" in new
+        assert "old" not in new
+        assert new.startswith("# Title\n\n<!-- table: measured -->\n| recipe | ")
+        assert new.endswith(" |\n<!-- end -->\n\n`<!-- table: NAME -->` marks a table.\n")
+        (tmp_path / name).write_text(new)
+    assert tables.stale(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["<!-- table: measured -->\n", "<!-- table: nothing -->\n<!-- end -->\n"])
+def test_a_region_that_cannot_be_filled_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(tables.TableError, match=r"README\.md: (the|a|no) table"):
+        tables.filled(path, tmp_path)
+
+
+def test_check_names_what_is_out_of_date(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("<!-- table: recipes -->\n<!-- end -->\n")
+    stale = [tmp_path / "README.md"]
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "stale", lambda: stale)
+    assert tables.main(["--check"]) == 1
+    assert capsys.readouterr().out == "README.md\n"
+    stale.clear()
+    assert tables.main(["--check"]) == 0
