@@ -39,7 +39,6 @@ from convnext.models import registry
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.progress import Display
 from convnext.training.resolve import cached, resolve_settings
 from convnext.training.trainer import Trainer
 
@@ -102,12 +101,10 @@ def seconds_an_epoch(settings: RunSettings) -> float:
     accelerator = make_accelerator(settings)
     settings, splits = resolve_settings(settings, load_splits(settings.data), accelerator)
     trainer = Trainer(settings, cached(splits, settings.data, True), accelerator)
-    trainer.display = Display(trainer.total_steps, 0, shown=False)
-    trainer.folder = settings.output
     with batches(trainer.images, trainer.sampler, 0) as stream, StopSignals(trainer.folder) as signals:
         times = [time.process_time()]
         for batch in itertools.islice(stream, 2 + TIMED):
-            trainer._train_step(batch, signals)
+            trainer.step(batch, signals)
             times.append(time.process_time())
     return (times[-1] - times[2]) / TIMED * trainer.steps_per_epoch
 

@@ -16,12 +16,10 @@ bare   our model, optimizer, arithmetic and allocator settings in such a loop: w
 import argparse
 import multiprocessing
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +36,6 @@ from convnext.devices import make_accelerator, pick_device
 from convnext.models import registry
 from convnext.training.interruption import StopSignals
 from convnext.training.optimizers import make_optimizers
-from convnext.training.progress import Display
 from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 
@@ -61,8 +58,6 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
     accelerator = make_accelerator(settings)
     settings, splits = resolve_settings(settings, splits, accelerator)
     trainer = Trainer(settings, splits, accelerator)
-    trainer.display = Display(trainer.total_steps, 0, shown=False)
-    trainer.folder = Path(tempfile.gettempdir())
     return trainer
 
 
@@ -80,7 +75,7 @@ def our_step(options: argparse.Namespace, stack: ExitStack) -> Step:
     """The trainer's."""
     trainer = make_trainer(options)
     batch, signals = batch_of(trainer), stack.enter_context(StopSignals(trainer.folder))
-    return lambda: trainer._train_step(batch, signals)
+    return lambda: trainer.step(batch, signals)
 
 
 def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:

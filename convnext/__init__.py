@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from convnext.models.convnext import ConvNeXt
     from convnext.models.registry import create_model
     from convnext.recipes import recipe
-    from convnext.training.train import train
-    from convnext.training.trainer import Run
+    from convnext.training.train import Run, train
 
 __version__ = _version("convnext")
 
@@ -23,7 +22,7 @@ _HOMES = {
     "ModelSettings": "config",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
-    "Run": "training.trainer",
+    "Run": "training.train",
     "RunSettings": "config",
     "UserError": "errors",
     "create_model": "models.registry",

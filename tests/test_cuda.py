@@ -26,7 +26,7 @@ from convnext.data.loading.loader import Batch, batches
 from convnext.devices import make_accelerator, pick_device, pick_precision
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.memory import parts_that_fit
+from convnext.training.memory import micro_batches_that_fit
 from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 from tests.support.killing import result
@@ -106,7 +106,7 @@ def losses(output: Path, **changes: Any) -> list[float]:
 
 def stopped_at(step: int, settings: convnext.RunSettings) -> None:
     """Train up to that step, and stop there as a signal does."""
-    train_step = Trainer._train_step
+    train_step = Trainer.step
 
     def step_with_signal(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
         if trainer.state.step + 1 == step:
@@ -114,7 +114,7 @@ def stopped_at(step: int, settings: convnext.RunSettings) -> None:
         return train_step(trainer, batch, signals)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step_with_signal)
+        patch.setattr(Trainer, "step", step_with_signal)
         with pytest.raises(InterruptedRunError):
             convnext.train(settings)
 
@@ -252,7 +252,7 @@ def test_what_arrives_is_what_was_read(workers: int, tmp_path: Path) -> None:
         trainer = prepared(tiny(tmp_path, device=device, **{"data.workers": workers}))
         with batches(trainer.images, trainer.sampler, workers, device == DEVICE) as stream:
             for batch in stream:
-                images, _, labels = trainer._on_device(batch)
+                images, _, labels = trainer.to_device(batch)
                 assert images.device.type == labels.device.type == device
                 to.append((images, labels))
     assert len(arrived) == STEPS
@@ -327,12 +327,12 @@ def test_the_kernels_for_cpu_leave_the_gpu_alone() -> None:
 def test_auto_finds_how_much_fits_into_the_gpus_memory() -> None:
     device, shape, batch = torch.device(DEVICE), (3, 64, 64), 512
     model = create_model("convnext_tiny", 10, depths=(1, 1), dims=(16, 32), patch_size=2).to(device)
-    assert parts_that_fit(model, shape, batch, device, nullcontext) == 1
+    assert micro_batches_that_fit(model, shape, batch, device, nullcontext) == 1
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 256 * 2**20) / total)
     try:
-        parts = parts_that_fit(model, shape, batch, device, nullcontext)
+        parts = micro_batches_that_fit(model, shape, batch, device, nullcontext)
         assert 1 < parts <= 64
         torch.cuda.empty_cache()
         model(torch.zeros(-(-batch // parts), *shape, device=device)).square().mean().backward()

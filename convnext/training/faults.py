@@ -41,12 +41,12 @@ def origin(model: nn.Module, images: Tensor) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"weight {name}"
-    found: list[str] = []
+    layers: list[str] = []
 
     def hook_for(name: str) -> "torch.utils.hooks.RemovableHandle":
         def check(_: nn.Module, __: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+            if not layers and isinstance(output, Tensor) and not output.isfinite().all():
+                layers.append(name)
 
         return model.get_submodule(name).register_forward_hook(check)
 
@@ -57,8 +57,8 @@ def origin(model: nn.Module, images: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    if found:
-        return f"the output of layer {found[0]}"
+    if layers:
+        return f"the output of layer {layers[0]}"
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
@@ -73,11 +73,12 @@ def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> Tr
     return TrainingError(
         f"loss or gradient was not a finite number in {settings.max_skipped_steps + 1} steps in a row, up to step "
         f"{step}, first in {where}: lower optimizer.lr (now {settings.peak_lr:.3g} at its peak), lengthen the warm-up, "
-        f"or {clip}, in a new run (--resume does not change these){weights if last.exists() else '; ' + _kept(folder)}"
+        f"or {clip}, in a new run (--resume does not change these)"
+        + (weights if last.exists() else f"; {_last_checkpoint(folder)}")
     )
 
 
-def _kept(folder: Path) -> str:
+def _last_checkpoint(folder: Path) -> str:
     """What is left of the run."""
     last = folder / "checkpoints" / "last"
     return f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
@@ -96,9 +97,9 @@ def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
         if no_memory(error):
             raise TrainingError(
                 f"memory ran out: set --checkpoint-activations, with which --resume goes on; or in a new run let "
-                f"--batch-size auto find how much fits, split the batch with --gradient-accumulation (now {settings.gradient_accumulation}), "
-                f"or lower batch_size ({settings.batch_size}) or data.image_size ({settings.data.image_size}); "
-                f"{_kept(folder)}"
+                f"--batch-size auto find how much fits, split the batch with --gradient-accumulation "
+                f"(now {settings.gradient_accumulation}), or lower batch_size ({settings.batch_size}) or "
+                f"data.image_size ({settings.data.image_size}); {_last_checkpoint(folder)}"
             ) from error
         if isinstance(error, torch.distributed.DistError) or re.search(r"gloo/|Gloo", str(error)):
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""The gradient of one step: in parts that fit into memory, over all processes."""
+"""The gradient of one step: in micro-batches that fit into memory, over all processes."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ def backward(
     count: int,
     everyones: int,
 ) -> Tensor:
-    """Leave the mean gradient over the images of all processes in the parameters, computed in ``gradient_accumulation`` parts.
+    """Leave the mean gradient over the images of all processes in the parameters, computed in micro-batches.
 
     Args:
         accelerator: the processes.
@@ -33,17 +33,17 @@ def backward(
         The sum of this process's losses, and the number of its right answers.
     """
     assert settings.gradient_accumulation != "auto"
-    parts = list(zip(*(tensor.chunk(settings.gradient_accumulation) for tensor in batch), strict=True))
+    micro_batches = list(zip(*(tensor.chunk(settings.gradient_accumulation) for tensor in batch), strict=True))
     sums = torch.zeros(2, device=accelerator.device)
-    for number, (images, targets, labels) in enumerate(parts):
-        last = number == len(parts) - 1
+    for number, (images, targets, labels) in enumerate(micro_batches):
+        last = number == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():
                 logits = model(images).float()
             loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
             # Gradients are averaged over the processes, hence their number.
-            share = min(len(labels), count) * accelerator.num_processes / everyones
-            accelerator.backward(loss * share)
+            weight = min(len(labels), count) * accelerator.num_processes / everyones
+            accelerator.backward(loss * weight)
         if count:
             correct = (logits.detach().argmax(1) == labels).sum()
             sums += torch.stack([loss.detach() * len(labels), correct])
@@ -53,7 +53,7 @@ def backward(
 def norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:
     """The norm of the whole gradient, which is clipped to ``clip_norm`` where that is given."""
     accelerator.unscale_gradients()
-    found = [parameter for parameter in parameters if parameter.grad is not None]
+    trained = [parameter for parameter in parameters if parameter.grad is not None]
     if clip_norm is not None:
-        return torch.nn.utils.clip_grad_norm_(found, clip_norm)
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None])
+        return torch.nn.utils.clip_grad_norm_(trained, clip_norm)
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from convnext.config import RunSettings
 from convnext.training.faults import TrainingError, no_memory
 
-_SHARE = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
+_FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
 _STATES = 4  # times the weights: gradient, two moments, moving average
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
-def settle_parts(settings: RunSettings, model: nn.Module, accelerator: Accelerator) -> RunSettings:
+def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accelerator: Accelerator) -> RunSettings:
     """The settings with ``gradient_accumulation`` a number, the same on every process.
 
     Raises:
@@ -27,18 +27,20 @@ def settle_parts(settings: RunSettings, model: nn.Module, accelerator: Accelerat
     """
     if settings.gradient_accumulation != "auto":
         return settings
-    channels, side = settings.model.in_channels or 3, settings.data.image_size
-    share = -(-settings.batch_size // accelerator.num_processes)
-    parts = parts_that_fit(model, (channels, side, side), share, accelerator.device, accelerator.autocast)
-    everyones = accelerator.gather(torch.tensor([parts], device=accelerator.device))
+    channels, size = settings.model.in_channels or 3, settings.data.image_size
+    images = -(-settings.batch_size // accelerator.num_processes)
+    micro_batches = micro_batches_that_fit(
+        model, (channels, size, size), images, accelerator.device, accelerator.autocast
+    )
+    everyones = accelerator.gather(torch.tensor([micro_batches], device=accelerator.device))
     settled: RunSettings = settings.replace(gradient_accumulation=int(everyones.max()))
     return settled
 
 
-def parts_that_fit(
+def micro_batches_that_fit(
     model: nn.Module, shape: tuple[int, int, int], batch_size: int, device: torch.device, autocast: Autocast
 ) -> int:
-    """The fewest parts into which a batch must be split for its forward and backward pass to fit into memory.
+    """The fewest micro-batches into which a batch must be split for forward and backward pass to fit into memory.
 
     On CUDA passes are tried, with fewer and fewer images; elsewhere, where running out of memory would end the process
     or push others out, it is computed from what a few images keep for the backward pass.
@@ -46,7 +48,7 @@ def parts_that_fit(
     Args:
         model: on its device; it is left as it was.
         shape: ``(C, H, W)`` of the images.
-        batch_size: images of this process's share of a step.
+        batch_size: images that this process takes of a step.
         device: the model's.
         autocast: makes the context of the forward pass.
 
@@ -101,9 +103,9 @@ def _try(model: nn.Module, images: Tensor, autocast: Autocast) -> None:
 
 
 def _by_computing(model: nn.Module, shape: tuple[int, int, int], device: torch.device, autocast: Autocast) -> int:
-    few, more = (_kept_bytes(model, torch.zeros(count, *shape, device=device), autocast) for count in (2, 4))
+    few, more = (_saved_bytes(model, torch.zeros(count, *shape, device=device), autocast) for count in (2, 4))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = available() * _SHARE - _STATES * weights
+    free = available() * _FRACTION - _STATES * weights
     return int(free / max(1, (more - few) / 2))
 
 
@@ -146,15 +148,15 @@ def _left(group: Path, limit: str, usage: str, reclaimable: str, otherwise: int)
     return max(0, int(most) - used)
 
 
-def _kept_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:
+def _saved_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:
     """Bytes that the forward pass keeps for the backward pass, each block of memory once."""
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         _pass(model, images, autocast)
-    return sum(kept.values())
+    return sum(saved.values())

@@ -34,8 +34,8 @@ def configure(model: nn.Module, settings: RunSettings) -> None:
     if settings.freeze > len(model.stages):
         raise SettingsError(f"freeze: the model has {len(model.stages)} stages, got {settings.freeze}")
     model.checkpointing = settings.checkpoint_activations
-    for part in (*model.downsample_layers[: settings.freeze], *model.stages[: settings.freeze]):
-        part.requires_grad_(False)
+    for frozen in (*model.downsample_layers[: settings.freeze], *model.stages[: settings.freeze]):
+        frozen.requires_grad_(False)
 
 
 def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optimizer]:
@@ -149,16 +149,16 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: 
     Raises:
         CheckpointError: the tensors are those of another model's optimizer.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             parameter_name, _, key = name.removeprefix("optimizer.").rpartition(".")
-            found.setdefault(parameter_name, {})[key] = tensor
+            states.setdefault(parameter_name, {})[key] = tensor
     owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        for key, value in found.pop(name, {}).items():
+        for key, value in states.pop(name, {}).items():
             if id(parameter) not in owners or value.shape not in (parameter.shape, torch.Size([])):
-                found[name] = {}
+                states[name] = {}
                 break
             # Fused kernels walk parameter and state together, so both need the same memory format and device.
             owners[id(parameter)].state[parameter][key] = (
@@ -166,9 +166,9 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: 
                 if value.shape == parameter.shape
                 else value.to(parameter.device)
             )
-    if found:
+    if states:
         raise CheckpointError(
-            f"training.safetensors holds the optimizer of another model: it is not this run's ({next(iter(found))})"
+            f"training.safetensors holds the optimizer of another model: it is not this run's ({next(iter(states))})"
         )
 
 

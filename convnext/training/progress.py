@@ -14,7 +14,6 @@ from convnext import kernels
 from convnext.config import RunSettings
 from convnext.data.datasets.load import Splits
 from convnext.models import registry
-from convnext.models.convnext import DepthwiseConv2d
 from convnext.runs.checkpoint import TrainingState
 
 _PERIOD = 0.5  # seconds from one update of the bar to the next
@@ -27,8 +26,7 @@ def announcement(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
     warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
-    replaced = where.type == "cpu" and any(isinstance(module, DepthwiseConv2d) for module in model.modules())
-    arithmetic = f"{settings.precision} by {kernels.describe()}" if replaced else settings.precision
+    arithmetic = f"{settings.precision} by {kernels.describe()}" if kernels.installed(model) else settings.precision
     parts = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
     return (
         f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {arithmetic}; "

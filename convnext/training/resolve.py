@@ -45,10 +45,11 @@ def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
     if data.cache == "none":
         return splits
     sources = [source for source in (splits.train, splits.val, splits.test) if source and not source.in_memory]
-    found = {id(source): open_cache(source, data.cache, data.cache_image_size, data.workers, progress) for source in sources}
+    options = data.cache_image_size, data.workers, progress
+    opened = {id(source): open_cache(source, *options) for source in sources}
     return replace(
         splits,
-        train=found.get(id(splits.train), splits.train),
-        val=found.get(id(splits.val), splits.val),
-        test=found.get(id(splits.test), splits.test),
+        train=opened.get(id(splits.train), splits.train),
+        val=opened.get(id(splits.val), splits.val),
+        test=opened.get(id(splits.test), splits.test),
     )

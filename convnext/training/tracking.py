@@ -61,7 +61,7 @@ class Tracker:
                 if not step:
                     self.close(failed=True)
                     raise SettingsError(f"tracker {name} cannot start ({_reason(error)}): {_ADVICE[name]}") from None
-                _say_failed(name, error)
+                _warn_failed(name, error)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -115,10 +115,10 @@ class Tracker:
                 what(backend)
             except Exception as error:  # a full disk, no network, a broken service
                 del self._backends[name]
-                _say_failed(name, error)
+                _warn_failed(name, error)
 
 
-def _say_failed(name: str, error: Exception) -> None:
+def _warn_failed(name: str, error: Exception) -> None:
     print(f"tracker {name} failed ({_reason(error)}); training goes on without it", file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,12 +12,32 @@ from convnext import distributed
 from convnext.config import RunSettings
 from convnext.data.datasets.load import load_splits
 from convnext.devices import make_accelerator
+from convnext.evaluation.metrics import Report
 from convnext.runs.folder import folder_to_resume, new_folder, read_metrics
-from convnext.storage.files import locked
+from convnext.storage.locks import locked
 from convnext.training import faults
 from convnext.training.interruption import StopSignals
 from convnext.training.resolve import cached, resolve_settings
-from convnext.training.trainer import Run, Trainer
+from convnext.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        settings: its resolved settings.
+        report: metrics of the last (averaged) weights on the test split.
+        test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
+        unreadable: a line for each image that could not be read since the run was started or resumed.
+    """
+
+    path: Path
+    settings: RunSettings
+    report: Report
+    test_name: str = "test"
+    unreadable: list[str] = field(default_factory=list)
 
 
 def train(settings: RunSettings, *, resume: bool = False) -> Run:
@@ -54,7 +75,8 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
             trainer.open(folder)
             with trainer.tracker:
                 trainer.fit(signals)
-                return trainer.finish(signals)
+                report = trainer.finish(signals)
+            return Run(folder, trainer.settings, report, splits.test_name, list(trainer.unreadable))
     except Exception:
         if main and not was_there and not (folder / "checkpoints").exists() and not read_metrics(folder):
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
@@ -69,7 +91,7 @@ def _choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool
     """
 
     def choose() -> tuple[Path, bool]:
-        found = folder_to_resume(settings) if resume else None
-        return found or new_folder(settings.output, settings.name), found is not None
+        before = folder_to_resume(settings) if resume else None
+        return before or new_folder(settings.output, settings.name), before is not None
 
     return distributed.from_main(accelerator, choose)

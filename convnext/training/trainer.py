@@ -2,21 +2,20 @@
 
 A run is a stream of optimizer steps, numbered from 0 over all epochs. Images, augmentation, learning rate and dropped
 paths of a step depend on the settings and its number alone, so a run can stop after any step and go on later. Several
-processes each take a share of every batch, and agree once a step on its numbers and on whether to stop.
+processes each take some images of every batch, and agree once a step on its numbers and on whether to stop.
 """
 
 import math
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from convnext import distributed
+from convnext import distributed, kernels
 from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
 from convnext.data.splits import Splits
@@ -31,7 +30,7 @@ from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress, snapshot
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
-from convnext.training.memory import settle_parts
+from convnext.training.memory import settle_gradient_accumulation
 from convnext.training.optimizers import (
     average_weights,
     configure,
@@ -45,25 +44,6 @@ from convnext.weights.loading import start_from
 _EVAL_BATCH = 256  # images that a process evaluates at a time
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        settings: its resolved settings.
-        report: metrics of the last (averaged) weights on the test split.
-        test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
-        unreadable: a line for each image that could not be read since the run was started or resumed.
-    """
-
-    path: Path
-    settings: RunSettings
-    report: Report
-    test_name: str = "test"
-    unreadable: list[str] = field(default_factory=list)
-
-
 class Trainer:
     """One run: its model, optimizers and data, and the step at which it stands.
 
@@ -71,12 +51,21 @@ class Trainer:
         settings: resolved settings.
         splits: the data.
         accelerator: the processes, the device and the precision.
+        model: a module of one's own, from images ``(N, C, H, W)`` to logits ``(N, K)``, which is then trained itself;
+            None for that of the settings.
+
+    Attributes:
+        folder: the run's, once `open` was given it.
+        state: where the run stands.
+        unreadable: the images that could not be read, each once.
 
     Raises:
         UserError: settings that the data or the machine do not allow.
     """
 
-    def __init__(self, settings: RunSettings, splits: Splits, accelerator: Accelerator) -> None:
+    def __init__(
+        self, settings: RunSettings, splits: Splits, accelerator: Accelerator, model: nn.Module | None = None
+    ) -> None:
         self.settings, self.splits, self.accelerator = settings, splits, accelerator
         self.device, self.main = accelerator.device, accelerator.is_main_process
         self.sampler = training_sampler(settings, splits.train, accelerator.process_index, accelerator.num_processes)
@@ -97,8 +86,9 @@ class Trainer:
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        raw_model = registry.build(settings.model, len(splits.classes))
+        raw_model = registry.build(settings.model, len(splits.classes)) if model is None else model
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
+        kernels.install(self.raw_model)
         self._parameters = list(self.raw_model.parameters())
         self._buffers = list(self.raw_model.buffers())  # batch norm's; ConvNeXt has none
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
@@ -111,6 +101,8 @@ class Trainer:
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._fault = ""  # where the first of the steps that are being skipped went wrong
         self._clock = self._last_save = time.perf_counter()
+        self.folder = settings.output
+        self.display = progress.Display(self.total_steps, 0, shown=False)
 
     def open(self, folder: Path) -> None:
         """Take ``folder`` as the run's, and go on from its newest whole checkpoint where it has one.
@@ -121,18 +113,20 @@ class Trainer:
             CheckpointError: its checkpoints are damaged or of other classes.
         """
         self.folder = folder
-        found = distributed.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
-        if found is not None:
-            self._restore(found)
+        newest = distributed.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
+        if newest is not None:
+            self._restore(newest)
             if self.main:
-                checkpoint.point_links(found, self.state)
+                checkpoint.point_links(newest, self.state)
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
         if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
             before: RunSettings = checkpoint.read_json(folder / "settings.json", RunSettings)
             self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
-        self.settings = self.state.settings = settle_parts(self.settings, self.raw_model, self.accelerator)
+        self.settings = self.state.settings = settle_gradient_accumulation(
+            self.settings, self.raw_model, self.accelerator
+        )
         if self.main:
             sweep(folder)
             if changed := changed_since(folder, self.settings):
@@ -166,7 +160,7 @@ class Trainer:
             pinned = self.device.type == "cuda"
             stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers, pinned))
             for batch in stream:
-                stop, save = self._train_step(batch, signals)
+                stop, save = self.step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
                     self._end_epoch(save or stop, signals)
                 elif save or stop or self._is_due():
@@ -175,13 +169,13 @@ class Trainer:
                     self.accelerator.wait_for_everyone()  # until all is saved: launchers kill what outlives the others
                     signals.stop()
 
-    def finish(self, signals: StopSignals) -> Run:
-        """Evaluate the last weights on the test split, draw the pictures, and return the run.
+    def finish(self, signals: StopSignals) -> Report:
+        """Evaluate the last weights on the test split, and draw the pictures.
 
         Args:
             signals: asked between batches whether to stop.
         """
-        predictions = self._predict("test", signals)
+        predictions = self.predict("test", signals)
         if self.main:
             curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
             report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
@@ -189,10 +183,10 @@ class Trainer:
             self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
         else:
             report = self._report(predictions)
-        return Run(self.folder, self.settings, report, self.splits.test_name, list(self.unreadable))
+        return report
 
-    def _train_step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        """One optimizer step: the mean gradient over the images of all processes, in ``gradient_accumulation`` parts.
+    def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        """One optimizer step: the mean gradient over the images of all processes, in micro-batches.
 
         Returns:
             Whether any process was asked to stop, and whether one was asked to save.
@@ -207,7 +201,7 @@ class Trainer:
         if not everyones:
             return False, False
         torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
-        images, targets, labels = self._on_device(batch)
+        images, targets, labels = self.to_device(batch)
         buffers = [buffer.clone() for buffer in self._buffers]
         lr = settings.learning_rate(step, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
@@ -229,12 +223,12 @@ class Trainer:
         self.display.update(self.state, self.steps_per_epoch, settings.epochs, int(images_seen), lr)
         return bool(stop), bool(save)
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized, mixed images, their targets, and the labels before mixing."""
         if not len(batch.targets):
             # A process none of whose images could be read has to take part all the same, with nothing to say.
-            side = self.settings.data.image_size
-            images = torch.zeros(1, self.splits.channels, side, side, device=self.device)
+            size = self.settings.data.image_size
+            images = torch.zeros(1, self.splits.channels, size, size, device=self.device)
             nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
             return images, nothing, nothing
         pixels = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
@@ -286,7 +280,7 @@ class Trainer:
         self._note_unreadable(distributed.gather_lines(self.accelerator, list(self.unreadable)))
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
             try:
-                report = self._report(self._predict("val", signals))
+                report = self._report(self.predict("val", signals))
             except InterruptedRunError:
                 state.unvalidated = True
                 self._save()
@@ -311,7 +305,16 @@ class Trainer:
     def _report(self, predictions: SplitLogits) -> Report:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
-    def _predict(self, split: str, signals: StopSignals) -> SplitLogits:
+    def predict(self, split: str, signals: StopSignals) -> SplitLogits:
+        """The logits of the weights to use for every image of ``"val"`` or ``"test"``.
+
+        Args:
+            split: which images.
+            signals: asked between batches whether to stop.
+
+        Raises:
+            InterruptedRunError: a signal asked to stop.
+        """
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
         predictions = compute_logits(

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 
 from convnext.cli import main
 from convnext.data.loading.loader import Batch
-from convnext.plots import plots
+from convnext.plots import predictions
 from convnext.runs import checkpoint
 from convnext.runs.folder import read_metrics
+from convnext.training import trainer
 from convnext.training.interruption import StopSignals
 from convnext.training.trainer import Trainer
 
@@ -34,7 +35,8 @@ _TIMEOUT = 300.0  # seconds after which a process hangs
 _IMPORTED = ["sklearn.datasets", "sklearn.metrics", "sklearn.model_selection"]
 
 TINY = tuple(
-    shlex.split("""train digits --trackers --epochs 2 --batch-size 128 --gradient-accumulation 2 --ema-decay 0.9 --data.workers 0
+    shlex.split("""train digits --trackers --epochs 2 --batch-size 128 --gradient-accumulation 2 --ema-decay 0.9
+    --data.workers 0
     --model.depths 1 1 --model.dims 8 16 --model.patch-size 2 --model.stochastic-depth 0.2
     --augment.mixup 0.8 --augment.cutmix 1 --augment.policy randaugment --augment.random_erasing 0.25
     --optimizer.lr 0.01 --optimizer.clip-norm 1""")
@@ -58,7 +60,7 @@ class Point:
 
     def arm(self) -> None:
         """Make this process signal itself at the point."""
-        open_run, take_step = Trainer.open, Trainer._train_step
+        open_run, take_step = Trainer.open, Trainer.step
         stands_at, changes = 0, 0
 
         def strike() -> None:
@@ -84,7 +86,7 @@ class Point:
                 strike()
 
         Trainer.open = opened  # type: ignore[method-assign, assignment]
-        Trainer._train_step = step  # type: ignore[method-assign, assignment]
+        Trainer.step = step  # type: ignore[method-assign, assignment]
         if self.disk:
             at_disk_changes(change)
 
@@ -155,8 +157,8 @@ def _command(args: list[str], folder: Path, log: Path, prepare: Callable[[], Non
             os.dup2(file.fileno(), descriptor)
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as where a shell starts the command
     torch.set_num_threads(1)
-    for picture in ("curves", "confusion_matrix", "prediction_grid"):
-        setattr(plots, picture, lambda *_: None)  # more than half of the time, and nothing that is compared
+    for module, picture in ((trainer, "curves"), (predictions, "confusion_matrix"), (predictions, "prediction_grid")):
+        setattr(module, picture, lambda *_: None)  # more than half of the time, and nothing that is compared
     if prepare is not None:
         prepare()
     sys.exit(main(args))

@@ -16,7 +16,7 @@ import torch
 import convnext
 from convnext import create_model, recipe
 from convnext.training.faults import no_memory
-from convnext.training.memory import available, parts_that_fit
+from convnext.training.memory import available, micro_batches_that_fit
 from tests.support.killing import TINY, Started, last_line, result
 
 
@@ -30,7 +30,8 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path) -> None:
     large = ("--model.dims", 64, 128, "--data.image-size", 64, "--model.patch-size", 1, "--batch-size", 256)
     error = last_line(Started([*TINY, *large], tmp_path, partial(limit_memory, 500)).end())
     assert error.startswith("convnext: memory ran out: ")
-    for advice in ("--gradient-accumulation (now 2)", "--checkpoint-activations", "batch_size (256)", "data.image_size (64)"):
+    advices = "--gradient-accumulation (now 2)", "--checkpoint-activations", "batch_size (256)", "data.image_size (64)"
+    for advice in advices:
         assert advice in error
 
 
@@ -90,7 +91,7 @@ def test_auto_splits_a_batch_so_that_it_fits_into_real_memory(monkeypatch: pytes
     megabytes, size, batch = 300, 64, 800
     free_memory(monkeypatch, megabytes)
     device = torch.device("cpu")
-    parts = parts_that_fit(small_model(), (3, size, size), batch, device, nullcontext)
+    parts = micro_batches_that_fit(small_model(), (3, size, size), batch, device, nullcontext)
     assert 1 < parts <= 64
     context = multiprocessing.get_context("forkserver")
     ended = []
@@ -106,16 +107,18 @@ def test_auto_is_the_same_as_the_number_it_finds(tmp_path: Path, monkeypatch: py
     model = {"depths": (1, 1), "dims": (8, 16), "patch_size": 2, "stochastic_depth": 0.2}
     settings = recipe("digits", epochs=1, batch_size=128, model=model, trackers=(), gradient_accumulation="auto")
     free_memory(monkeypatch, 0.3)
-    found = convnext.train(settings.replace(output=tmp_path / "auto"))
-    parts = found.settings.gradient_accumulation
+    automatic = convnext.train(settings.replace(output=tmp_path / "auto"))
+    parts = automatic.settings.gradient_accumulation
     assert isinstance(parts, int)
     assert 1 < parts < 128
     free_memory(monkeypatch, 10_000)
     told = convnext.train(settings.replace(output=tmp_path / "told", gradient_accumulation=parts))
-    assert result(told.path) == result(found.path)
+    assert result(told.path) == result(automatic.path)
     # Plenty of memory now, but the run goes on as it began.
-    assert convnext.train(settings.replace(output=tmp_path / "auto"), resume=True).settings.gradient_accumulation == parts
-    shutil.rmtree(found.path / "checkpoints")
+    assert (
+        convnext.train(settings.replace(output=tmp_path / "auto"), resume=True).settings.gradient_accumulation == parts
+    )
+    shutil.rmtree(automatic.path / "checkpoints")
     again = convnext.train(settings.replace(output=tmp_path / "auto"), resume=True)
     assert again.settings.gradient_accumulation == parts
     assert result(again.path) == result(told.path)
@@ -125,7 +128,7 @@ def test_auto_leaves_batch_norms_buffers_alone(monkeypatch: pytest.MonkeyPatch) 
     free_memory(monkeypatch, 1000)
     model = create_model("resnet18", 10)
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    assert parts_that_fit(model, (3, 32, 32), 64, torch.device("cpu"), nullcontext) >= 1
+    assert micro_batches_that_fit(model, (3, 32, 32), 64, torch.device("cpu"), nullcontext) >= 1
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 

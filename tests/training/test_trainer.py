@@ -19,7 +19,7 @@ from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import Batch
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
 from convnext.runs.folder import folders, read_metrics
-from convnext.storage.files import locked
+from convnext.storage.locks import locked
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.trainer import Trainer
 from tests.support.killing import result
@@ -82,12 +82,13 @@ def test_runs_are_numbered_and_never_overwritten(tmp_path: Path) -> None:
 
 def test_accumulation_gives_the_same_gradient(tmp_path: Path) -> None:
     """Over a whole run without dropped paths, which are drawn for each part."""
-    whole, parts = (
-        convnext.train(short(tmp_path, gradient_accumulation=count, **{"model.stochastic_depth": 0.0})) for count in (1, 3)
+    whole, split = (
+        convnext.train(short(tmp_path, gradient_accumulation=count, **{"model.stochastic_depth": 0.0}))
+        for count in (1, 3)
     )
     for name, tensor in weights(whole.path).items():
-        torch.testing.assert_close(weights(parts.path)[name], tensor, atol=2e-3, rtol=1e-2)
-    assert parts.report.loss == pytest.approx(whole.report.loss, rel=1e-3)
+        torch.testing.assert_close(weights(split.path)[name], tensor, atol=2e-3, rtol=1e-2)
+    assert split.report.loss == pytest.approx(whole.report.loss, rel=1e-3)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -95,7 +96,7 @@ def test_interrupted_and_resumed_is_the_same(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = convnext.train(short(tmp_path / "whole"))
-    step, calls = Trainer._train_step, iter(range(1_000_000))
+    step, calls = Trainer.step, iter(range(1_000_000))
 
     def step_with_signal(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
         if next(calls) in (7, 25):
@@ -103,7 +104,7 @@ def test_interrupted_and_resumed_is_the_same(
         return step(trainer, batch, signals)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", step_with_signal)
+        patch.setattr(Trainer, "step", step_with_signal)
         for expected_step in (8, 26):
             with pytest.raises(InterruptedRunError) as stop:
                 convnext.train(short(tmp_path / "cut"), resume=expected_step == 26)
@@ -250,10 +251,10 @@ def test_resume_takes_the_run_with_these_settings_that_is_not_finished(
         os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, batch, signals)
 
-    step = Trainer._train_step
+    step = Trainer.step
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_step", stop_at_once)
+        patch.setattr(Trainer, "step", stop_at_once)
         with pytest.raises(InterruptedRunError):
             convnext.train(short(tmp_path))
     convnext.train(short(tmp_path))
@@ -265,7 +266,7 @@ def test_resume_takes_the_run_with_these_settings_that_is_not_finished(
 
 
 def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict = Trainer._predict
+    predict = Trainer.predict
 
     def signal_before_the_test(trainer: Trainer, split: str, signals: StopSignals) -> Any:
         if split == "test":
@@ -273,7 +274,7 @@ def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: 
         return predict(trainer, split, signals)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_predict", signal_before_the_test)
+        patch.setattr(Trainer, "predict", signal_before_the_test)
         with pytest.raises(InterruptedRunError):
             convnext.train(short(tmp_path))
     assert not (tmp_path / "digits" / "test_report.json").exists()
@@ -285,7 +286,7 @@ def test_a_signal_in_a_validation_stops_it_and_it_is_done_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = convnext.train(short(tmp_path / "whole"))
-    predict = Trainer._predict
+    predict = Trainer.predict
 
     run, steps = tmp_path / "digits", [line["step"] for line in read_metrics(whole.path)]
     for epoch, step in enumerate(steps, 1):
@@ -297,7 +298,7 @@ def test_a_signal_in_a_validation_stops_it_and_it_is_done_when_the_run_goes_on(
 
         for _ in range(2):  # the second time in the validation that is done again
             with monkeypatch.context() as patch:
-                patch.setattr(Trainer, "_predict", signal_before)
+                patch.setattr(Trainer, "predict", signal_before)
                 with pytest.raises(InterruptedRunError):
                     convnext.train(short(tmp_path), resume=True)
             state = json.loads((run / "checkpoints" / "last" / "training.json").read_text())
