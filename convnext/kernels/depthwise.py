@@ -21,10 +21,10 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: ``(C, 1, K, K)``, ``K`` odd.
         bias: ``(C,)``.
     """
-    return convolve_and_keep(x, weight, bias)[0]
+    return convolve_with_shortcut(x, weight, bias)[0]
 
 
-def convolve_and_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def convolve_with_shortcut(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same, and ``x`` itself for a shortcut: the gradient that comes back through it costs no pass of its own."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype

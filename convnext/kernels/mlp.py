@@ -24,8 +24,8 @@ def mlp(
 ) -> Tensor:
     """``shortcut + factor * gamma * linear2(gelu(linear1(norm(x))))``.
 
-    Where `kernels.usable` and `kernels.replaceable` say so. Under autocast the matrices are bfloat16; the result is as
-    wide as the weights.
+    Where `kernels.usable` says so and MKL is there. Under autocast the matrices are bfloat16; the result is as wide as
+    the weights.
 
     Args:
         x: ``(N, C, H, W)``.

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from convnext import kernels
-
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer normalization over the channels of ``(N, C, H, W)``; returns the same shape."""
@@ -50,28 +48,6 @@ class GRN(nn.Module):
         return y
 
 
-class DepthwiseConv2d(nn.Conv2d):
-    """A convolution of each channel by itself, with zeros around, that trains faster on CPU: see `convnext.kernels`.
-
-    Args:
-        dim: channels ``C``.
-        kernel_size: side in positions; odd.
-    """
-
-    def __init__(self, dim: int, kernel_size: int) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to the same shape."""
-        if kernels.usable(x, self):
-            return kernels.depthwise_conv2d(x, self.weight, self.bias)
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            # PyTorch's weight gradient takes three times as long in bfloat16, and eats up what linear layers gain.
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.float())
-        return super().forward(x)
-
-
 class Block(nn.Module):
     """The ConvNeXt block (section 2, figure 4): depthwise convolution, LayerNorm, two linear layers around a GELU.
 
@@ -94,7 +70,7 @@ class Block(nn.Module):
         grn: bool = False,
     ) -> None:
         super().__init__()
-        self.dwconv = DepthwiseConv2d(dim, kernel_size)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, mlp_ratio * dim)
         self.act = nn.GELU()
@@ -105,9 +81,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        if self._has_kernel(x):  # the same as below, faster
-            weights = self.dwconv, self.norm, self.pwconv1, self.pwconv2, self.gamma
-            return kernels.block(x, *weights, self._drop_factor(x))
         shortcut = x
         x = self.dwconv(x)
         x = x.permute(0, 2, 3, 1)  # linear layers act on the last dimension
@@ -121,18 +94,6 @@ class Block(nn.Module):
         x = x.permute(0, 3, 1, 2)
         x = shortcut + self.drop_path(x)
         return x
-
-    def _has_kernel(self, x: Tensor) -> bool:
-        modules = self.dwconv, self.norm, self.pwconv1, self.act, self.grn, self.pwconv2, self.drop_path
-        types = DepthwiseConv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Identity, nn.Linear, StochasticDepth
-        return kernels.usable(x, self.dwconv) and kernels.replaceable(modules, types)
-
-    def _drop_factor(self, x: Tensor) -> Tensor | None:
-        """What stochastic depth multiplies each sample's branch by, ``(N,)``; None for 1."""
-        if not self.training or self.drop_path.p == 0:
-            return None
-        factor: Tensor = self.drop_path(x.new_ones(len(x), 1, 1, 1, dtype=torch.float32))
-        return factor.flatten()
 
 
 class ConvNeXt(nn.Module):

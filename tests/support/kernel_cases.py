@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convnext import kernels
 from convnext.models.convnext import Block, ConvNeXt
 
 
@@ -26,12 +27,13 @@ def results(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def block_and_input(dim: int, n: int, side: int, **options: float) -> tuple[Block, Tensor]:
-    """A block whose parameters are all drawn at random, and an input that wants a gradient."""
+    """A block with kernels, whose parameters are all drawn at random, and an input that wants a gradient."""
     torch.manual_seed(0)
     block = Block(dim, layer_scale=1.0, **options).train()  # type: ignore[arg-type]
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     nn.init.normal_(block.norm.weight, 1.0, 0.3)
+    kernels.install(block)
     x = torch.randn(n, dim, side, side).contiguous(memory_format=torch.channels_last)
     return block, x.requires_grad_()
 
@@ -45,16 +47,17 @@ def run_block(block: Block, x: Tensor, autocast: bool = False) -> list[Tensor]:
 
 
 def without_kernels(block: Block, x: Tensor, autocast: bool = False) -> list[Tensor]:
-    """The same with PyTorch's operations: any hook makes the block call its modules."""
+    """The same with PyTorch's operations."""
     block = deepcopy(block)
-    block.norm.register_forward_hook(lambda *_: None)
-    block.dwconv.__class__ = nn.Conv2d  # type: ignore[assignment]
+    kernels.remove(block)
     return run_block(block, x, autocast)
 
 
 def small_model(**options: float) -> tuple[ConvNeXt, Tensor]:
+    """With kernels."""
     torch.manual_seed(0)
     model = ConvNeXt(depths=(1, 2), dims=(8, 16), patch_size=2, num_classes=3, layer_scale=1.0, **options)  # type: ignore[arg-type]
+    kernels.install(model)
     return model.to(memory_format=torch.channels_last), torch.randn(4, 3, 16, 16)
 
 

@@ -1,0 +1,199 @@
+"""A model's modules with our kernels in them: `install`, `remove`, and the conditions under which they compute.
+
+Parameters, state dict and class names stay. Pickling and copying work, and what is copied has the kernels too.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torchvision.ops import StochasticDepth
+
+from convnext.kernels.build import compiled, library
+from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
+from convnext.kernels.mlp import mlp
+
+_DTYPES = {torch.float32, torch.bfloat16}
+# The forward that `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
+_BLOCK_FORWARD = ("convnext.models.convnext", "Block.forward")
+
+
+def install(model: nn.Module) -> None:
+    """Let the model train faster on CPU, by our kernels where they apply and by PyTorch's operations elsewhere.
+
+    Depthwise convolutions of any model and the blocks of `convnext.models.convnext` get other classes, which compute
+    the same. Under autocast on CPU these convolutions stay in float32 where no kernel applies: PyTorch's gradient of
+    their weights takes three times as long in bfloat16. Modules on other devices, subclasses with a forward of their
+    own, and what is already installed are left as they are.
+
+    Args:
+        model: on the device where it will train; it is changed in place.
+    """
+    for module in model.modules():
+        forward = type(module).forward
+        if type(module) is nn.Conv2d and _is_depthwise(module) and module.weight.device.type == "cpu":
+            module.__class__ = DepthwiseConv2d
+        elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and _is_on_cpu(module):
+            module.__class__ = _block_class(type(module))
+
+
+def remove(model: nn.Module) -> None:
+    """Take out what `install` put in: the model computes by PyTorch's operations alone again."""
+    for module in model.modules():
+        if type(module) is DepthwiseConv2d:
+            module.__class__ = nn.Conv2d
+        elif isinstance(module, _Block):
+            module.__class__ = module.plain_class()
+
+
+def installed(model: nn.Module) -> bool:
+    """Whether any module of the model has been changed by `install`."""
+    return any(isinstance(module, DepthwiseConv2d | _Block) for module in model.modules())
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution with our kernel: see `install`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        if usable(input, self):
+            return depthwise_conv2d(input, self.weight, self.bias)
+        if input.device.type == "cpu" and self.weight.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
+class _Block(nn.Module):
+    """Comes before the block's own class in the order of inheritance, so that ``super()`` is that."""
+
+    dwconv: nn.Conv2d
+    norm: nn.LayerNorm
+    pwconv1: nn.Linear
+    pwconv2: nn.Linear
+    drop_path: nn.Module
+    gamma: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        if usable(x, self.dwconv) and _is_as_built(self):
+            y, shortcut = convolve_with_shortcut(x, self.dwconv.weight, self.dwconv.bias)
+            return mlp(y, shortcut, self.norm, self.pwconv1, self.pwconv2, self.gamma, self._drop_factor(x))
+        out: Tensor = super().forward(x)
+        return out
+
+    def _drop_factor(self, x: Tensor) -> Tensor | None:
+        """What stochastic depth multiplies each sample's branch by, ``(N,)``; None for 1."""
+        if not self.training or self.drop_path.p == 0:
+            return None
+        factor: Tensor = self.drop_path(x.new_ones(len(x), 1, 1, 1, dtype=torch.float32))
+        return factor.flatten()
+
+    @classmethod
+    def plain_class(cls) -> type[nn.Module]:
+        """The block's own class."""
+        plain: type[nn.Module] = cls.__bases__[1]
+        return plain
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        # The class is made at run time, and cannot be imported by name.
+        return _empty_block, (self.plain_class(),), vars(self)
+
+
+@functools.cache
+def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
+    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+    return type(plain.__name__, (_Block, plain), names)
+
+
+def _empty_block(plain: type[nn.Module]) -> nn.Module:
+    block = _block_class(plain)
+    return block.__new__(block)
+
+
+def usable(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether `depthwise_conv2d` computes here and now what the convolution does; compiles it when it first does."""
+    return (
+        not _is_recorded(x)
+        and x.device.type == conv.weight.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and (x.requires_grad or conv.weight.requires_grad)
+        and _has_dtypes(x, conv.weight)
+        and _is_depthwise(conv)
+        and x.ndim == 4
+        and x.shape[1] == conv.groups
+        and x.numel() > 0
+        and library() is not None
+    )
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """Whether PyTorch records operations or transforms them, in place of computing."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or type(x) is not Tensor
+    )
+
+
+def _has_dtypes(x: Tensor, weight: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):
+        return {x.dtype, weight.dtype} <= _DTYPES and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == weight.dtype and x.dtype in _DTYPES
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether it is of the kind that the kernel computes: an odd size, stride 1, zeros around."""
+    size = conv.weight.shape[-1]
+    return (
+        len(conv.weight) == conv.groups
+        and conv.weight.shape[1:] == (1, size, size)
+        and size % 2 == 1
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding == (size // 2, size // 2)
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _is_on_cpu(module: nn.Module) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in module.parameters())
+
+
+# A block's modules, in the order of computation, and what each must be for `_Block` to compute in place of all.
+_MODULES: dict[str, type[nn.Module]] = {
+    "dwconv": DepthwiseConv2d,
+    "norm": nn.LayerNorm,
+    "pwconv1": nn.Linear,
+    "act": nn.GELU,
+    "grn": nn.Identity,
+    "pwconv2": nn.Linear,
+    "drop_path": StochasticDepth,
+}
+
+
+def _is_as_built(block: nn.Module) -> bool:
+    """Whether the block's modules are of the types above, with parameters of one type on one device, and nobody listens
+    to them or has put in a forward of his own."""
+    modules = [getattr(block, name) for name in _MODULES]
+    return (
+        compiled().multiplies
+        and all(map(_is_plain, modules, _MODULES.values()))
+        and not any(map(_is_changed, modules))
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and len({(p.dtype, p.device) for module in modules for p in module.parameters()}) == 1
+    )
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    if isinstance(module, nn.GELU) and module.approximate != "none":
+        return False
+    return type(module) is kind and getattr(module, "bias", True) is not None
+
+
+def _is_changed(module: nn.Module) -> bool:
+    return "forward" in vars(module) or bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
