@@ -50,7 +50,7 @@ def _list() -> None:
     from convnext.data.datasets.catalogue import DATASETS, FAMILIES
 
     rows = table("data set", "what it is", "images", "classes", "download", "licence")
-    for name, entry in DATASETS.items():
+    for name, entry in sorted(DATASETS.items()):
         images = f"{sum(entry.splits.values()):,}" if entry.splits else ""
         summary = entry.summary if entry.title.lower() == name else f"{entry.title}: {entry.summary}"
         rows.add_row(
@@ -91,14 +91,14 @@ def _show(name: str) -> None:
 
 def _get(name: str, download: Path | None, to_folder: Path | None, root: Path | None) -> None:
     from convnext.config import DataSettings
-    from convnext.data.datasets.load import export_folder, load_splits, obtain
+    from convnext.data.datasets.load import export_folder, obtain, read_splits
 
     if download is not None:
         obtain(name, download)
         print(download)
     if to_folder is not None:
-        # Nothing is held out: validation images would lie among the training images anyway.
-        export_folder(load_splits(DataSettings(name=name, root=root or download, val_fraction=0)), to_folder)
+        # No validation images are held out: they would lie among the training images anyway.
+        export_folder(read_splits(DataSettings(name=name, root=root or download)), to_folder)
         print(to_folder)
 
 

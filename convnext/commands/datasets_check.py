@@ -80,21 +80,10 @@ def check_command(args: Sequence[str]) -> int:
 
 def _load(options: _Check) -> "Splits":
     from convnext.config import DataSettings
-    from convnext.data.datasets.load import load_splits
+    from convnext.data.datasets.load import exclude_images, read_splits
 
-    # A folder's statistics are not needed, and those of a damaged one might not be had.
-    unused = (0.5, 0.5, 0.5) if options.name == "folder" else None
-    return load_splits(
-        DataSettings(
-            name=options.name,
-            root=options.root,
-            exclude=options.exclude,
-            workers=options.workers,
-            val_fraction=0,
-            mean=unused,
-            std=unused,
-        )
-    )
+    settings = DataSettings(name=options.name, root=options.root, exclude=options.exclude, workers=options.workers)
+    return exclude_images(read_splits(settings), settings)
 
 
 def _write(findings: "Findings", path: Path, root: Path) -> None:

@@ -1,8 +1,9 @@
-"""Labelled images by index, in arrays or in files, and their seeded, stratified division."""
+"""Labelled images by index, in arrays or in files, and the statistics of their pixels."""
 
 import os
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,9 @@ _SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+_IMAGES_MEASURED, _FILES_MEASURED = 1000, 8
+_LISTINGS_KEPT = 3  # a folder's train, val and test
+_SETTLED = 2_000_000_000  # nanoseconds; a file that comes right after a listing may leave a folder's time as it was
 
 
 class ImageSource(ABC):
@@ -177,8 +181,31 @@ def _is_text(name: str) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """The images below a folder, and when each folder among them changed: it does when a name comes or goes."""
+
+    source: FileSource
+    states: Mapping[str, tuple[int, int, int]]
+
+    def holds(self) -> bool:
+        try:
+            return all(_state(folder) == state for folder, state in self.states.items())
+        except OSError:
+            return False
+
+
+# Choosing by the images, training and evaluating in one process look at the same folder, which may have millions.
+_listings: dict[tuple[str, tuple[str, ...]], _Listing] = {}
+
+
+def _state(folder: str) -> tuple[int, int, int]:
+    status = os.stat(folder)  # noqa: PTH116  # of many folders
+    return status.st_mtime_ns, status.st_dev, status.st_ino
+
+
 def scan_folder(folder: Path, classes: list[str]) -> FileSource:
-    """All images below ``folder/<class>/``, sorted by path.
+    """All images below ``folder/<class>/``, sorted by path; listed once as long as no folder among them changes.
 
     Raises:
         DataError: a class folder without images, or one that is not among ``classes``.
@@ -186,21 +213,35 @@ def scan_folder(folder: Path, classes: list[str]) -> FileSource:
     unknown = [name for name in class_folders(folder) if name not in classes]
     if unknown:
         raise DataError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
+    key = (os.path.realpath(folder), tuple(classes))
+    if (listing := _listings.get(key)) is not None and listing.holds():
+        return replace(listing.source, root=folder)
+    start = time.time_ns()
     paths: list[bytes] = []
     targets: list[int] = []
+    visited: list[str] = []
     for target, name in enumerate(classes):
-        found = sorted(_image_files(folder / name, folder))
-        paths += found
-        targets += [target] * len(found)
+        of_class = sorted(_image_files(folder / name, folder, visited))
+        paths += of_class
+        targets += [target] * len(of_class)
     if not paths:
         raise DataError(f"{folder} has no images in its class folders: expected {folder}/<class>/*.jpg (or .png, …)")
     # Colour always: one grey picture among the files says nothing about the others.
-    return FileSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
+    source = FileSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
+    _listings.pop(key, None)
+    states = {directory: _state(directory) for directory in map(os.path.abspath, visited)}
+    if all(changed < start - _SETTLED for changed, _, _ in states.values()):
+        _listings[key] = _Listing(source, states)
+        if len(_listings) > _LISTINGS_KEPT:
+            del _listings[next(iter(_listings))]
+    return source
 
 
-def _image_files(folder: Path, root: Path) -> Iterator[bytes]:
+def _image_files(folder: Path, root: Path, visited: list[str]) -> Iterator[bytes]:
+    """Paths of the images below a folder, relative to ``root``; its folders are added to ``visited``."""
     seen = {os.path.realpath(parent) for parent in folder.parents}  # links may lead back
     for directory, subfolders, files in os.walk(folder, followlinks=True):
+        visited.append(directory)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         if (real := os.path.realpath(directory)) in seen:
             subfolders.clear()
@@ -211,44 +252,22 @@ def _image_files(folder: Path, root: Path) -> Iterator[bytes]:
                 yield os.fsencode(os.path.relpath(Path(directory, name), root))
 
 
-def stratified_split(source: ImageSource, fraction: float, seed: int) -> tuple[ImageSource, ImageSource]:
-    """Hold out a share of every class.
-
-    Args:
-        source: what to divide.
-        fraction: share to hold out, between 0 and 1.
-        seed: the same seed gives the same division.
-
-    Returns:
-        The images that stay and those held out, each in the source's order.
-
-    Raises:
-        DataError: a class has too few images to stand on both sides.
-    """
-    from sklearn.model_selection import train_test_split
-
-    try:
-        kept, held_out = train_test_split(
-            np.arange(len(source)), test_size=fraction, random_state=seed % 2**32, stratify=source.targets
-        )
-    except ValueError:
-        smallest = np.bincount(source.targets).min()
-        raise DataError(
-            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides (the smallest class "
-            f"has {smallest}): add images, provide val/ and test/ folders, or change data.val_fraction and "
-            f"data.test_fraction"
-        ) from None
-    return source.subset(np.sort(kept)), source.subset(np.sort(held_out))
-
-
-def statistics(source: ImageSource, limit: int = 1000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(source: ImageSource) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and standard deviations of the pixels, on a scale of 0 to 1.
 
-    Measured on at most ``limit`` images spread evenly over the source, each at no more than 256 px; unreadable
-    images are left out.
+    Measured on all images in memory, or on at most 1,000 others, spread evenly over the source (over 8 of its files,
+    where images lie in files together), each at no more than 256 px; unreadable images are left out.
+
+    Raises:
+        DataError: none of them can be read.
     """
+    if source.groups is not None:  # measuring images of all files would fetch all
+        files = np.unique(source.groups)
+        chosen = files[np.linspace(0, len(files) - 1, min(_FILES_MEASURED, len(files))).astype(int)]
+        source = source.subset(np.flatnonzero(np.isin(source.groups, chosen)))
+    limit = len(source) if source.in_memory else min(_IMAGES_MEASURED, len(source))
     total, squares, count = np.zeros(source.channels), np.zeros(source.channels), 0
-    for index in np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int):
+    for index in np.linspace(0, len(source) - 1, limit).astype(int):
         try:
             image = source.load(int(index))
         except DataError:

@@ -1,18 +1,27 @@
-"""A data set, divided; and the images that a user wants left out of it."""
+"""A data set, divided: its splits, how they are called, and how one that is missing is held out."""
 
-import os
-import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from convnext.config import DataSettings
-from convnext.data.sources import FileSource, ImageSource
 from convnext.errors import DataError
+
+if TYPE_CHECKING:  # the catalogue's entries need no torch
+    from convnext.config import DataSettings
+    from convnext.data.sources import ImageSource
 
 # A split that a data set lacks is drawn by a seed of its own, so that every run is tested on the same images.
 SPLIT_SEED = 0
+# How others spell the splits; where there are several, the first one counts.
+SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+SPLIT_BY_SPELLING: Mapping[str, str] = {spelling: name for name, all_of in SPELLINGS.items() for spelling in all_of}
+# From so many shards on, whole shards are held out: an evaluation then reads those alone, and not all.
+_MANY_SHARDS = 50
 
 
 @dataclass(frozen=True)
@@ -20,25 +29,24 @@ class Splits:
     """A data set, divided.
 
     `test` gives the number that is reported; `val`, where there is one, chooses `best`. `test_name` is ``"test"``, or
-    ``"val"`` where the data set has no other split to test on. Empty `mean` and `std` are those of the catalogue's
-    entry, or measured, once `load_splits` gives the splits out.
+    ``"val"`` where the data set has no other split to test on. Empty `mean` and `std` are to be measured.
     """
 
     classes: tuple[str, ...]
-    train: ImageSource
-    val: ImageSource | None
-    test: ImageSource
+    train: "ImageSource"
+    val: "ImageSource | None"
+    test: "ImageSource"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     test_name: str = "test"
 
-    def split(self, name: str) -> ImageSource | None:
+    def split(self, name: str) -> "ImageSource | None":
         """The split called ``"train"``, ``"val"`` or ``"test"``."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of the splits there are, by name."""
-        sources = {name: self.split(name) for name in ("train", "val", "test")}
+        sources = {name: self.split(name) for name in SPELLINGS}
         return {name: source.fingerprint() for name, source in sources.items() if source is not None}
 
     @property
@@ -47,7 +55,72 @@ class Splits:
         return self.train.channels
 
 
-def root_of(settings: DataSettings) -> Path:
+def make_splits(
+    classes: tuple[str, ...],
+    sources: "Mapping[str, ImageSource]",
+    test_fraction: float,
+    *,
+    val_chooses: bool = False,
+) -> Splits:
+    """The splits of a data set, with the test that it lacks.
+
+    Without ``"test"``, ``"val"`` is the test; without both, a test is held out of ``"train"``.
+
+    Args:
+        classes: class names.
+        sources: images by split, ``"train"`` among them.
+        test_fraction: fraction of ``"train"`` to hold out, where that is needed.
+        val_chooses: whether a ``"val"`` that is the test chooses `best`, too; else another may be held out for that.
+
+    Raises:
+        DataError: a class has too few images to hold out any.
+    """
+    train, val, test = sources["train"], sources.get("val"), sources.get("test")
+    if test is None and val is not None:
+        return Splits(classes, train, val if val_chooses else None, val, test_name="val")
+    if test is None:
+        train, test = hold_out(train, test_fraction)
+    return Splits(classes, train, val, test)
+
+
+def hold_out(source: "ImageSource", fraction: float) -> "tuple[ImageSource, ImageSource]":
+    """Hold out a fraction of every class, or of the shards where there are many; always the same one.
+
+    Many shards whose images are not mixed, so that a class would be left without training images, are taken as few.
+
+    Args:
+        source: what to divide.
+        fraction: how much to hold out, between 0 and 1.
+
+    Returns:
+        The images that stay and those held out, each in the source's order.
+
+    Raises:
+        DataError: a class has too few images to have some in both.
+    """
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    if source.groups is not None and len(shards := np.unique(source.groups)) >= _MANY_SHARDS:
+        _, chosen = train_test_split(shards, test_size=fraction, random_state=SPLIT_SEED)
+        held_out = np.isin(source.groups, chosen)
+        if np.isin(source.targets[held_out], source.targets[~held_out]).all():
+            return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
+    try:
+        staying, chosen = train_test_split(
+            np.arange(len(source)), test_size=fraction, random_state=SPLIT_SEED, stratify=source.targets
+        )
+    except ValueError:
+        smallest = np.bincount(source.targets).min()
+        raise DataError(
+            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides (the smallest class "
+            f"has {smallest}): add images, provide val/ and test/ folders, or change data.val_fraction and "
+            f"data.test_fraction"
+        ) from None
+    return source.subset(np.sort(staying)), source.subset(np.sort(chosen))
+
+
+def root_of(settings: "DataSettings") -> Path:
     """The data set's folder.
 
     Raises:
@@ -56,44 +129,3 @@ def root_of(settings: DataSettings) -> Path:
     if settings.root is None:
         raise DataError(f"data set {settings.name!r} needs its folder: give --data.root DIR")
     return settings.root
-
-
-def without(splits: Splits, settings: DataSettings, exclude: Path) -> Splits:
-    """The splits without the images that the file ``exclude`` names, a path a line, relative to ``data.root``.
-
-    Empty lines and those that start with ``#`` mean nothing; paths that name no image are counted on standard error.
-
-    Raises:
-        DataError: the file cannot be read, the images are no files, or a class has no training image left.
-    """
-    try:
-        lines = exclude.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read data.exclude {exclude}: {error.strerror}") from None
-    if settings.root is None or not isinstance(splits.train, FileSource):
-        raise DataError(
-            f"data.exclude names files, which the images of data set {settings.name!r} are not: leave it out"
-        )
-    root = settings.root
-    named = [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
-    unwanted = {os.fsencode(os.path.relpath(root / line, root)) for line in named}
-    found: set[bytes] = set()
-
-    def kept(source: ImageSource | None) -> ImageSource | None:
-        if not isinstance(source, FileSource):
-            return source
-        prefix = os.fsencode(os.path.relpath(source.root, root)) + b"/"
-        paths = [(prefix + path).removeprefix(b"./") for path in source.paths.tolist()]
-        found.update(unwanted.intersection(paths))
-        return source.subset(np.array([index for index, path in enumerate(paths) if path not in unwanted], np.int64))
-
-    train, test = kept(splits.train), kept(splits.test)
-    val = test if splits.val is splits.test else kept(splits.val)
-    assert train is not None
-    assert test is not None
-    if found != unwanted:
-        print(f"{exclude}: {len(unwanted - found)} of {len(unwanted)} paths name no image", file=sys.stderr)
-    counts = np.bincount(train.targets, minlength=len(splits.classes))
-    if not counts.all():
-        raise DataError(f"{exclude} leaves no training image of class {splits.classes[int(counts.argmin())]!r}")
-    return replace(splits, train=train, val=val, test=test)

@@ -95,10 +95,9 @@ def choose(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[s
 
 
 def _look(data: DataSettings) -> _Facts | None:
-    from convnext.data.datasets.load import load_splits
+    from convnext.data.datasets.load import exclude_images, hold_out_val, read_splits
 
-    # The statistics of the pixels are not asked for, and would take longer than all the rest.
-    splits = load_splits(data.replace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    splits = hold_out_val(exclude_images(read_splits(data), data), data)
     source = splits.train
     step = max(1, len(source) // _SIZES_READ)
     sides = [side for index in range(0, step * min(len(source), _SIZES_READ), step) if (side := _side(source, index))]

@@ -14,7 +14,7 @@ from PIL import Image
 from convnext.commands.datasets_check import main as check_command
 from convnext.config import DataSettings
 from convnext.data.audit.check import Findings, Group, Item, check
-from convnext.data.datasets.load import load_splits
+from convnext.data.datasets.load import exclude_images, read_splits
 from convnext.data.images import Raw
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
@@ -40,8 +40,8 @@ def clean(photographs: Path, tmp_path: Path) -> Path:
 
 def found(root: Path, workers: int | None = 0, exclude: Path | None = None) -> Findings:
     """What the folder's check says."""
-    settings = DataSettings(root=root, val_fraction=0, mean=(0.5,) * 3, std=(0.5,) * 3, exclude=exclude)
-    return check(load_splits(settings), workers)
+    settings = DataSettings(root=root, exclude=exclude)
+    return check(exclude_images(read_splits(settings), settings), workers)
 
 
 def names(root: Path, items: list[Item] | tuple[Item, ...]) -> list[str]:

@@ -1,5 +1,6 @@
 """What the catalogue says, what it draws where a set has no split, and what a user leaves out."""
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,18 +12,19 @@ import torchvision
 from PIL import Image
 from torchvision.datasets.imagenet import ARCHIVE_META
 
+import convnext
 from convnext.cli import main
 from convnext.config import DataSettings
 from convnext.data.datasets.catalogue import DATASETS
+from convnext.data.datasets.entries import register_dataset
 from convnext.data.datasets.listing import human_names
-from convnext.data.datasets.load import _LOADERS, load_splits
+from convnext.data.datasets.load import load_splits
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
 from tests.support import dataset_archives as small
 
 
 def test_every_set_has_its_facts() -> None:
-    assert DATASETS.keys() == _LOADERS.keys()
     for name, entry in DATASETS.items():
         assert all((entry.title, entry.summary, entry.images, entry.licence, entry.home, entry.reported)), name
         assert len(entry.mean) == len(entry.std)
@@ -33,6 +35,37 @@ def test_every_set_has_its_facts() -> None:
             assert len(file.md5) == 32
             assert all(url.startswith("http") and url.endswith("/") for url in file.mirrors)
             assert file.mirrors or entry.instructions
+
+
+def test_a_data_set_is_added_with_one_file(tmp_path: Path) -> None:
+    package = shutil.copytree(Path(convnext.__file__).parent, tmp_path / "convnext")
+    (package / "data" / "datasets" / "catalogue" / "halves.py").write_text(
+        "from convnext.data.datasets.entries import Dataset, register_dataset\n"
+        "from convnext.data.datasets.listing import list_images\n"
+        "from convnext.data.splits import make_splits, root_of\n"
+        "@register_dataset('halves', Dataset('Halves', 'left and right', 'any', 'mine', 'here', 'test: held out'))\n"
+        "def halves(entry, settings):\n"
+        "    source = list_images(root_of(settings), ('left', 'right'))\n"
+        "    return make_splits(('left', 'right'), {'train': source}, settings.test_fraction)\n"
+    )
+    unpacked({f"{name}/{n}.jpg": small.jpeg(n) for name in ("left", "right") for n in range(10)}, tmp_path / "images")
+
+    def run(*args: str) -> str:
+        return subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "left and right" in run("-m", "convnext", "datasets")
+    assert run("-m", "convnext", "datasets", "halves").startswith("halves: Halves: left and right\n")
+    code = (
+        "from convnext.config import DataSettings; from convnext.data.datasets.load import load_splits;"
+        "splits = load_splits(DataSettings(name='halves', root='images'));"
+        "print(splits.classes, len(splits.train), len(splits.val), len(splits.test))"
+    )
+    assert run("-c", code) == "('left', 'right') 14 2 4\n"
+
+
+def test_two_data_sets_cannot_have_one_name() -> None:
+    with pytest.raises(ValueError, match="two data sets are called 'digits'"):
+        register_dataset("digits", DATASETS["digits"])
 
 
 def test_addresses_and_checksums_are_torchvisions() -> None:

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from convnext.data.datasets.load import export_folder
-from convnext.data.datasets.webdataset import ShardSource, expand, hold_out
+from convnext.data.datasets.webdataset import ShardSource, expand
 from convnext.data.loading.loader import TrainSampler
+from convnext.data.splits import hold_out
 from convnext.errors import DataError
 from tests.support.digit_shards import (
     DIGITS,

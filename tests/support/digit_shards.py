@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from convnext.config import DataSettings
-from convnext.data.datasets.webdataset import shard_splits
+from convnext.data.datasets.load import load_splits
 from convnext.data.splits import Splits
 from convnext.errors import UserError
 
@@ -52,7 +52,7 @@ def write_digits(folder: Path) -> Path:
 
 
 def splits_of(pattern: str, **settings: Any) -> Splits:
-    return shard_splits(DataSettings(**{"name": f"wds:{pattern}", "image_size": 8, "val_fraction": 0.0} | settings))
+    return load_splits(DataSettings(**{"name": f"wds:{pattern}", "image_size": 8, "val_fraction": 0.0} | settings))
 
 
 def refused(message: str, pattern: str, **settings: Any) -> None:

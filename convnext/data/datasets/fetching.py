@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from convnext.data.datasets.catalogue import Dataset, File
+from convnext.data.datasets.entries import Dataset, File
 from convnext.errors import DataError
 from convnext.storage import archives
 from convnext.storage.downloads import DownloadError, download

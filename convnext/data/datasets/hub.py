@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.config import DataSettings
-from convnext.data.datasets.labels import PARTS, Labels, divide, number_classes
+from convnext.data.datasets.labels import Labels, number_classes
 from convnext.data.images import Raw, UnreadableImageError
 from convnext.data.sources import ImageSource
-from convnext.data.splits import Splits
+from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -98,29 +98,33 @@ def hub_splits(settings: DataSettings) -> Splits:
     """
     name, config = _parse(settings.name.removeprefix("hf:"))
     tables = _load(name, config, settings.root)
-    found = {part: next((spelling for spelling in PARTS[part] if spelling in tables), None) for part in PARTS}
-    if found["train"] is None:
+    spelled = {
+        split: spelling
+        for split, spellings in SPELLINGS.items()
+        if (spelling := next((spelling for spelling in spellings if spelling in tables), None)) is not None
+    }
+    if "train" not in spelled:
         raise DataError(f"{name} has no split called train: it has {', '.join(tables)}")
-    image, label = _columns(name, tables[found["train"]])
+    train = tables[spelled["train"]]
+    image, label = _columns(name, train)
     labels: dict[str, Labels] = {}
-    for part, split in found.items():
-        if split is not None and (values := _labels(tables[split], label, f"{name}/{split}", part)) is not None:
-            labels[part] = values
-    names = getattr(tables[found["train"]].features[label], "names", None)
+    for split, spelling in spelled.items():
+        if (values := _labels(tables[spelling], label, f"{name}/{spelling}", split)) is not None:
+            labels[split] = values
+    names = getattr(train.features[label], "names", None)
     classes, targets = number_classes(labels, names, f"{name}, column {label!r}")
-    parts = {part: _source(tables, found[part], image, targets[part], name) for part in targets}
-    return divide(classes, parts, settings.test_fraction)
+    sources = {
+        split: _source(tables[spelled[split]], image, targets[split], f"{name}/{spelled[split]}") for split in targets
+    }
+    return make_splits(classes, sources, settings.test_fraction)
 
 
-def _source(
-    tables: "Mapping[str, Dataset]", split: str | None, image: str, targets: NDArray[np.int64], name: str
-) -> ImageSource:
+def _source(table: "Dataset", image: str, targets: NDArray[np.int64], name: str) -> ImageSource:
     from datasets import Image
 
-    assert split is not None
-    table = tables[split].select_columns([image]).cast_column(image, Image(decode=False))
+    table = table.select_columns([image]).cast_column(image, Image(decode=False))
     # Colour always: one grey picture among the rows says nothing about the others.
-    return HubSource(table, np.arange(len(table)), targets, channels=3, name=f"{name}/{split}")
+    return HubSource(table, np.arange(len(table)), targets, channels=3, name=name)
 
 
 def _parse(name: str) -> tuple[str, str | None]:

@@ -1,23 +1,14 @@
-"""From labels as others wrote them to numbered classes and splits: what Hugging Face data sets and shards share."""
+"""From labels as others wrote them to numbered classes: what Hugging Face data sets and shards share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.data.sources import ImageSource, stratified_split
-from convnext.data.splits import SPLIT_SEED, Splits
 from convnext.errors import DataError
 
-# How others spell the splits; the first spelling that is there counts.
-PARTS: dict[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 Labels: TypeAlias = NDArray[np.int64] | NDArray[np.str_]
-HoldOut: TypeAlias = Callable[[ImageSource, float], tuple[ImageSource, ImageSource]]
 
 
 def number_classes(
@@ -68,30 +59,3 @@ def _numbers(labels: Labels, classes: tuple[str, ...], where: str) -> NDArray[np
     if unknown:
         raise DataError(f"{where} has classes that are not known: {', '.join(map(repr, unknown[:5]))}")
     return np.array([places[name] for name in found.tolist()], np.int64)[inverse]
-
-
-def stratified(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
-    """Hold out a share of every class: always the same one."""
-    return stratified_split(source, fraction, SPLIT_SEED)
-
-
-def divide(
-    classes: tuple[str, ...], parts: dict[str, ImageSource], test_fraction: float, hold_out: HoldOut = stratified
-) -> Splits:
-    """The splits of the parts that there are.
-
-    Without ``"test"``, the number that is reported is that of ``"val"``, which then chooses nothing; without both, a
-    test is held out.
-
-    Args:
-        classes: class names.
-        parts: sources by name, ``"train"`` among them.
-        test_fraction: share to hold out.
-        hold_out: divides a source.
-    """
-    train, val, test = parts["train"], parts.get("val"), parts.get("test")
-    if test is None and val is not None:
-        return Splits(classes, train, None, val, test_name="val")
-    if test is None:
-        train, test = hold_out(train, test_fraction)
-    return Splits(classes, train, val, test)

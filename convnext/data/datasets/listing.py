@@ -1,22 +1,27 @@
-"""Image files by their place, without opening any; and names of classes for people."""
+"""Image files by their paths, without opening any; and names of classes for people."""
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from convnext.data.sources import FileSource, is_image_name
 from convnext.errors import DataError
 
+if TYPE_CHECKING:  # the catalogue's entries need no torch
+    from convnext.data.sources import FileSource
 
-def file_source(root: Path, paths: Sequence[str], targets: Sequence[int]) -> FileSource:
+
+def file_source(root: Path, paths: Sequence[str], targets: Sequence[int]) -> "FileSource":
     """Colour images of ``paths``, relative to ``root``, and their class indices."""
+    import numpy as np
+
+    from convnext.data.sources import FileSource
+
     return FileSource(np.array([os.fsencode(path) for path in paths]), np.array(targets, np.int64), 3, root)
 
 
-def list_images(root: Path, folders: Iterable[str]) -> FileSource:
+def list_images(root: Path, folders: Iterable[str]) -> "FileSource":
     """The images that lie directly in the folders, sorted by name; a folder's number is their class.
 
     Quicker than `scan_folder`, which looks deeper, by as much as matters for a million files. Deeper folders of the
@@ -25,6 +30,8 @@ def list_images(root: Path, folders: Iterable[str]) -> FileSource:
     Raises:
         DataError: a folder that is not there, or has no images.
     """
+    from convnext.data.sources import is_image_name
+
     paths: list[str] = []
     targets: list[int] = []
     for target, folder in enumerate(folders):

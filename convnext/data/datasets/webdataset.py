@@ -19,18 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.config import DataSettings
-from convnext.data.datasets.labels import PARTS, Labels, divide, number_classes, stratified
+from convnext.data.datasets.labels import Labels, number_classes
 from convnext.data.datasets.shard_files import Index, Shard, ShardFolder, is_url
 from convnext.data.images import Raw, UnreadableImageError
-from convnext.data.sources import ImageSource, statistics
-from convnext.data.splits import SPLIT_SEED, Splits
+from convnext.data.sources import ImageSource
+from convnext.data.splits import SPLIT_BY_SPELLING, Splits, make_splits
 from convnext.errors import DataError, UserError
 from convnext.storage.downloads import cache_folder
-
-# From so many shards on, whole shards are held out: an evaluation then reads those alone, and not all.
-_MANY = 50
-_MEASURED = 8  # shards whose pixels are measured
-_SPELLINGS = {spelling: part for part, spellings in PARTS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -98,9 +93,8 @@ def shard_splits(settings: DataSettings) -> Splits:
     """The splits of ``data.name`` ``wds:PATTERN``, see `expand`.
 
     A shard is of the split whose name is a word of its file's name, or of the folders that differ between shards, and
-    else of `train`. A `val` without `test` is the test; without both, `test_fraction` is held out. Without another
-    `val`, `val_fraction` of `train` is. Classes are in the order of ``classes.txt`` (a name a line) in the shards'
-    folder, where there is one.
+    else of `train`; see `make_splits` for a test that is missing. Classes are in the order of ``classes.txt`` (a name a
+    line) in the shards' folder, where there is one.
 
     Raises:
         UserError: the package is missing.
@@ -126,14 +120,7 @@ def read_shards(settings: DataSettings, folder: ShardFolder) -> Splits:
     sources: dict[str, ImageSource] = {
         part: _source(shards, indices, of_part, targets[part], folder) for part, of_part in numbers.items()
     }
-    splits = divide(classes, sources, settings.test_fraction, hold_out)
-    if not (settings.mean and settings.std):
-        mean, std = statistics(_measured(splits.train))
-        splits = replace(splits, mean=mean, std=std)
-    if splits.val is None and settings.val_fraction:
-        train, val = hold_out(splits.train, settings.val_fraction)
-        splits = replace(splits, train=train, val=val)
-    return splits
+    return make_splits(classes, sources, settings.test_fraction)
 
 
 def expand(pattern: str, root: Path | None) -> list[str]:
@@ -193,8 +180,8 @@ def _parts(places: Sequence[str]) -> list[str]:
     parts = []
     for place in places:
         path = urlsplit(place).path if is_url(place) else place
-        words = [word for word in re.split("[^a-z]+", path[start:].lower()) if word in _SPELLINGS]
-        parts.append(_SPELLINGS[words[-1]] if words else "train")
+        words = [word for word in re.split("[^a-z]+", path[start:].lower()) if word in SPLIT_BY_SPELLING]
+        parts.append(SPLIT_BY_SPELLING[words[-1]] if words else "train")
     return parts
 
 
@@ -246,31 +233,3 @@ def _source(
         folder=folder,
         groups=np.repeat(numbers, [len(index.keys) for index in chosen]),
     )
-
-
-def hold_out(source: ImageSource, fraction: float) -> tuple[ImageSource, ImageSource]:
-    """Hold out a share of many shards, or of every class in few; the same one wherever the shards lie.
-
-    Many shards whose images are not mixed, so that a class would be left without training images, are taken as few.
-
-    Raises:
-        DataError: a class with too few images to stand on both sides.
-    """
-    from sklearn.model_selection import train_test_split
-
-    assert source.groups is not None
-    groups = np.unique(source.groups)
-    if len(groups) >= _MANY:
-        _, chosen = train_test_split(groups, test_size=fraction, random_state=SPLIT_SEED)
-        held_out = np.isin(source.groups, chosen)
-        if np.isin(source.targets[held_out], source.targets[~held_out]).all():
-            return source.subset(np.flatnonzero(~held_out)), source.subset(np.flatnonzero(held_out))
-    return stratified(source, fraction)
-
-
-def _measured(source: ImageSource) -> ImageSource:
-    """The images of a few shards, spread evenly: measuring images of all would fetch all."""
-    assert source.groups is not None
-    groups = np.unique(source.groups)
-    chosen = groups[np.linspace(0, len(groups) - 1, min(_MEASURED, len(groups))).astype(int)]
-    return source.subset(np.flatnonzero(np.isin(source.groups, chosen)))

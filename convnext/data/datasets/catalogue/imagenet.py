@@ -3,28 +3,26 @@
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from convnext.config import DataSettings
-from convnext.data.datasets.catalogue import Dataset
+from convnext.data.datasets.entries import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    IMAGENET_TERMS,
+    Dataset,
+    File,
+    register_dataset,
+)
 from convnext.data.datasets.fetching import archive_path, preparing
 from convnext.data.datasets.listing import human_names, list_images, subfolders, synset_names
-from convnext.data.splits import Splits, root_of
+from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
 from convnext.storage import archives
 
+if TYPE_CHECKING:
+    from convnext.config import DataSettings
+
 _CLASSES = 1000
-
-
-def imagenet(entry: Dataset, settings: DataSettings) -> Splits:
-    """ImageNet-1K, tested on its validation images; classes that train/ lacks are left out of val/."""
-    root = root_of(settings)
-    prepare(entry, root)
-    wnids = subfolders(root, "train")
-    subfolders(root, "val")  # a flat val/ is the most common mistake
-    if len(wnids) < 2:
-        raise DataError(f"{root / 'train'} has one class only: a classifier needs at least two class folders")
-    train, val = (list_images(root, (f"{part}/{wnid}" for wnid in wnids)) for part in ("train", "val"))
-    return Splits(human_names(wnids, _names(entry, root, wnids)), train, None, val, test_name="val")
 
 
 def prepare(entry: Dataset, root: Path) -> None:
@@ -34,11 +32,11 @@ def prepare(entry: Dataset, root: Path) -> None:
         DataError: an archive is missing (the message says how to come by it), damaged, or there is no room.
     """
     train, val, devkit = entry.files
-    parts = [file for file in (train, val) if not (root / file.becomes).is_dir()]
-    needed = [*parts, devkit] if val in parts else parts
+    folders = [file for file in (train, val) if not (root / file.becomes).is_dir()]
+    needed = [*folders, devkit] if val in folders else folders
     if missing := [file.name for file in needed if not archive_path(file, root).is_file()]:
         raise DataError(f"{entry.title} is not in {root} ({', '.join(missing)} missing): {entry.instructions}")
-    for file in parts:
+    for file in folders:
         with preparing(entry, root):
             archive = archive_path(file, root)
             if (root / file.becomes).is_dir():
@@ -48,10 +46,46 @@ def prepare(entry: Dataset, root: Path) -> None:
             if file is train:
                 archives.unpack_classes(archive, root / file.becomes)
             else:
-                archives.unpack(archive, root / file.becomes, _validation_places(archive_path(devkit, root)).get)
+                archives.unpack(archive, root / file.becomes, _validation_paths(archive_path(devkit, root)).get)
 
 
-def _validation_places(devkit: Path) -> dict[str, str]:
+@register_dataset(
+    "imagenet",
+    Dataset(
+        title="ImageNet-1K (ILSVRC 2012)",
+        summary="1,000 classes of things and animals, the usual yardstick",
+        images="colour, of many sizes, about 500x400 px",
+        licence=IMAGENET_TERMS,
+        home="https://image-net.org/challenges/LSVRC/2012/",
+        reported="val: the 50,000 validation images; the labels of the test images were never published",
+        classes=_CLASSES,
+        splits={"train": 1_281_167, "val": 50_000},
+        files=(
+            File("ILSVRC2012_img_train.tar", "train", "1d675b47d978889d74fa0da5fadfb00e", 147_897_477_120),
+            File("ILSVRC2012_img_val.tar", "val", "29b22e2961454d5413ddabcf34fc5622", 6_744_924_160),
+            File("ILSVRC2012_devkit_t12.tar.gz", "", "fa75699e90414af021442c21a62c3abf", None),
+        ),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        instructions="register at https://image-net.org/download-images, accept the terms, and put "
+        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz into data.root (they are "
+        "unpacked at first use), or the extracted train/<wnid>/ and val/<wnid>/",
+    ),
+    fetcher=prepare,
+)
+def imagenet(entry: Dataset, settings: "DataSettings") -> Splits:
+    """ImageNet-1K, tested on its validation images; classes that train/ lacks are left out of val/."""
+    root = root_of(settings)
+    prepare(entry, root)
+    wnids = subfolders(root, "train")
+    subfolders(root, "val")  # a flat val/ is the most common mistake
+    if len(wnids) < 2:
+        raise DataError(f"{root / 'train'} has one class only: a classifier needs at least two class folders")
+    sources = {name: list_images(root, (f"{name}/{wnid}" for wnid in wnids)) for name in ("train", "val")}
+    return make_splits(human_names(wnids, _names(entry, root, wnids)), sources, settings.test_fraction)
+
+
+def _validation_paths(devkit: Path) -> dict[str, str]:
     """Where the images of the flat validation archive go: their classes, in the order of their names, are the devkit's.
 
     Raises:
