@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder_of(options.images, options.repeat, Path(temporary))
         source = scan_folder(folder, class_folders(folder))
-        cached = open_cache(source, "ram", side=256)
+        cached = open_cache(source, image_size=256)
         loaders: dict[str, Callable[[], int]] = {
             "timm": lambda: timms(folder, options.workers),
             "ours": lambda: ours(source, options.workers),

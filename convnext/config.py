@@ -153,8 +153,8 @@ class DataSettings(Settings):
     """Channel standard deviations for normalisation; None takes the data set's own."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
-    cache: Literal["none", "ram", "disk"] = "none"
-    """Keep the decoded images in one file, shared by all workers and processes, in memory or on disk."""
+    cache: Literal["none", "disk"] = "none"
+    """Keep the decoded images in one file in the cache folder, which all workers and processes share."""
     cache_image_size: Positive = 384
     """Shorter side in pixels at which the cache keeps images that are larger."""
     exclude: Path | None = None

@@ -300,6 +300,8 @@ def renamed(value: Any) -> Any:
     """JSON values with the settings in them under today's names; an older format has some under others."""
     if not isinstance(value, dict):
         return value
+    if value.get("cache") == "ram":  # the system's own cache holds the file in memory
+        value = value | {"cache": "disk"}
     return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}
 
 

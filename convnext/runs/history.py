@@ -13,7 +13,7 @@ from convnext.errors import CheckpointError, UserError, did_you_mean
 from convnext.models import registry
 from convnext.runs.checkpoint import read_json
 from convnext.runs.folder import flatten, read_metrics
-from convnext.storage.files import in_use
+from convnext.storage.locks import in_use
 
 T = TypeVar("T")
 Status: TypeAlias = Literal["finished", "running", "interrupted", "failed", "damaged"]

@@ -8,7 +8,6 @@ Plain files only are taken from an archive, and only below the folder: data sets
 archive is whole is what `verify` tells: a tar that ends early, between two files, looks like a shorter one.
 """
 
-import fcntl
 import gzip
 import lzma
 import os
@@ -25,7 +24,8 @@ from typing import IO, NamedTuple, TypeAlias
 
 from convnext.errors import DataError
 from convnext.storage.downloads import Bar
-from convnext.storage.files import digest, is_at, sync, writing
+from convnext.storage.files import digest, sync, writing
+from convnext.storage.locks import alone
 
 # From a member's name to where it goes, below the folder that is made; None leaves it out.
 Destination: TypeAlias = Callable[[str], str | None]
@@ -180,21 +180,6 @@ def _check_room(archive: Path, folder: Path, needed: int) -> None:
             f"cannot unpack {archive}: {needed / 1e6:,.0f} MB are needed and {folder.parent} has room for "
             f"{free / 1e6:,.0f} MB; free space, or choose a folder on another disk"
         )
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time do something; the others wait. The file ``lock`` is there meanwhile."""
-    while True:
-        with lock.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if is_at(file.fileno(), lock):
-                try:
-                    yield
-                finally:
-                    lock.unlink()
-                return
-        # While we waited, the holder of the lock ended and removed it: another file counts now.
 
 
 def _make(target: Path, fill: Callable[[Path], None], resumable: bool = False) -> None:

@@ -1,13 +1,12 @@
 """Files from the web: resumed where they broke off, checked, and visible only once they are whole.
 
-While ``name`` is on its way, its folder holds ``.name.part``, the bytes so far, locked by the process that writes them,
-and ``.name.version``, the server's word for the version they belong to. A process that is killed, or interrupted with
-Ctrl-C, leaves both, and the next one goes on from them; one that gives up removes both, unless it is told to keep what
-came so far.
+While ``name`` is on its way, its folder holds ``.name.part``, the bytes so far, ``.name.version``, the server's word
+for the version they belong to, and ``.name.part.lock``, on which other processes wait. A process that is killed, or
+interrupted with Ctrl-C, leaves the first two, and the next one goes on from them; one that gives up removes both,
+unless it is to keep what came so far.
 """
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from email.message import Message
 from http.client import HTTPException
 from io import FileIO
@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from convnext.errors import UserError
-from convnext.storage.files import digest, is_at, sync
+from convnext.storage.files import digest, sync
+from convnext.storage.locks import alone, remove_idle
 
 _BLOCK = 1 << 20  # bytes
 _PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
@@ -35,6 +36,29 @@ Report = Callable[[int, int | None], None]
 
 class DownloadError(UserError):
     """A file that cannot be fetched."""
+
+
+_is_offline = ContextVar("offline", default=False)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within it nothing is fetched: what is missing is an error."""
+    token = _is_offline.set(True)
+    try:
+        yield
+    finally:
+        _is_offline.reset(token)
+
+
+def refuse_offline(what: str) -> None:
+    """Raise where nothing may be fetched.
+
+    Raises:
+        DownloadError: within `offline`; the message says that ``what`` would have been fetched.
+    """
+    if _is_offline.get():
+        raise DownloadError(f"{what} is not there yet, and --dry-run fetches nothing: leave it out, or fetch it first")
 
 
 class _BrokenError(DownloadError):
@@ -87,31 +111,29 @@ def download(
         raise DownloadError(f"cannot download {url!r}: give a URL that starts with https:// and ends in a file's name")
     target = folder / name
 
-    def work(file: FileIO, path: Path) -> None:
-        with Bar(name, progress) as bar:
-            _Transfer(url, file, path, bar.report, timeout).finish(target, checksums, retries, pause, keep_part)
-
+    if target.is_file():
+        return target
+    refuse_offline(url)
+    part = folder / f".{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _by_one_process(target, work)
+        with alone(_lock_of(part)):
+            if not target.is_file():  # another process may have finished it while we waited
+                with FileIO(part, "a") as file, Bar(name, progress) as bar:
+                    transfer = _Transfer(url, file, part, bar.report, timeout)
+                    transfer.finish(target, checksums, retries, pause, keep_part)
     except OSError as error:
         raise _disk_error(url, folder, error) from error
     return target
 
 
-def _by_one_process(target: Path, work: Callable[[FileIO, Path], None]) -> None:
-    """Do ``work`` on the part file, open and locked, which makes it the target; nothing where the target is there."""
-    unfinished = target.with_name(f".{target.name}.part")
-    while not target.is_file():
-        # Opened for appending, so that what another process has written so far stays.
-        with FileIO(unfinished, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not is_at(file.fileno(), unfinished):
-                continue  # while we waited, the holder of the lock finished this file, or gave it up
-            if target.is_file():
-                unfinished.unlink()
-                break
-            work(file, unfinished)
+def remove_part(part: Path) -> bool:
+    """Remove ``.name.part``, what came so far of a file; False where a process goes on with it just now."""
+    return remove_idle(part, _lock_of(part))
+
+
+def _lock_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.lock")
 
 
 def _disk_error(url: str, folder: Path, error: OSError) -> DownloadError:
@@ -126,7 +148,7 @@ def _choose(folder: Path) -> str:
 
 
 class _Transfer:
-    """One file on its way, in a part file whose lock is held.
+    """One file on its way, in a part file that no other process writes.
 
     Args:
         url: where it comes from.

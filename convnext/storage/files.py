@@ -1,4 +1,4 @@
-"""Files that are either complete or not there, and folders that one process at a time may change."""
+"""Files that are either complete or not there."""
 
 import hashlib
 import os
@@ -6,21 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
-
-from convnext.errors import UserError
-
-_locks: set[IO[str]] = set()  # held by this process
-
-
-def _leave_locks() -> None:
-    """A child of this process that outlives it must not keep its locks."""
-    for file in _locks:
-        file.close()
-    _locks.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks)
 
 
 @contextmanager
@@ -40,7 +25,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed while `writing` left in ``folder``, which is `locked` by this one."""
+    """Remove what processes that were killed while `writing` left in ``folder``, which is locked by this one."""
     import psutil
 
     for path in folder.glob(".*.tmp"):
@@ -72,14 +57,6 @@ def digest(path: Path, kind: str = "sha256", report: Callable[[int, int | None],
     return found.hexdigest()
 
 
-def is_at(descriptor: int, path: Path) -> bool:
-    """Whether ``path`` still names the open file, and not another or none."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def sync(path: Path) -> None:
     """Wait until the file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -87,42 +64,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder`` while the context lasts; the kernel lets go when the process ends.
-
-    Raises:
-        UserError: another process has it.
-    """
-    import fcntl
-
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(f"{folder} is in use by process {file.read().strip() or '(unknown)'}: let it end") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        _locks.add(file)
-        try:
-            yield
-        finally:
-            _locks.discard(file)
-
-
-def in_use(folder: Path) -> bool:
-    """Whether a process has `locked` the folder, whose files are left alone."""
-    import fcntl
-
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False

@@ -19,7 +19,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 from convnext.data.transforms import EvalTransform, TrainTransform
-from tests.support.caching import FORK, SIDE, Where, both, forked, make_images, opened, same_pixels
+from tests.support.caching import FORK, SIZE, forked, make_images, opened, same_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -33,25 +33,24 @@ def source(tmp_path: Path) -> FileSource:
     return make_images(tmp_path / "images")
 
 
-@both
 @pytest.mark.parametrize("channels", [3, 1])
-def test_pixels_are_those_of_the_files(source: FileSource, where: Where, channels: int) -> None:
+def test_pixels_are_those_of_the_files(source: FileSource, channels: int) -> None:
     source = replace(source, channels=channels)
-    cached = opened(source, where, workers=2)
+    cached = opened(source, workers=2)
     assert same_pixels(cached, source)
     sizes = [(cached.picture(index).size, source.picture(index).size) for index in range(len(source))]
-    kept = [index for index, (size, original) in enumerate(sizes) if size == original]
-    assert 0 < len(kept) < len(source)
-    assert all(min(size) == SIDE for size, original in sizes if size != original)
-    assert all(cached.load(index).tobytes() == source.load(index).tobytes() for index in kept)
+    unchanged = [index for index, (size, original) in enumerate(sizes) if size == original]
+    assert 0 < len(unchanged) < len(source)
+    assert all(min(size) == SIZE for size, original in sizes if size != original)
+    assert all(cached.load(index).tobytes() == source.load(index).tobytes() for index in unchanged)
     assert [cached.image_name(index) for index in range(40)] == [source.image_name(index) for index in range(40)]
     assert cached.fingerprint() == source.fingerprint()
     assert np.array_equal(cached.targets, source.targets)
 
 
 def test_a_subset_is_that_of_the_source(source: FileSource) -> None:
-    places = np.array([31, 2, 17])
-    subset, original = opened(source, "disk").subset(places), source.subset(places)
+    indices = np.array([31, 2, 17])
+    subset, original = opened(source).subset(indices), source.subset(indices)
     assert same_pixels(subset, original)
     assert subset.fingerprint() == original.fingerprint()
     assert subset.targets.tolist() == original.targets.tolist()
@@ -67,26 +66,24 @@ def test_training_batches_of_small_images_are_the_same_with_and_without(source: 
         with batches(AugmentedImages(images, [transform] * 2, seed=1), sampler, workers) as stream:
             return torch.cat([batch.images for batch in stream])
 
-    cached = opened(small, "ram")
+    cached = opened(small)
     assert torch.equal(drawn(cached, workers=0), drawn(small, workers=0))
     assert torch.equal(drawn(cached, workers=2), drawn(small, workers=0))
 
 
-@both
-def test_a_file_is_made_once(source: FileSource, where: Where, capfd: pytest.CaptureFixture[str]) -> None:
-    first = opened(source, where)
-    said = capfd.readouterr().err
-    assert said.startswith("cached 40 images, with a shorter side of at most 48 px: ")
-    assert said.endswith(f" in {first.path}\n")
-    second = opened(source, where)
+def test_a_file_is_made_once(source: FileSource, capfd: pytest.CaptureFixture[str]) -> None:
+    first = opened(source)
+    line = capfd.readouterr().err
+    assert line.startswith("cached 40 images, with a shorter side of at most 48 px: ")
+    assert line.endswith(f" in {first.path}\n")
+    second = opened(source)
     assert capfd.readouterr().err == ""
     assert second.path.samefile(first.path)
-    assert open_cache(source, where, SIDE - 1, progress=False).path != first.path
+    assert open_cache(source, SIZE - 1, progress=False).path != first.path
     assert capfd.readouterr().err == ""
 
 
-@both
-def test_unreadable_images_are_remembered(source: FileSource, where: Where, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_remembered(source: FileSource, capfd: pytest.CaptureFixture[str]) -> None:
     source.path(3).write_text("this is no image")
     data = source.path(8).read_bytes()
     source.path(8).write_bytes(data[: len(data) // 2])
@@ -97,7 +94,7 @@ def test_unreadable_images_are_remembered(source: FileSource, where: Where, capf
             images.load(index)
         return str(error.value)
 
-    cached = opened(source, where, workers=2)
+    cached = opened(source, workers=2)
     assert "cached 40 images, 3 of them unreadable, " in capfd.readouterr().err
     for index in (3, 8, 12):
         assert message(cached, index) == message(source, index)
@@ -107,14 +104,14 @@ def test_unreadable_images_are_remembered(source: FileSource, where: Where, capf
 
 
 def test_what_is_done_to_the_pixels_stays_in_the_process(source: FileSource) -> None:
-    pixels = opened(source, "disk").raw(5)
+    pixels = opened(source).raw(5)
     assert not pixels.flags.owndata  # a view, which nobody has to copy
     pixels[:] = 0
-    assert same_pixels(opened(source, "disk"), source)
+    assert same_pixels(opened(source), source)
 
 
 def test_a_file_larger_than_memory(source: FileSource) -> None:
-    path = opened(source, "disk").path
+    path = opened(source).path
     data = path.read_bytes()
     header = json.loads(data[data.index(b"{") : 4096])
     page = os.sysconf("SC_PAGE_SIZE")
@@ -125,21 +122,18 @@ def test_a_file_larger_than_memory(source: FileSource) -> None:
         header.update(tail=far, size=file.tell())
         file.seek(data.index(b"{"))
         file.write(json.dumps(header).encode())
-    cached = opened(source, "disk")
+    cached = opened(source)
     assert cached.path.stat().st_size > far
     assert same_pixels(cached, source)
     assert cached.load(1).tobytes() == source.load(1).tobytes()
 
 
-@both
-def test_runs_that_start_at_once_make_one_file(
-    source: FileSource, where: Where, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_start_at_once_make_one_file(source: FileSource, capfd: pytest.CaptureFixture[str]) -> None:
     barrier = FORK.Barrier(3)
 
     def run() -> None:
         barrier.wait()
-        cached = opened(source, where, workers=1)
+        cached = opened(source, workers=1)
         barrier.wait()
         sys.exit(not same_pixels(cached, source))
 
@@ -150,45 +144,39 @@ def test_runs_that_start_at_once_make_one_file(
     assert capfd.readouterr().err.count("cached 40 images") == 1
 
 
-@both
 @pytest.mark.parametrize("change", ["size", "time"])
-def test_changed_files_are_read_again(source: FileSource, where: Where, change: str) -> None:
+def test_changed_files_are_read_again(source: FileSource, change: str) -> None:
     path = source.path(7)
     Image.open(path).save(path, "BMP")  # whose size is that of its pixels
     status = path.stat()
-    before = opened(source, where)
+    before = opened(source)
     old = before.raw(7).copy()
     image = Image.open(path).transpose(Image.Transpose.ROTATE_180)
     (image.crop((0, 0, 20, 10)) if change == "size" else image).save(path, "BMP")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
     assert (path.stat().st_size == status.st_size) == (change == "time")
-    after = opened(source, where)
+    after = opened(source)
     assert same_pixels(after, source)
     assert not np.array_equal(after.raw(7), old)
     assert np.array_equal(before.raw(7), old)  # who began with them goes on with them
     assert after.path == before.path  # in place of the old file
     path.unlink()
     with pytest.raises(UnreadableImageError):
-        opened(source, where).raw(7)
+        opened(source).raw(7)
 
 
 def read_elsewhere(cached: CachedSource) -> list[bytes]:
     return [cached.raw(index).tobytes() for index in range(len(cached))]
 
 
-@both
-def test_a_started_process_opens_the_file_anew(source: FileSource, where: Where) -> None:
+def test_a_started_process_opens_the_file_anew(source: FileSource) -> None:
     big = source.subset(np.flatnonzero(np.arange(40) % 4 == 0))
-    cached = opened(big, where)
+    cached = opened(big)
     pixels = read_elsewhere(cached)
     assert len(pickle.dumps(cached)) < sum(map(len, pixels)) / 10
-    if where == "ram":  # either start method unpickles it; one start of an interpreter is enough
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(read_elsewhere, (cached.subset(np.arange(5)),)) == pixels[:5]
-    copy = pickle.loads(pickle.dumps(cached))
-    assert read_elsewhere(copy) == pixels
-    copy.close()
-    assert cached.path.exists()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(read_elsewhere, (cached.subset(np.arange(5)),)) == pixels[:5]
+    assert read_elsewhere(pickle.loads(pickle.dumps(cached))) == pixels
     pickled = pickle.dumps(cached)
     cached.path.unlink()
     with pytest.raises(CacheError, match="is gone or was replaced while it was in use"):
@@ -201,17 +189,16 @@ def own_memory() -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
 
 
-@both
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="the system does not tell a process's own memory"
 )
-def test_memory_does_not_grow_with_epochs_and_workers(tmp_path: Path, where: Where) -> None:
+def test_memory_does_not_grow_with_epochs_and_workers(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
     for number in range(48):
         path = tmp_path / "large" / "ab"[number % 2] / f"{number}.bmp"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.roll(noise, number)).save(path)
-    cached = open_cache(scan_folder(tmp_path / "large", ["a", "b"]), where, side=600)
+    cached = open_cache(scan_folder(tmp_path / "large", ["a", "b"]), image_size=600)
     size = cached.path.stat().st_size
     assert size > 50_000_000
     results = FORK.SimpleQueue()
@@ -232,23 +219,3 @@ def test_memory_does_not_grow_with_epochs_and_workers(tmp_path: Path, where: Whe
         worker.join()
     assert all(grown < size / 5 for grown in growth), growth
     assert own_memory() - before < size / 5
-
-
-def test_the_last_user_removes_a_file_in_memory(source: FileSource) -> None:
-    first, second = opened(source, "ram"), opened(source, "ram")
-    first.close()
-    assert second.path.exists()
-    first.close()
-    process = forked(second.close)  # a forked process is no user of its own
-    process.join()
-    assert second.path.exists()
-    second.close()
-    assert not second.path.exists()
-    assert same_pixels(second, source)
-    third = opened(source, "ram")
-    path = third.path
-    subset = third.subset(np.arange(3))
-    del third
-    assert path.exists()
-    del subset
-    assert not path.exists()

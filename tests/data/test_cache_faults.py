@@ -1,12 +1,11 @@
 """A cache is whole or not there, whatever happens to processes and disks."""
 
-import fcntl
 import io
 import os
 import resource
 import signal
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from torch.utils.data import get_worker_info
 from convnext.data.cache.source import CacheError, open_cache
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
-from tests.support.caching import SIDE, Where, both, forked, make_images, opened, part_of, same_pixels
+from convnext.storage.locks import alone
+from tests.support.caching import forked, make_images, opened, same_pixels, unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +40,20 @@ class KillingSource(FileSource):
         return self.path(index).read_bytes()
 
 
-@both
-def test_a_kill_while_the_file_is_written(source: FileSource, where: Where) -> None:
-    path = opened(source, where).path
+def test_a_kill_while_the_file_is_written(source: FileSource) -> None:
+    path = opened(source).path
     path.unlink(missing_ok=True)
-    killed = forked(opened, KillingSource(**vars(source)), where, 2)
+    killed = forked(opened, KillingSource(**vars(source)), 2)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert part_of(path).exists()
+    assert len(unfinished(path)) == 1
     assert not path.exists()
-    other = opened(source.subset(np.arange(10)), where)  # clears away what nobody goes on with
-    assert not part_of(path).exists()
-    part_of(path).write_bytes(b"longer than what will be written" * 100_000)
-    cached = opened(source, where)
+    other = opened(source.subset(np.arange(10)))  # clears away what nobody goes on with
+    assert unfinished(path) == []
+    path.with_name(f".{path.name}.1.tmp").write_bytes(b"of a process with the number of one that runs now")
+    cached = opened(source)
     assert same_pixels(cached, source)
-    assert not part_of(path).exists()
+    assert sorted(path.parent.iterdir()) == sorted([path, other.path])
     assert same_pixels(other, source.subset(np.arange(10)))
 
 
@@ -76,53 +75,50 @@ class LosingSource(FileSource):
         return self.path(index).read_bytes()
 
 
-@both
-def test_a_worker_that_dies_names_the_file_and_leaves_nothing(source: FileSource, where: Where) -> None:
-    path = opened(source, where).path
+def test_a_worker_that_dies_names_the_file_and_leaves_nothing(source: FileSource) -> None:
+    path = opened(source).path
     path.unlink(missing_ok=True)
     with pytest.raises(DataError, match=r"a process that reads images died \(pid [\d, ]+\) at ") as error:
-        opened(DyingSource(**vars(source)), where, workers=2)
+        opened(DyingSource(**vars(source)), workers=2)
     assert source.image_name(30) in str(error.value)
     assert "\n" not in str(error.value)
-    assert not part_of(path).exists()
-    assert not path.exists()
-    assert same_pixels(opened(source, where), source)
+    assert list(path.parent.iterdir()) == []
+    assert same_pixels(opened(source), source)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_that_cannot_be_had_any_more_leave_nothing(source: FileSource, cache_folder: Path, workers: int) -> None:
     with pytest.raises(DataError, match=r"^the server is gone$"):
-        opened(LosingSource(**vars(source)), "disk", workers)
+        opened(LosingSource(**vars(source)), workers)
     assert list(cache_folder.iterdir()) == []
 
 
 def test_a_run_waits_for_another_and_takes_over_where_that_dies(source: FileSource) -> None:
-    path = opened(source, "disk").path
+    path = opened(source).path
     path.unlink()
     receiving, sending = os.pipe()
 
     def run() -> None:
         sys.stderr = os.fdopen(sending, "w")
-        sys.exit(not same_pixels(opened(source, "disk"), source))
+        sys.exit(not same_pixels(opened(source), source))
 
-    with part_of(path).open("w") as part:
-        fcntl.flock(part, fcntl.LOCK_EX)
+    with ExitStack() as other:
+        other.enter_context(alone(path.with_name(f".{path.name}.lock")))
         waiting = forked(run)
         os.close(sending)
-        with os.fdopen(receiving) as said:
-            assert said.readline() == "waiting for another process, which caches the same images\n"
+        with os.fdopen(receiving) as output:
+            assert output.readline() == "waiting for another process, which caches the same images\n"
             assert not path.exists()
-            fcntl.flock(part, fcntl.LOCK_UN)
-            assert said.readline().startswith("cached 40 images")
+            other.close()
+            assert output.readline().startswith("cached 40 images")
     waiting.join()
     assert waiting.exitcode == 0
     assert path.exists()
 
 
-@both
 @pytest.mark.parametrize("damage", ["truncated", "longer", "empty", "text", "header", "index"])
-def test_a_damaged_file_is_made_anew(source: FileSource, where: Where, damage: str) -> None:
-    user = opened(source, where)
+def test_a_damaged_file_is_made_anew(source: FileSource, damage: str) -> None:
+    user = opened(source)
     data = bytearray(user.path.read_bytes())
     if damage == "header":
         data[20:40] = b"x" * 20
@@ -132,14 +128,13 @@ def test_a_damaged_file_is_made_anew(source: FileSource, where: Where, damage: s
     changed = others.get(damage, data)
     user.path.unlink()  # another file: the one that is mapped stays
     user.path.write_bytes(changed)
-    cached = opened(source, where)
+    cached = opened(source)
     assert same_pixels(cached, source)
     assert cached.path.read_bytes() != changed
     assert same_pixels(user, source)
 
 
-@both
-def test_too_large_a_cache_is_refused_before_it_is_written(source: FileSource, where: Where, tmp_path: Path) -> None:
+def test_too_large_a_cache_is_refused_before_it_is_written(source: FileSource, tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stream, "JPEG")
     head, marker, rest = stream.getvalue().partition(b"\xff\xc0\x00\x11\x08")
@@ -148,13 +143,12 @@ def test_too_large_a_cache_is_refused_before_it_is_written(source: FileSource, w
     paths = np.full(200_000, b"giant.jpg")
     source = FileSource(paths, np.zeros(len(paths), np.int64), channels=3, root=tmp_path)
     with pytest.raises(CacheError) as error:
-        open_cache(source, where, side=9000, workers=0)
-    folder = str(tmp_path / "cache" / "images") if where == "disk" else "/"
+        open_cache(source, image_size=9000, workers=0)
     line = str(error.value)
-    assert line.startswith(f"cannot cache images in {folder}")
+    assert line.startswith(f"cannot cache images in {tmp_path / 'cache' / 'images'}: ")
     assert "the images take about 48.6 TB and there is room for" in line
     assert "lower --data.cache-image-size (now 9000)" in line
-    assert ("CONVNEXT_CACHE" if where == "disk" else "--data.cache disk") in line
+    assert "CONVNEXT_CACHE" in line
     assert line.endswith("or use --data.cache none")
     assert "\n" not in line
     assert not list((tmp_path / "cache").rglob("*.*"))
@@ -164,7 +158,7 @@ def test_no_room_in_the_middle_leaves_nothing(source: FileSource, cache_folder: 
     def run() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: the write fails
         with pytest.raises(CacheError, match=r"file too large; lower --data\.cache-image-size"):
-            opened(source, "disk", workers=1)
+            opened(source, workers=1)
 
     process = forked(run)
     process.join()
@@ -175,37 +169,4 @@ def test_no_room_in_the_middle_leaves_nothing(source: FileSource, cache_folder: 
 def test_a_folder_that_cannot_be_written(source: FileSource, cache_folder: Path) -> None:
     cache_folder.parent.write_text("a file in its place")
     with pytest.raises(CacheError, match=r"cannot cache images in .*: .*; set CONVNEXT_CACHE to a folder"):
-        opened(source, "disk")
-
-
-def test_a_file_in_memory_does_not_outlive_the_processes(source: FileSource, capfd: pytest.CaptureFixture[str]) -> None:
-    program = f"""
-from pathlib import Path
-from convnext.data.cache import open_cache
-from convnext.data.sources import scan_folder
-cached = open_cache(scan_folder(Path({str(source.root)!r}), ["a", "b"]), "ram", {SIDE}, workers=2)
-assert cached.path.exists()
-print(cached.path)
-"""
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    path = Path(done.stdout.strip())
-    assert "cached 40 images" in done.stderr
-    assert not path.exists()
-    assert not part_of(path).exists()
-
-    def killed() -> None:
-        _user = opened(source, "ram")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    forked(killed).join()
-    assert path.exists()
-    capfd.readouterr()
-    cached = opened(source, "ram")  # what the killed one left is as good
-    assert capfd.readouterr().err == ""
-    assert same_pixels(cached, source)
-    del cached
-    assert not path.exists()
-    forked(killed).join()
-    assert path.exists()
-    opened(source.subset(np.arange(10)), "ram")  # other images: room is made
-    assert not path.exists()
+        opened(source)

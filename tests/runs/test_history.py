@@ -18,7 +18,7 @@ from convnext.errors import SettingsError
 from convnext.models.registry import resolve
 from convnext.runs import checkpoint, history
 from convnext.runs.folder import read_metrics
-from convnext.storage.files import locked
+from convnext.storage.locks import locked
 
 CHANGES: dict[str, Any] = {
     "epochs": 2,

@@ -95,7 +95,7 @@ def test_a_killed_process_leaves_nothing_that_shows(kill: str, tmp_path: Path) -
 KILLED_BETWEEN_CLASSES = """
 import os, signal, sys
 from pathlib import Path
-from convnext.data import archives
+from convnext.storage import archives
 calls = []
 def sync():
     calls.append(None)

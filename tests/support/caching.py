@@ -4,28 +4,24 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.data.cache.source import CachedSource, open_cache
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 
-Where = Literal["ram", "disk"]
-SIDE = 48
+SIZE = 48
 Pixels = NDArray[np.uint8]
 FORK = multiprocessing.get_context("fork")
-both = pytest.mark.parametrize("where", ["ram", "disk"])
 
 
 def make_images(folder: Path) -> FileSource:
-    """40 images of two classes: PNG below `SIDE`, and JPEG of which every second one is larger."""
+    """40 images of two classes: PNG below `SIZE`, and JPEG of which every second one is larger."""
     random = np.random.default_rng(0)
     for number in range(40):
-        height, width = random.integers(20, SIDE, 2) * (1 if number % 4 else 5)
+        height, width = random.integers(20, SIZE, 2) * (1 if number % 4 else 5)
         pixels = np.kron(random.integers(0, 256, (5, 5, 3)), np.ones((height // 5 + 1, width // 5 + 1, 1)))
         path = folder / "ab"[number // 20] / f"{number:02}.{'png' if number % 2 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,15 +29,15 @@ def make_images(folder: Path) -> FileSource:
     return scan_folder(folder, ["a", "b"])
 
 
-def opened(source: ImageSource, where: Where, workers: int = 0) -> CachedSource:
-    return open_cache(source, where, SIDE, workers)
+def opened(source: ImageSource, workers: int = 0) -> CachedSource:
+    return open_cache(source, SIZE, workers)
 
 
 def expected(source: ImageSource, index: int) -> Pixels:
-    """What `Picture` gives, with a shorter side of at most `SIDE`."""
+    """What `Picture` gives, with a shorter side of at most `SIZE`."""
     picture = source.picture(index)
     width, height = picture.size
-    scale = min(1.0, SIDE / min(width, height))
+    scale = min(1.0, SIZE / min(width, height))
     resized = picture.resized((0, 0, width, height), round(width * scale), round(height * scale))
     pixels: Pixels = (resized[0] if source.channels == 1 else resized.permute(1, 2, 0)).numpy()
     return pixels
@@ -57,5 +53,6 @@ def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
     return process
 
 
-def part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+def unfinished(path: Path) -> list[Path]:
+    """What processes that were killed left of a cache."""
+    return list(path.parent.glob(f".{path.name}.*.tmp"))

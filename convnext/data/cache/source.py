@@ -1,13 +1,18 @@
-"""Images decoded once, in one file that all workers and processes share; see `cache_file` for the file."""
+"""Images decoded once, in one file that all workers and processes share; see `convnext.data.cache.file` for the file.
 
+It is made in the cache folder as ``.<name>.bin.<process>.tmp``, while ``.<name>.bin.lock`` keeps other processes from
+making the same one. What a process that was killed left of it is removed by the next that makes a file there.
+"""
+
+import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,18 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from convnext.data.cache.file import CacheError, CacheFile, Chunk, Header, Store, amount, digest
+from convnext.data.cache.file import CacheError, CacheFile, Chunk, digest, write
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, Key, Sample, default_workers, ignore_stop_signals
 from convnext.data.loading.workers import reading
 from convnext.data.sources import FileSource, ImageSource
 from convnext.errors import UserError
+from convnext.storage.downloads import cache_folder
+from convnext.storage.locks import alone, remove_idle
 
 __all__ = ["CacheError", "CachedSource", "open_cache"]
 
 _CHUNK = 8  # images that a worker decodes at a time
 _SAMPLE = 100  # images whose sizes make the estimate
-_LABEL = "\0"  # stands for the image's label in a reason
+_NAME = "\0"  # stands for the image's name in a reason
 
 
 class CachedSource(ImageSource):
@@ -37,14 +44,14 @@ class CachedSource(ImageSource):
     Args:
         source: the images as they were; their labels, targets and fingerprint stay.
         file: the decoded images.
-        places: ``(N,)`` where they are in the file.
+        indices: ``(N,)`` of the images in the file.
     """
 
     in_memory: ClassVar[bool] = True
 
-    def __init__(self, source: ImageSource, file: CacheFile, places: NDArray[np.int64]) -> None:
+    def __init__(self, source: ImageSource, file: CacheFile, indices: NDArray[np.int64]) -> None:
         self.targets, self.channels, self.groups = source.targets, source.channels, source.groups
-        self._source, self._file, self._places = source, file, places
+        self._source, self._file, self._indices = source, file, indices
 
     @property
     def path(self) -> Path:
@@ -57,10 +64,10 @@ class CachedSource(ImageSource):
         Raises:
             UnreadableImageError: it could not be read when the cache was made.
         """
-        place = int(self._places[index])
-        if (reason := self._file.reasons.get(place)) is not None:
-            raise UnreadableImageError(reason.replace(_LABEL, self.image_name(index)))
-        return self._file.pixels(place)
+        cached_index = int(self._indices[index])
+        if (reason := self._file.reasons.get(cached_index)) is not None:
+            raise UnreadableImageError(reason.replace(_NAME, self.image_name(index)))
+        return self._file.pixels(cached_index)
 
     def image_name(self, index: int) -> str:
         """As the other source calls it."""
@@ -72,31 +79,18 @@ class CachedSource(ImageSource):
 
     def subset(self, indices: NDArray[np.int64]) -> "CachedSource":
         """The images at ``indices``, in that order, in the same file."""
-        return CachedSource(self._source.subset(indices), self._file, self._places[indices])
-
-    def close(self) -> None:
-        """Let a file in memory be removed once no other process uses it, as the end of this one does, too.
-
-        The images can be read further on, but not by a worker that is started anew.
-        """
-        self._file.close()
+        return CachedSource(self._source.subset(indices), self._file, self._indices[indices])
 
 
-def open_cache(
-    source: ImageSource,
-    where: Literal["ram", "disk"],
-    side: int,
-    workers: int | None = None,
-    progress: bool = True,
-) -> CachedSource:
+def open_cache(source: ImageSource, image_size: int, workers: int | None = None, progress: bool = True) -> CachedSource:
     """The images of ``source`` from a file of decoded ones, made first where there is none that is up to date.
 
-    Several processes may ask at once: one makes the file, the others wait for it.
+    Several processes may ask at once: one makes the file, the others wait for it. It stays in the cache folder, and the
+    memory that the system has to spare holds what was read of it.
 
     Args:
         source: the images; the file has them in this order.
-        where: a file in memory, for as long as a process uses it, or one in the cache folder, which stays.
-        side: shorter side in pixels to which larger images are shrunk (bicubic, antialiased).
+        image_size: shorter side in pixels to which larger images are shrunk (bicubic, antialiased).
         workers: processes that decode; None chooses.
         progress: whether to show a bar, on a terminal, and lines, on standard error.
 
@@ -104,19 +98,36 @@ def open_cache(
         CacheError: no room, or a folder that cannot be written; nothing is left there.
         DataError: a process that decodes died; nothing is left either.
     """
-    store = Store(where, *_keys(source, side), side)
+    name, key = _keys(source, image_size)
+    folder = cache_folder() / "images"
+    path = folder / f"{name}.bin"
+
+    def waiting() -> None:
+        _print("waiting for another process, which caches the same images", progress)
+
+    made = False
     try:
-        while (file := store.open()) is None:
-            _make(store, source, default_workers(source) if workers is None else workers, progress)
+        while (file := CacheFile.open(path, key)) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with alone(_lock_of(path), waiting):
+                if CacheFile.open(path, key) is None:
+                    _make(path, key, source, image_size, workers, progress)
+                    made = True
     except OSError as error:
-        raise store.trouble(error) from error
+        raise _disk_error(folder, error, image_size) from error
+    if made:
+        _print(_summary(file, image_size), progress)
     return CachedSource(source, file, np.arange(len(source)))
 
 
-def _keys(source: ImageSource, side: int) -> tuple[str, str]:
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _keys(source: ImageSource, image_size: int) -> tuple[str, str]:
     """Digests of which images these are, and of that together with the state of their files."""
     root = os.path.realpath(source.root) if isinstance(source, FileSource) else ""
-    name = digest(json.dumps([root, source.fingerprint(), source.channels, side]).encode())
+    name = digest(json.dumps([root, source.fingerprint(), source.channels, image_size]).encode())
     if not isinstance(source, FileSource):
         return name, name
     states = (_state(os.fsencode(root) + b"/" + path) for path in source.paths.tolist())
@@ -132,62 +143,95 @@ def _state(path: bytes) -> bytes:
     return b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_mode)
 
 
-def _make(store: Store, source: ImageSource, workers: int, progress: bool) -> None:
-    """Make the file, unless another process does."""
-    with store.unfinished(lambda: _say("waiting for another process, which caches the same images", progress)) as file:
-        if file is None:
-            return
-        store.sweep()
-        store.check_room(_estimate(source, store.side))
-        with _decoded(source, store.side, workers, file) as chunks:
-            header = store.write(file, _tracked(chunks, len(source), progress), source.channels, len(source))
-        _say(_summary(header, store.path), progress)
+def _make(path: Path, key: str, source: ImageSource, image_size: int, workers: int | None, progress: bool) -> None:
+    _sweep(path)
+    needed, free = _estimate(source, image_size), shutil.disk_usage(path.parent).free
+    if needed > free:
+        problem = f"the images take about {_amount(needed)} and there is room for {_amount(free)}"
+        raise _no_room(path.parent, problem, image_size)
+    with _decoded(source, image_size, default_workers(source) if workers is None else workers) as chunks:
+        write(path, key, source.channels, len(source), _tracked(chunks, len(source), progress))
 
 
-def _estimate(source: ImageSource, side: int) -> int:
+def _summary(file: CacheFile, image_size: int) -> str:
+    unreadable = f", {len(file.reasons):,} of them unreadable" if file.reasons else ""
+    return (
+        f"cached {file.header.images:,} images{unreadable}, with a shorter side of at most {image_size} px: "
+        f"{_amount(file.header.size)} in {file.path}"
+    )
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that were killed left of this file, whose lock is held, and of others."""
+    for unfinished in path.parent.glob(".*.bin.*.tmp"):
+        other = path.with_name(unfinished.name.split(".")[1] + path.suffix)
+        if other == path:
+            unfinished.unlink()
+        else:
+            remove_idle(unfinished, _lock_of(other))
+
+
+def _disk_error(folder: Path, error: OSError, image_size: int) -> CacheError:
+    problem = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _no_room(folder, problem.lower(), image_size)
+    return CacheError(
+        f"cannot cache images in {folder}: {problem}; set CONVNEXT_CACHE to a folder that can be written, or use "
+        f"--data.cache none"
+    )
+
+
+def _no_room(folder: Path, problem: str, image_size: int) -> CacheError:
+    return CacheError(
+        f"cannot cache images in {folder}: {problem}; lower --data.cache-image-size (now {image_size}), set "
+        f"CONVNEXT_CACHE to a folder on another disk, or use --data.cache none"
+    )
+
+
+def _estimate(source: ImageSource, image_size: int) -> int:
     """Bytes of all pixels, by the sizes of some images."""
     count = min(_SAMPLE, len(source))
     # Spread evenly, but where images lie together in files that may have to be fetched, the first ones.
     last = len(source) - 1 if source.groups is None else count - 1
     pixels = 0
-    for place in np.linspace(0, last, count).astype(int).tolist():
+    for index in np.linspace(0, last, count).astype(int).tolist():
         with suppress(UnreadableImageError):
-            width, height = _kept(*source.picture(place).size, side)
+            width, height = _cached_size(*source.picture(index).size, image_size)
             pixels += width * height
     return pixels * source.channels * len(source) // count
 
 
-def _kept(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height at which an image is kept."""
+def _cached_size(width: int, height: int, image_size: int) -> tuple[int, int]:
+    """Width and height of an image in the cache."""
     shorter = min(width, height)
-    if shorter <= side:
+    if shorter <= image_size:
         return width, height
-    return round(width * side / shorter), round(height * side / shorter)
+    return round(width * image_size / shorter), round(height * image_size / shorter)
 
 
 class _Decoded(AugmentedImages):
-    """Images as ``(C, H, W)`` uint8 with a shorter side of at most ``side``, or why they cannot be read, without their
-    labels."""
+    """Images as ``(C, H, W)`` uint8 with a shorter side of at most ``image_size``, or why they cannot be read, without
+    their names."""
 
-    def __init__(self, source: ImageSource, side: int) -> None:
+    def __init__(self, source: ImageSource, image_size: int) -> None:
         super().__init__(source, [], seed=0)
-        self.side = side
+        self.image_size = image_size
 
     def _read(self, key: Key) -> Sample:
         _, index, _ = key
         try:
             picture = self.source.picture(index)
             width, height = picture.size
-            pixels = picture.resized((0, 0, width, height), *_kept(width, height, self.side))
+            pixels = picture.resized((0, 0, width, height), *_cached_size(width, height, self.image_size))
             return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
-            return str(error).replace(self.source.image_name(index), _LABEL)
+            return str(error).replace(self.source.image_name(index), _NAME)
         except UserError as error:
             return error
 
 
 def _joined(samples: list[Sample]) -> tuple[Tensor, list[tuple[int, int] | str]] | UserError:
-    """The parts of a `Chunk`, or what must end the reading."""
+    """The fields of a `Chunk`, or what must end the reading."""
     pixels, images = [torch.empty(0, dtype=torch.uint8)], list[tuple[int, int] | str]()
     for sample in samples:
         if isinstance(sample, UserError):
@@ -202,26 +246,18 @@ def _joined(samples: list[Sample]) -> tuple[Tensor, list[tuple[int, int] | str]]
 
 
 @contextmanager
-def _decoded(source: ImageSource, side: int, workers: int, lock: int) -> Iterator[Iterator[Chunk]]:
-    """All images in order, decoded by ``workers`` processes that do not keep the ``lock``, a descriptor."""
-    dataset = _Decoded(source, side)
+def _decoded(source: ImageSource, image_size: int, workers: int) -> Iterator[Iterator[Chunk]]:
+    """All images in order, decoded by ``workers`` processes."""
+    dataset = _Decoded(source, image_size)
     loader: DataLoader[tuple[Tensor, list[tuple[int, int] | str]] | UserError] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the keys are tuples
         batch_sampler=EvalSampler(len(source), _CHUNK),
         num_workers=workers,
         collate_fn=_joined,
-        worker_init_fn=partial(_start_worker, lock, os.fstat(lock)),
+        worker_init_fn=ignore_stop_signals,
     )
-    with reading(loader, dataset.being_read) as parts:
-        yield (Chunk(pixels.numpy(), images) for pixels, images in parts)
-
-
-def _start_worker(lock: int, status: os.stat_result, number: int) -> None:
-    ignore_stop_signals(number)
-    # A forked worker shares the lock, and would keep it for some seconds after its parent was killed.
-    with suppress(OSError):
-        if os.path.samestat(os.fstat(lock), status):
-            os.close(lock)
+    with reading(loader, dataset.being_read) as joined:
+        yield (Chunk(pixels.numpy(), images) for pixels, images in joined)
 
 
 def _tracked(chunks: Iterator[Chunk], images: int, progress: bool) -> Iterator[Chunk]:
@@ -234,14 +270,13 @@ def _tracked(chunks: Iterator[Chunk], images: int, progress: bool) -> Iterator[C
     yield from track(chunks, "caching images", -(-images // _CHUNK), console=console, transient=True, disable=not shown)
 
 
-def _summary(header: Header, path: Path) -> str:
-    unreadable = f", {header.unreadable:,} of them unreadable" if header.unreadable else ""
-    return (
-        f"cached {header.images:,} images{unreadable}, with a shorter side of at most {header.side} px: "
-        f"{amount(header.size)} in {path}"
-    )
+def _amount(size: int) -> str:
+    """Bytes in words."""
+    from rich.filesize import decimal
+
+    return decimal(size)
 
 
-def _say(line: str, progress: bool) -> None:
+def _print(line: str, progress: bool) -> None:
     if progress:
         print(line, file=sys.stderr, flush=True)

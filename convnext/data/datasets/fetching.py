@@ -11,6 +11,7 @@ from convnext.data.datasets.entries import Dataset, File
 from convnext.errors import DataError
 from convnext.storage import archives
 from convnext.storage.downloads import DownloadError, download
+from convnext.storage.locks import alone
 
 
 def fetch(entry: Dataset, root: Path) -> None:
@@ -47,7 +48,7 @@ def _missing(entry: Dataset, root: Path) -> list[File]:
 def preparing(entry: Dataset, root: Path) -> Iterator[None]:
     """Let one process at a time look at what ``root`` has of the data set, and prepare the rest."""
     root.mkdir(parents=True, exist_ok=True)
-    with archives.alone(root / f".{entry.files[0].name}.lock"):
+    with alone(root / f".{entry.files[0].name}.lock"):
         yield
 
 

@@ -8,7 +8,6 @@ A folder holds, for every shard,
 The key is a digest of the shard's place, size and version, so that a shard that changes is indexed and fetched anew.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -31,7 +30,7 @@ from urllib.request import Request, urlopen
 
 from convnext.data.sources import is_image_name
 from convnext.errors import DataError
-from convnext.storage.downloads import download
+from convnext.storage.downloads import download, remove_part
 from convnext.storage.files import writing
 
 # A run shuffles eight shards together (`convnext.data.loading.loader`), and its workers run ahead into the next eight.
@@ -209,9 +208,10 @@ class ShardFolder:
         for _, path, length in others:
             if total <= room:
                 return
-            if path.suffix != ".part" or _is_idle(path):
-                path.unlink(missing_ok=True)
-                total -= length
+            if path.suffix == ".part" and not remove_part(path):
+                continue
+            path.unlink(missing_ok=True)
+            total -= length
 
     def _room_and_files(self) -> tuple[int, list[tuple[int, Path, int]]]:
         """Bytes for shards; and those that are here, in whole or in part: when last read, the path, and the size."""
@@ -225,14 +225,6 @@ class ShardFolder:
             return self.room, files
         free = shutil.disk_usage(self.path).free + sum(length for _, _, length in files)
         return free // _SHARE, files
-
-
-def _is_idle(part: Path) -> bool:
-    """Whether no process is fetching this part of a file; see `convnext.storage.downloads`."""
-    with suppress(OSError), part.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T], title: str) -> list[R]:
