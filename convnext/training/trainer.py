@@ -89,7 +89,6 @@ class Trainer:
         raw_model = registry.build(settings.model, len(splits.classes)) if model is None else model
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
         kernels.install(self.raw_model)
-        kernels.install(self.raw_model)
         self._parameters = list(self.raw_model.parameters())
         self._buffers = list(self.raw_model.buffers())  # batch norm's; ConvNeXt has none
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
