@@ -46,7 +46,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def raw(self, index: int) -> Raw:
-        """The image as it is kept: an encoded file's bytes, or ``(H, W)`` or ``(H, W, C)`` uint8 pixels.
+        """The image as it is stored: an encoded file's bytes, or ``(H, W)`` or ``(H, W, C)`` uint8 pixels.
 
         Raises:
             UnreadableImageError: it cannot be read; the message names it.

@@ -48,12 +48,12 @@ class _Facts:
     Attributes:
         images: to train with, without those held out.
         classes: their number.
-        side: median of the images' shorter sides, in pixels.
+        shorter_edge: median of the images' shorter sides, in pixels.
     """
 
     images: int
     classes: int
-    side: int
+    shorter_edge: int
 
 
 # Settings by dotted name, and why. A rule may look at what the rules before it decide, and at nothing that the rules
@@ -83,7 +83,7 @@ def choose(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[s
         return changed, []
     notes = [
         f"chosen by the data, {facts.images:,} images in {facts.classes} classes to train with, shorter side "
-        f"{facts.side} px in the median:"
+        f"{facts.shorter_edge} px in the median:"
     ]
     chosen = changed
     for rule in (_resolution, _model, _stem, _batch, _epochs, _regularisation, _average):
@@ -100,11 +100,12 @@ def _look(data: DataSettings) -> _Facts | None:
     splits = hold_out_val(exclude_images(read_splits(data), data), data)
     source = splits.train
     step = max(1, len(source) // _SIZES_READ)
-    sides = [side for index in range(0, step * min(len(source), _SIZES_READ), step) if (side := _side(source, index))]
-    return _Facts(len(source), len(splits.classes), median_low(sides)) if sides else None
+    indices = range(0, step * min(len(source), _SIZES_READ), step)
+    edges = [edge for index in indices if (edge := _shorter_edge(source, index))]
+    return _Facts(len(source), len(splits.classes), median_low(edges)) if edges else None
 
 
-def _side(source: "ImageSource", index: int) -> int | None:
+def _shorter_edge(source: "ImageSource", index: int) -> int | None:
     """Shorter side of an image in pixels; None where it cannot be read."""
     from PIL import Image
 
@@ -121,13 +122,13 @@ def _side(source: "ImageSource", index: int) -> int | None:
 def _resolution(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
     if settings.model.weights is not None:
         return {"data.image_size": 224}, "what released weights are for"
-    if facts.side <= _SMALL:
-        unit = 4 if facts.side <= 24 else 8  # the strides of three stages behind stems of patch size 1 and 2
-        return {"data.image_size": max(8, unit * -(-facts.side // unit))}, "as large as the images are"
-    if facts.side <= 100:
+    if facts.shorter_edge <= _SMALL:
+        unit = 4 if facts.shorter_edge <= 24 else 8  # the strides of three stages behind stems of patch size 1 and 2
+        return {"data.image_size": max(8, unit * -(-facts.shorter_edge // unit))}, "as large as the images are"
+    if facts.shorter_edge <= 100:
         return {"data.image_size": 64}, "close to the images' size"
     by_count = 128 if facts.images < 5_000 else 160 if facts.images < 50_000 else 224
-    size = next(size for size in (224, 160, 128) if size == 128 or size <= min(by_count, facts.side))
+    size = next(size for size in (224, 160, 128) if size == 128 or size <= min(by_count, facts.shorter_edge))
     return {"data.image_size": size}, f"as much as {facts.images:,} images can use, and have"
 
 
@@ -141,8 +142,8 @@ def _model(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
             (5_000, (1, 1, 2), (32, 64, 128)),
             (20_000, (1, 3, 1), (48, 96, 192)),
         )
-        found = next((size[1:] for size in sizes if facts.images < size[0]), ((1, 3, 1), (64, 128, 256)))
-        return {"model.depths": found[0], "model.dims": found[1]}, "three stages for small images, wider for more"
+        depths, dims = next((size[1:] for size in sizes if facts.images < size[0]), ((1, 3, 1), (64, 128, 256)))
+        return {"model.depths": depths, "model.dims": dims}, "three stages for small images, wider for more"
     variants = ((5_000, "atto"), (20_000, "femto"), (50_000, "pico"), (200_000, "nano"))
     size_name = next((name for most, name in variants if facts.images < most), "tiny")
     return {"model.name": f"convnext_{size_name}"}, "more images can teach a larger model"
@@ -157,8 +158,8 @@ def _stem(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], str]:
     patch_size, last = model.patch_size, settings.data.image_size // 2 ** (stages - 1)
     while patch_size > 1 and last // patch_size < 4:
         patch_size //= 2
-    side = last // patch_size
-    return {"model.patch_size": patch_size}, f"leaves the last stage {side}x{side} positions"
+    positions = last // patch_size
+    return {"model.patch_size": patch_size}, f"leaves the last stage {positions}x{positions} positions"
 
 
 def _batch(_: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:

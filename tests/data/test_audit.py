@@ -38,7 +38,7 @@ def clean(photographs: Path, tmp_path: Path) -> Path:
     return shutil.copytree(photographs, tmp_path / "images")
 
 
-def found(root: Path, workers: int | None = 0, exclude: Path | None = None) -> Findings:
+def findings_of(root: Path, workers: int | None = 0, exclude: Path | None = None) -> Findings:
     """What the folder's check says."""
     settings = DataSettings(root=root, exclude=exclude)
     return check(exclude_images(read_splits(settings), settings), workers)
@@ -82,15 +82,15 @@ LEFT_OUT = {
 
 def test_clean_photographs_are_one_line_and_status_0(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_command([str(clean)]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     counts = "48 images in 3 classes: train 36 (12 a class), test 12 (4 a class)"
-    assert said.out == f"{clean}: {counts}; no faults\n"
-    assert said.err == ""
+    assert printed.out == f"{clean}: {counts}; no faults\n"
+    assert printed.err == ""
 
 
 def test_every_planted_fault_is_found_and_nothing_else(clean: Path) -> None:
     plant(clean)
-    findings = found(clean)
+    findings = findings_of(clean)
     assert names(clean, [item for item, _ in findings.unreadable]) == LEFT_OUT["unreadable"]
     assert "truncated" in findings.unreadable[0][1]
     assert leaks(clean, findings) == [
@@ -118,10 +118,10 @@ def test_each_fault_alone_is_status_1(clean: Path, name: str, capsys: pytest.Cap
         if path.name != name:
             path.unlink()
     assert check_command([str(clean), "--workers", "0"]) == 1
-    said = capsys.readouterr()
-    assert said.out.count("fault: ") == 1
-    assert name in said.out
-    assert "--fix" in said.err
+    printed = capsys.readouterr()
+    assert printed.out.count("fault: ") == 1
+    assert name in printed.out
+    assert "--fix" in printed.err
 
 
 def test_the_list_of_fix_makes_the_folder_clean(
@@ -132,10 +132,11 @@ def test_the_list_of_fix_makes_the_folder_clean(
     assert check_command([str(clean), "--fix", str(listed), "--workers", "0"]) == 1
     assert "9 images to leave out" in capsys.readouterr().err
     lines = listed.read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == [name for part in LEFT_OUT.values() for name in part]
+    listed_paths = [line for line in lines if not line.startswith("#")]
+    assert listed_paths == [path for paths in LEFT_OUT.values() for path in paths]
     assert [line for line in lines[1:] if line.startswith("#")] == [f"# {k}: {len(v)}" for k, v in LEFT_OUT.items()]
 
-    again = found(clean, exclude=listed)
+    again = findings_of(clean, exclude=listed)
     assert not again.severe
     assert again.to_leave_out() == {}
     assert again.counts["test"] == {"a": 4, "b": 4, "c": 4}
@@ -145,7 +146,7 @@ def test_the_list_of_fix_makes_the_folder_clean(
 
 def test_the_number_of_workers_changes_nothing(clean: Path) -> None:
     plant(clean)
-    assert found(clean, 0) == found(clean, 1) == found(clean, 2)
+    assert findings_of(clean, 0) == findings_of(clean, 1) == findings_of(clean, 2)
 
 
 def test_digits_alike_are_no_copies(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +163,7 @@ def test_an_exact_copy_of_a_near_copy_is_left_out_once(clean: Path) -> None:
     large = Image.open(clean / "test/b/07.png").resize((2 * SIDE, 2 * SIDE))
     for name in ("large 1.png", "large 2.png"):
         large.save(clean / "train/b" / name)
-    findings = found(clean)
+    findings = findings_of(clean)
     assert groups(clean, findings.groups) == [["train/c/02.png", "train/c/small 1.png", "train/c/small 2.png"]]
     assert leaks(clean, findings) == [
         ("train/b/large 1.png", "test/b/07.png", False),
@@ -173,7 +174,7 @@ def test_an_exact_copy_of_a_near_copy_is_left_out_once(clean: Path) -> None:
 def test_what_the_test_split_repeats_stays(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(clean / "test/a/03.png", clean / "test/a/again.png")
     shutil.copy(clean / "test/b/07.png", clean / "test/c/conflict.png")
-    findings = found(clean)
+    findings = findings_of(clean)
     assert groups(clean, findings.groups) == [
         ["test/a/03.png", "test/a/again.png"],
         ["test/b/07.png", "test/c/conflict.png"],
@@ -199,10 +200,10 @@ def test_leaks_between_all_splits(clean: Path) -> None:
     shutil.copytree(clean / "test", clean / "val")
     for path in (clean / "val").rglob("*.png"):
         Image.open(path).rotate(90).save(path)
-    assert leaks(clean, found(clean)) == []
+    assert leaks(clean, findings_of(clean)) == []
     shutil.copy(clean / "val/a/03.png", clean / "train/a/in val.png")
     shutil.copy(clean / "test/a/03.png", clean / "val/a/in test.png")
-    assert leaks(clean, found(clean)) == [
+    assert leaks(clean, findings_of(clean)) == [
         ("train/a/in val.png", "val/a/03.png", True),
         ("val/a/in test.png", "test/a/03.png", True),
     ]
@@ -211,7 +212,7 @@ def test_leaks_between_all_splits(clean: Path) -> None:
 def test_a_folder_with_val_alone_is_tested_on_it(clean: Path) -> None:
     (clean / "test").rename(clean / "val")
     shutil.copy(clean / "val/a/03.png", clean / "train/b/leak.png")
-    findings = found(clean)
+    findings = findings_of(clean)
     assert list(findings.counts) == ["train", "val"]
     assert leaks(clean, findings) == [("train/b/leak.png", "val/a/03.png", True)]
 
@@ -247,7 +248,7 @@ def test_oddities_are_notes_for_the_user_to_judge(clean: Path, capsys: pytest.Ca
     (clean / "train/b/notes.txt").write_text("a text among the images")
     for path in sorted((clean / "train/c").iterdir())[1:]:
         path.unlink()
-    findings = found(clean)
+    findings = findings_of(clean)
     assert names(clean, [item for item, _, _ in findings.odd_sizes]) == ["train/a/00.png", "train/b/tiny.png"]
     assert findings.modes == {"RGB": 37, "CMYK": 1}
     assert findings.ignored == {".txt": 1}

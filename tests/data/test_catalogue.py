@@ -70,14 +70,14 @@ def test_two_data_sets_cannot_have_one_name() -> None:
 
 def test_addresses_and_checksums_are_torchvisions() -> None:
     sets = torchvision.datasets
-    found = {
+    addresses = {
         (mirror + file.name, file.md5) for entry in DATASETS.values() for file in entry.files for mirror in file.mirrors
     }
     expected = {(kind.url, kind.tgz_md5) for kind in (sets.CIFAR10, sets.CIFAR100)}
     for kind in (sets.MNIST, sets.FashionMNIST):
         expected |= {(mirror + name, md5) for mirror in kind.mirrors for name, md5 in kind.resources}
     expected |= {*sets.Imagenette._ARCHIVES.values(), (sets.Food101._URL, sets.Food101._MD5)}
-    assert expected <= found
+    assert expected <= addresses
     assert {(file.name, file.md5) for file in DATASETS["imagenet"].files} == {*ARCHIVE_META.values()}
     names = {wnid: names[0] for wnid, names in sets.Imagenette._WNID_TO_CLASS.items()}
     assert DATASETS["imagenette"].class_names == names
@@ -174,11 +174,11 @@ def test_tiny_imagenet_may_have_some_of_its_classes(tmp_path: Path) -> None:
 
 
 def test_mini_imagenets_lists_are_pooled(tmp_path: Path) -> None:
-    parts = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
-    for part, wnids in parts.items():
+    lists = {"train": ["n01", "n02"], "val": ["n03"], "test": ["n04"]}
+    for name, wnids in lists.items():
         rows = [(f"{wnid}{number:08d}.jpg", wnid) for wnid in wnids for number in range(10)]
         lines = ["filename,label", *(",".join(row) for row in rows)]
-        unpacked({f"{part}.csv": "\n".join(lines).encode()}, tmp_path)
+        unpacked({f"{name}.csv": "\n".join(lines).encode()}, tmp_path)
         unpacked({f"images/{name}": small.jpeg(int(wnid[1:])) for name, wnid in rows}, tmp_path)
     (tmp_path / "words.txt").write_text("n01\thouse finch, linnet\nn02\trobin\nn03\trobin\n")
     splits = load_splits(DataSettings(name="mini-imagenet", root=tmp_path, val_fraction=0))

@@ -117,15 +117,15 @@ def test_fingerprints_depend_on_the_images_and_labels_alone(repository: Path, tm
     ],
 )
 def test_splits(tmp_path: Path, splits: tuple[str, ...], sizes: tuple[int | None, ...], test_name: str) -> None:
-    share = 300 // len(splits)
-    parts = {split: range(number * share, number * share + share) for number, split in enumerate(splits)}
-    found = hub_splits(settings(write(tmp_path / "set", parts), tmp_path / "cache", test_fraction=0.25))
-    assert tuple(part and len(part) for part in (found.train, found.val, found.test)) == sizes
-    assert found.test_name == test_name
+    size = 300 // len(splits)
+    rows = {split: range(number * size, number * size + size) for number, split in enumerate(splits)}
+    loaded = hub_splits(settings(write(tmp_path / "set", rows), tmp_path / "cache", test_fraction=0.25))
+    assert tuple(source and len(source) for source in (loaded.train, loaded.val, loaded.test)) == sizes
+    assert loaded.test_name == test_name
     if splits == ("train",):
         again = hub_splits(settings(tmp_path / "set", tmp_path / "cache", test_fraction=0.25))
-        assert again.fingerprints() == found.fingerprints()
-        assert np.abs(np.bincount(found.test.targets) * 4 - np.bincount(LABELS[:300])).max() <= 4
+        assert again.fingerprints() == loaded.fingerprints()
+        assert np.abs(np.bincount(loaded.test.targets) * 4 - np.bincount(LABELS[:300])).max() <= 4
 
 
 def test_a_test_split_whose_labels_are_hidden_is_not_tested_on(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_test_split_whose_labels_are_hidden_is_not_tested_on(tmp_path: Path) -
     columns = {"image": (datasets.Image(), png), "label": (CLASSES, label)}
     splits = {"train": range(60), "validation": range(60, 100), "test": range(100, 120)}
     folder = write(tmp_path / "set", splits, columns)
-    found = hub_splits(settings(folder, tmp_path / "cache"))
-    assert (found.test_name, len(found.test)) == ("val", 40)
+    loaded = hub_splits(settings(folder, tmp_path / "cache"))
+    assert (loaded.test_name, len(loaded.test)) == ("val", 40)
     write(folder, {"train": range(90, 110), "test": range(90)}, columns)
     refused(r"set/train: 10 of 20 rows have no label, such as row 10", folder, tmp_path / "cache")
 
@@ -149,15 +149,15 @@ def test_columns(tmp_path: Path) -> None:
     number = (datasets.Value("int32"), LABELS.__getitem__)
     folder = tmp_path / "set"
 
-    def found(columns: dict[str, Any]) -> Splits:
+    def load(columns: dict[str, Any]) -> Splits:
         splits = hub_splits(settings(write(folder, {"train": range(100)}, columns), tmp_path / "cache"))
         assert splits.train.raw(0) in [png(index) for index in range(100)]
         return splits
 
-    assert found({"picture": image, "kind": label}).classes == tuple(NAMES)
-    assert found({"thumbnail": other, "img": image, "coarse_label": wrong, "fine_label": label}).classes[0] == "nought"
-    assert found({"image": image, "label": text, "caption": text}).classes == tuple(sorted(NAMES))
-    assert found({"jpg": image, "cls": number}).classes == tuple("0123456789")
+    assert load({"picture": image, "kind": label}).classes == tuple(NAMES)
+    assert load({"thumbnail": other, "img": image, "coarse_label": wrong, "fine_label": label}).classes[0] == "nought"
+    assert load({"image": image, "label": text, "caption": text}).classes == tuple(sorted(NAMES))
+    assert load({"jpg": image, "cls": number}).classes == tuple("0123456789")
     for columns, message in (
         ({"a": image, "b": image, "label": label}, r"several columns of images.* a \(Image\), b \(Image\)"),
         ({"image": image, "caption": text}, r"no column of classes, among image \(Image\), caption \(string\)"),
@@ -220,9 +220,9 @@ def test_batches_are_the_same_for_any_workers_and_after_an_interruption(reposito
             return [batch._replace(images=batch.images.clone()) for batch in batched]
 
     expected = stream(0)
-    for found, other in zip(expected, stream(2), strict=True):
-        assert torch.equal(found.images, other.images)
-        assert torch.equal(found.targets, other.targets)
+    for batch, other in zip(expected, stream(2), strict=True):
+        assert torch.equal(batch.images, other.images)
+        assert torch.equal(batch.targets, other.targets)
     assert all(torch.equal(a.images, b.images) for a, b in zip(expected[7:], stream(1, 7), strict=True))
     pickled = pickle.dumps(splits.train)  # how a spawned worker gets it: the files' paths, not their contents
     assert len(pickled) < len(png(0)) * 100

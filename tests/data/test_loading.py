@@ -36,8 +36,8 @@ def test_digits_splits_are_stratified_seeded_and_disjoint() -> None:
     assert len(splits.test) == 360
     shares = np.bincount(splits.test.targets) / 360
     assert np.abs(shares - np.bincount(splits.train.targets) / len(splits.train)).max() < 0.01
-    parts = [identities(part) for part in (splits.train, splits.val, splits.test)]
-    assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+    images = [identities(source) for source in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, images)) == len(set.union(*images)) == 1797
     assert load_splits(digits()).fingerprints() == splits.fingerprints()
     assert splits.train.load(0).mode == "L"
 
@@ -73,12 +73,12 @@ def test_folder_with_val_alone_is_tested_on_it(small_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("inside_train", [True, False])
-def test_folder_without_parts_is_split(small_folder: Path, inside_train: bool) -> None:
+def test_folder_without_splits_is_split(small_folder: Path, inside_train: bool) -> None:
     shutil.rmtree(small_folder / "test")
     root = small_folder if inside_train else small_folder / "train"
     splits = load_splits(DataSettings(root=root, test_fraction=0.25, val_fraction=0.0))
     assert (len(splits.train), splits.val, len(splits.test)) == (45, None, 15)
-    labels = {part.image_name(index) for part in (splits.train, splits.test) for index in range(len(part))}
+    labels = {source.image_name(index) for source in (splits.train, splits.test) for index in range(len(source))}
     assert len(labels) == 60
 
 
@@ -244,7 +244,7 @@ def test_workers_end_with_an_error() -> None:
 
 
 @pytest.mark.parametrize(("train", "other"), [("Train", "Valid"), ("training", "testing"), ("train", "validation")])
-def test_usual_spellings_of_the_parts(small_folder: Path, train: str, other: str) -> None:
+def test_usual_spellings_of_the_splits(small_folder: Path, train: str, other: str) -> None:
     (small_folder / "train").rename(small_folder / "renamed")  # where case does not matter, it is the same folder
     (small_folder / "renamed").rename(small_folder / train)
     (small_folder / "test").rename(small_folder / other)

@@ -78,11 +78,11 @@ def test_labels_of_every_kind(tmp_path: Path, members: Any, classes: tuple[str, 
         (("contest/0.tar", "contest/1.tar", "contest/testset.tar", "contest/2.tar"), (64, None, 16)),
     ],
 )
-def test_splits_are_told_from_names(tmp_path: Path, names: tuple[str, ...], sizes: tuple[int | None, ...]) -> None:
+def test_splits_are_known_by_names(tmp_path: Path, names: tuple[str, ...], sizes: tuple[int | None, ...]) -> None:
     for number, name in enumerate(names):
         write(tmp_path / "val" / name, [sample(index) for index in range(number * 20, number * 20 + 20)])
     splits = splits_of("::".join(names), root=tmp_path / "val")
-    assert tuple(part and len(part) for part in (splits.train, splits.val, splits.test)) == sizes
+    assert tuple(source and len(source) for source in (splits.train, splits.val, splits.test)) == sizes
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ def test_shards_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
         shard.write_bytes(whole[:length])
         refused("no tar file that can be read|damaged or truncated", str(shard))
     with tarfile.open(folder / "digits-train-000000.tar") as tar:
-        place = tar.getmembers()[5].offset
-    shard.write_bytes(whole[:place] + b"x" * 512 + whole[place + 512 :])
-    refused(f"damaged or truncated at byte {place:,}", str(shard))
+        offset = tar.getmembers()[5].offset
+    shard.write_bytes(whole[:offset] + b"x" * 512 + whole[offset + 512 :])
+    refused(f"damaged or truncated at byte {offset:,}", str(shard))
     shard.write_bytes(b"")
     refused("no tar file that can be read", str(shard))
     shard.unlink()
@@ -161,7 +161,7 @@ def test_nothing_in_a_shard_is_run(tmp_path: Path) -> None:
 
 
 def test_other_members_and_writers(tmp_path: Path) -> None:
-    """Folders, links, hidden files, long names, and images and labels in separate places of the file."""
+    """Folders, links, hidden files, long names, and images and labels in separate positions of the file."""
     with tarfile.open(tmp_path / "shard.tar", "w", format=tarfile.GNU_FORMAT) as tar:
 
         def add(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> None:
@@ -194,8 +194,8 @@ def test_an_epoch_reads_shards_in_turn_and_each_image_once(folder: Path) -> None
         assert sorted(order) == list(range(240))
         shards = groups[order]
         for shard in range(TRAIN):
-            places = np.flatnonzero(shards == shard)
-            assert len(np.unique(shards[places[0] : places[-1] + 1])) <= 8
+            positions = np.flatnonzero(shards == shard)
+            assert len(np.unique(shards[positions[0] : positions[-1] + 1])) <= 8
         assert len(np.unique(shards[:20])) > 3
 
 
@@ -206,7 +206,7 @@ def test_many_shards_are_held_out_whole_and_few_by_class(tmp_path: Path, folder:
     splits = splits_of(f"{tmp_path}/{{00..59}}.tar", test_fraction=0.1, val_fraction=0.1)
     assert splits.val is not None
     shards = [
-        set(np.unique(part.groups)) for part in (splits.train, splits.val, splits.test) if part.groups is not None
+        set(np.unique(source.groups)) for source in (splits.train, splits.val, splits.test) if source.groups is not None
     ]
     assert list(map(len, shards)) == [48, 6, 6]
     assert len(set.union(*shards)) == 60

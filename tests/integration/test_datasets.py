@@ -60,8 +60,8 @@ def expect(monkeypatch: pytest.MonkeyPatch, name: str, bodies: dict[str, bytes],
         kind = getattr(torchvision.datasets, name.upper())
         sums = {file: hashlib.md5(data).hexdigest() for file, data in small.cifar(name).items()}
         monkeypatch.setitem(kind.meta, "md5", sums[kind.meta["filename"]])
-        for part in ("train_list", "test_list"):
-            monkeypatch.setattr(kind, part, [[file, sums[file]] for file, _ in getattr(kind, part)])
+        for attribute in ("train_list", "test_list"):
+            monkeypatch.setattr(kind, attribute, [[file, sums[file]] for file, _ in getattr(kind, attribute)])
     if name == "imagenet":
         devkit = files[2]
         monkeypatch.setitem(torchvision.datasets.imagenet.ARCHIVE_META, "devkit", (devkit.name, devkit.md5))
@@ -123,18 +123,18 @@ def test_a_first_run(name: str, serve: Serve, tmp_path: Path, capfd: pytest.Capt
 
 def test_processes_that_start_together_fetch_once(serve: Serve, tmp_path: Path) -> None:
     server = serve("imagewoof160")
-    found: list[dict[str, str]] = []
+    loaded: list[dict[str, str]] = []
 
     def load() -> None:
-        found.append(load_splits(DataSettings(name="imagewoof160", root=tmp_path, val_fraction=0)).fingerprints())
+        loaded.append(load_splits(DataSettings(name="imagewoof160", root=tmp_path, val_fraction=0)).fingerprints())
 
     threads = [threading.Thread(target=load) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert all(fingerprints == found[0] for fingerprints in found)
+    assert len(loaded) == 4
+    assert all(fingerprints == loaded[0] for fingerprints in loaded)
     assert server.requests == [None]
     assert [path.name for path in tmp_path.iterdir()] == ["imagewoof2-160"]
 
@@ -198,8 +198,8 @@ def test_the_folder_itself_is_a_root_too(name: str, serve: Serve, tmp_path: Path
     becomes = DATASETS[name].files[0].becomes
     root = tmp_path / Path(becomes).name  # called so, and not there yet
     first = load_splits(DataSettings(name=name, root=root, val_fraction=0))
-    for place in (root, root / becomes):
-        again = load_splits(DataSettings(name=name, root=place, val_fraction=0))
+    for folder in (root, root / becomes):
+        again = load_splits(DataSettings(name=name, root=folder, val_fraction=0))
         assert again.fingerprints() == first.fingerprints()
 
 
@@ -269,11 +269,11 @@ def test_damaged_files_of_a_set_that_is_there(serve: Serve, tmp_path: Path) -> N
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("folder", ["", "FashionMNIST/raw"])
 def test_idx_files_where_they_are(folder: str, compressed: bool, tmp_path: Path) -> None:
-    place = tmp_path / folder
-    place.mkdir(parents=True, exist_ok=True)
+    location = tmp_path / folder
+    location.mkdir(parents=True, exist_ok=True)
     files = small.BUILDERS["fashion-mnist"]("fashion-mnist") if compressed else small.mnist()
     for file, body in zip(DATASETS["fashion-mnist"].files, files, strict=True):
-        (place / (file.name if compressed else file.name.removesuffix(".gz"))).write_bytes(body)
+        (location / (file.name if compressed else file.name.removesuffix(".gz"))).write_bytes(body)
     before = sorted(tmp_path.rglob("*"))
     splits = load_splits(DataSettings(name="fashion-mnist", root=tmp_path, val_fraction=0))
     assert (len(splits.train), len(splits.test)) == (40, 20)
@@ -336,9 +336,9 @@ def test_imagenet_needs_an_account(
 
 
 def test_imagenets_thousand_classes_have_names(tmp_path: Path) -> None:
-    for part in ("train", "val"):
+    for split in ("train", "val"):
         for number in range(1000):
-            folder = tmp_path / part / f"n{number:08d}"
+            folder = tmp_path / split / f"n{number:08d}"
             folder.mkdir(parents=True)
             (folder / "0.JPEG").touch()
     splits = load_splits(DataSettings(name="imagenet", root=tmp_path, val_fraction=0))

@@ -54,14 +54,14 @@ def build(settings: RunSettings) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_says_what_it_is_and_builds_its_model(name: str) -> None:
-    found = recipes.get(name)
-    assert 20 <= len(found.summary) <= 110
-    assert found.summary.endswith(".")
-    assert f"Command: ``convnext train {name}" in found.docs
+    known = recipes.get(name)
+    assert 20 <= len(known.summary) <= 110
+    assert known.summary.endswith(".")
+    assert f"Command: ``convnext train {name}" in known.docs
     settings = recipe(name)
     registry.check_image_size(registry.resolve(settings.model), settings.data.start_size or settings.data.image_size)
     assert count_gmacs(build(settings), settings.data.image_size) > 0
-    assert (found.published is None) == (name in OURS)
+    assert (known.published is None) == (name in OURS)
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -73,8 +73,8 @@ def test_every_recipes_data_can_be_divided_and_batched_as_it_asks(name: str) -> 
     held_out = entry.splits["train"] * settings.data.val_fraction
     assert held_out == 0 or held_out >= entry.classes  # one of each class, or it is no stratified split
     assert settings.batch_size <= entry.splits["train"] - held_out
-    if found := recipes.get(name).published:
-        assert found.values.keys() & {settings.model.name}
+    if known := recipes.get(name).published:
+        assert known.values.keys() & {settings.model.name}
         assert settings.data.val_fraction == 0  # others trained on all images
 
 
@@ -190,11 +190,11 @@ def test_cost_is_counted() -> None:
 def test_growing_images_cost_less() -> None:
     grown, full = recipes.get("imagenette"), recipes.get("caltech256")
     assert grown.settings.data.start_size is not None
-    found = cost(grown)
-    assert found.images is not None
-    assert found.training is not None
-    assert 0.5 < found.training / (3 * found.forward * found.images * found.epochs) < 0.9
-    assert cost(full).forward == pytest.approx(found.forward, rel=0.01)
+    known = cost(grown)
+    assert known.images is not None
+    assert known.training is not None
+    assert 0.5 < known.training / (3 * known.forward * known.images * known.epochs) < 0.9
+    assert cost(full).forward == pytest.approx(known.forward, rel=0.01)
     assert cost(recipes.get("folder")).training is None
 
 
@@ -204,10 +204,10 @@ def test_showing_a_recipe(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     out = capfd.readouterr().out
     assert "Cost: " in out
     assert f'"name": "{name}"' in out
-    found = recipes.get(name)
-    if found.published:
-        assert f"Published, not run here: {found.published.text()}" in out
-    assert all(f"Measured here: {measured}" in out for measured in found.measured)
+    known = recipes.get(name)
+    if known.published:
+        assert f"Published, not run here: {known.published.text()}" in out
+    assert all(f"Measured here: {measured}" in out for measured in known.measured)
 
 
 def test_the_list_shows_numbers_without_importing_torch() -> None:

@@ -213,8 +213,8 @@ def _choose(name: str, table: "Dataset", what: str, columns: list[str], preferre
         if column in columns:
             return column
     listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in table.features.items())
-    which = f"several columns of {what}, and none called {preferred[0]!r}" if columns else f"no column of {what}"
-    raise DataError(f"{name} has {which}, among {listed}; name one {preferred[0]!r} in a copy, and give hf:./folder")
+    problem = f"several columns of {what}, and none called {preferred[0]!r}" if columns else f"no column of {what}"
+    raise DataError(f"{name} has {problem}, among {listed}; name one {preferred[0]!r} in a copy, and give hf:./folder")
 
 
 def _kind(feature: Any) -> str:
@@ -222,8 +222,8 @@ def _kind(feature: Any) -> str:
     return str(feature.dtype) if kind == "Value" else kind
 
 
-def _labels(table: "Dataset", column: str, where: str, part: str) -> Labels | None:
-    """``(N,)`` labels as they are kept; None for a test whose labels are hidden.
+def _labels(table: "Dataset", column: str, where: str, split: str) -> Labels | None:
+    """``(N,)`` labels as they are in the table; None for a test whose labels are hidden.
 
     Raises:
         DataError: no rows, rows without a label, or labels that are neither numbers nor names.
@@ -240,7 +240,7 @@ def _labels(table: "Dataset", column: str, where: str, part: str) -> Labels | No
         numbers, absent = None, values.is_null().to_numpy()
     else:
         raise DataError(f"{where}, column {column!r}: labels of type {values.type}; they must be numbers or names")
-    if part == "test" and absent.all():
+    if split == "test" and absent.all():
         return None
     if absent.any():
         raise DataError(f"{where}: {absent.sum()} of {len(absent)} rows have no label, such as row {absent.argmax()}")

@@ -35,9 +35,9 @@ def number_classes(
     if train.dtype.kind == "U":
         classes = tuple(np.unique(train).tolist() if names is None else names)
         too_many = names is None and 2 * len(classes) > len(train)
-        numbers = {part: _numbers(values, classes, f"{where} ({part})") for part, values in labels.items()}
+        numbers = {split: _numbers(values, classes, f"{where} ({split})") for split, values in labels.items()}
     else:
-        numbers = {part: values.astype(np.int64) for part, values in labels.items()}
+        numbers = {split: values.astype(np.int64) for split, values in labels.items()}
         lowest, highest = (int(bound(np.concatenate(list(numbers.values())))) for bound in (np.min, np.max))
         if lowest < 0:
             raise DataError(f"{where}: label {lowest} is below 0: classes are numbered from 0")
@@ -53,9 +53,9 @@ def number_classes(
 
 
 def _numbers(labels: Labels, classes: tuple[str, ...], where: str) -> NDArray[np.int64]:
-    places = {name: number for number, name in enumerate(classes)}
-    found, inverse = np.unique(labels, return_inverse=True)
-    unknown = [name for name in found.tolist() if name not in places]
+    numbers = {name: number for number, name in enumerate(classes)}
+    names, inverse = np.unique(labels, return_inverse=True)
+    unknown = [name for name in names.tolist() if name not in numbers]
     if unknown:
         raise DataError(f"{where} has classes that are not known: {', '.join(map(repr, unknown[:5]))}")
-    return np.array([places[name] for name in found.tolist()], np.int64)[inverse]
+    return np.array([numbers[name] for name in names.tolist()], np.int64)[inverse]

@@ -46,15 +46,15 @@ def list_images(root: Path, folders: Iterable[str]) -> "FileSource":
     return file_source(root, paths, targets)
 
 
-def subfolders(root: Path, part: str) -> list[str]:
-    """Names of the class folders in ``root/part``, sorted.
+def subfolders(root: Path, subfolder: str) -> list[str]:
+    """Names of the class folders in ``root/subfolder``, sorted.
 
     Raises:
         DataError: it is not there, or has none.
     """
     from convnext.data.sources import class_folders
 
-    folder = root / part
+    folder = root / subfolder
     names = class_folders(folder) if folder.is_dir() else []
     if not names:
         raise DataError(f"{folder} {'has no class folders' if folder.is_dir() else 'is not there'}")
@@ -88,8 +88,8 @@ def synset_names(root: Path) -> dict[str, str]:
 
 def human_names(keys: Sequence[str], names: Mapping[str, str]) -> tuple[str, ...]:
     """A different name for each class: its own where ``names`` has one, with the key where several share it."""
-    found = [names.get(key, key) for key in keys]
-    counts = Counter(found)
+    listed = [names.get(key, key) for key in keys]
+    counts = Counter(listed)
     return tuple(
-        f"{name} ({key})" if counts[name] > 1 and name != key else name for key, name in zip(keys, found, strict=True)
+        f"{name} ({key})" if counts[name] > 1 and name != key else name for key, name in zip(keys, listed, strict=True)
     )

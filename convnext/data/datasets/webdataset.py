@@ -40,7 +40,7 @@ class ShardSource(ImageSource):
         channels: 3 or 1.
         shards: the tar files.
         folder: opens them.
-        groups: ``(N,)`` places in ``shards``.
+        groups: ``(N,)`` indices of ``shards``.
     """
 
     keys: NDArray[np.bytes_]
@@ -74,7 +74,7 @@ class ShardSource(ImageSource):
 
     def image_name(self, index: int) -> str:
         """The shard's path or URL and the sample's name."""
-        return f"{self._shard(index).place}:{self.keys[index].decode()}"
+        return f"{self._shard(index).location}:{self.keys[index].decode()}"
 
     def fingerprint(self) -> str:
         """A digest of the samples' names, sizes and labels: the same wherever the shards lie."""
@@ -107,18 +107,18 @@ def shard_splits(settings: DataSettings) -> Splits:
 def read_shards(settings: DataSettings, folder: ShardFolder) -> Splits:
     """As `shard_splits`, with the indices and the shards from the web in ``folder``."""
     pattern = settings.name.removeprefix("wds:")
-    places = expand(pattern, settings.root)
-    parts = np.array(_parts(places))
-    if "train" not in parts:
-        raise DataError(f"{pattern}: no shard is of train: all are of {' or '.join(sorted(set(parts)))}")
-    shards = folder.find(places)
-    names = _class_names(places, folder)
+    locations = expand(pattern, settings.root)
+    split_of = np.array(_split_names(locations))
+    if "train" not in split_of:
+        raise DataError(f"{pattern}: no shard is of train: all are of {' or '.join(sorted(set(split_of)))}")
+    shards = folder.find(locations)
+    names = _class_names(locations, folder)
     indices = folder.index_all(shards)
-    numbers = {part: np.flatnonzero(parts == part) for part in np.unique(parts).tolist()}
-    labels = {part: _labels([indices[number] for number in of_part], pattern) for part, of_part in numbers.items()}
+    numbers = {split: np.flatnonzero(split_of == split) for split in np.unique(split_of).tolist()}
+    labels = {split: _labels([indices[number] for number in chosen], pattern) for split, chosen in numbers.items()}
     classes, targets = number_classes(labels, names, pattern)
     sources: dict[str, ImageSource] = {
-        part: _source(shards, indices, of_part, targets[part], folder) for part, of_part in numbers.items()
+        split: _source(shards, indices, chosen, targets[split], folder) for split, chosen in numbers.items()
     }
     return make_splits(classes, sources, settings.test_fraction)
 
@@ -138,72 +138,73 @@ def expand(pattern: str, root: Path | None) -> list[str]:
         from braceexpand import braceexpand
     except ImportError:
         raise UserError("data sets of shards need a package: pip install 'convnext[wds]'") from None
-    places: dict[str, None] = {}
-    for part in pattern.split("::"):
+    locations: dict[str, None] = {}
+    for joined in pattern.split("::"):
         try:
-            expanded = list(braceexpand(part))
+            expanded = list(braceexpand(joined))
         except ValueError:
-            raise DataError(f"data.name: {part!r} has a brace without its other half") from None
-        for place in expanded:
-            places.update(dict.fromkeys(_found(place, root)))
-    for place in places:
-        path = urlsplit(place).path if is_url(place) else place
+            raise DataError(f"data.name: {joined!r} has a brace without its other half") from None
+        for location in expanded:
+            locations.update(dict.fromkeys(_existing(location, root)))
+    for location in locations:
+        path = urlsplit(location).path if is_url(location) else location
         if not path.endswith(".tar"):
-            raise DataError(f"{place} does not end in .tar: shards are tar files that are not compressed")
-    return list(places)
+            raise DataError(f"{location} does not end in .tar: shards are tar files that are not compressed")
+    return list(locations)
 
 
-def _found(place: str, root: Path | None) -> list[str]:
-    if is_url(place):
-        return [place]
-    if scheme := re.match(r"(pipe|\w+(?=://)):", place):
+def _existing(location: str, root: Path | None) -> list[str]:
+    if is_url(location):
+        return [location]
+    if scheme := re.match(r"(pipe|\w+(?=://)):", location):
         raise DataError(
             f"data.name: shards in folders and at http:// and https:// can be read, but not {scheme[0]}… (commands are "
             f"never run)"
         )
-    path = os.path.abspath((root or Path()) / Path(place).expanduser())  # noqa: PTH100  # keeps links
-    if Path(path).exists() or not re.search(r"[*?[]", place):
+    path = os.path.abspath((root or Path()) / Path(location).expanduser())  # noqa: PTH100  # keeps links
+    if Path(path).exists() or not re.search(r"[*?[]", location):
         return [path]
-    if not (found := sorted(glob(path))):
+    if not (paths := sorted(glob(path))):
         raise DataError(f"no file is called {path}")
-    return found
+    return paths
 
 
-def _common_folder(places: Sequence[str]) -> str:
+def _common_folder(locations: Sequence[str]) -> str:
     """The path of the innermost folder that has all the shards; of URLs, the path on their server."""
-    return os.path.commonpath([os.path.dirname(urlsplit(place).path if is_url(place) else place) for place in places])  # noqa: PTH120
+    paths = (urlsplit(location).path if is_url(location) else location for location in locations)
+    return os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
 
 
-def _parts(places: Sequence[str]) -> list[str]:
+def _split_names(locations: Sequence[str]) -> list[str]:
     """The split of each shard."""
-    start = len(_common_folder(places))
-    parts = []
-    for place in places:
-        path = urlsplit(place).path if is_url(place) else place
+    start = len(_common_folder(locations))
+    names = []
+    for location in locations:
+        path = urlsplit(location).path if is_url(location) else location
         words = [word for word in re.split("[^a-z]+", path[start:].lower()) if word in SPLIT_BY_SPELLING]
-        parts.append(SPLIT_BY_SPELLING[words[-1]] if words else "train")
-    return parts
+        names.append(SPLIT_BY_SPELLING[words[-1]] if words else "train")
+    return names
 
 
-def _class_names(places: Sequence[str], folder: ShardFolder) -> list[str] | None:
+def _class_names(locations: Sequence[str], folder: ShardFolder) -> list[str] | None:
     """The lines of ``classes.txt`` beside the shards; None without one.
 
     Raises:
         DataError: a name that is empty or there twice, or a file that is not UTF-8.
     """
-    place = f"{_common_folder(places).rstrip('/')}/classes.txt"
-    if is_url(places[0]):
-        place = urlsplit(places[0])._replace(path=place, query="", fragment="").geturl()
-    if (found := folder.look(place)) is None:
+    location = f"{_common_folder(locations).rstrip('/')}/classes.txt"
+    if is_url(locations[0]):
+        location = urlsplit(locations[0])._replace(path=location, query="", fragment="").geturl()
+    if (shard := folder.look(location)) is None:
         return None
-    with folder.open(found) as file:
+    with folder.open(shard) as file:
         try:
             names = file.read().decode("utf-8").strip().splitlines()
         except ValueError as error:
-            raise DataError(f"{place} is not UTF-8: {error}") from error
+            raise DataError(f"{location} is not UTF-8: {error}") from error
     names = [name.strip() for name in names]
     if "" in names or len(set(names)) < len(names):
-        raise DataError(f"{place}: a class name is empty or there twice; it needs one name a line")
+        raise DataError(f"{location}: a class name is empty or there twice; it needs one name a line")
     return names
 
 

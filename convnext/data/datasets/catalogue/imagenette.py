@@ -45,14 +45,14 @@ _WOOF_NAMES = {
 }
 
 
-def _entry(title: str, side: int | None, md5: str, size: int) -> Dataset:
-    folder = f"{title.lower()}2" + (f"-{side}" if side else "")
+def _entry(title: str, shorter_edge: int | None, md5: str, size: int) -> Dataset:
+    folder = f"{title.lower()}2" + (f"-{shorter_edge}" if shorter_edge else "")
     nette = title == "Imagenette"
     mirrors = ("https://s3.amazonaws.com/fast-ai-imageclas/",)
     return Dataset(
-        title=f"{title} ({f'{side} px' if side else 'full size'})",
+        title=f"{title} ({f'{shorter_edge} px' if shorter_edge else 'full size'})",
         summary="ten easy classes of ImageNet" if nette else "ten breeds of dogs of ImageNet",
-        images=f"colour, the shorter side {side} px" if side else "colour, of ImageNet's sizes",
+        images=f"colour, the shorter side {shorter_edge} px" if shorter_edge else "colour, of ImageNet's sizes",
         licence=f"Apache-2.0; images: {IMAGENET_TERMS}",
         home="https://github.com/fastai/imagenette",
         reported="val: all validation images; there is no test split",
