@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from convnext.evaluation.evaluator import evaluate
     from convnext.inference.predictor import Prediction, Predictor
     from convnext.models.convnext import ConvNeXt
-    from convnext.models.registry import create_model
+    from convnext.models.registry import create_model, list_models
     from convnext.recipes import recipe
     from convnext.training.train import Run, train
 
@@ -27,6 +27,7 @@ _HOMES = {
     "UserError": "errors",
     "create_model": "models.registry",
     "evaluate": "evaluation.evaluator",
+    "list_models": "models.registry",
     "recipe": "recipes",
     "train": "training.train",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "UserError",
     "create_model",
     "evaluate",
+    "list_models",
     "recipe",
     "train",
 ]

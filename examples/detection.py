@@ -9,7 +9,7 @@ from torchvision.models.detection import MaskRCNN
 
 from convnext import create_model
 from convnext.models.backbone import FPNBackbone
-from convnext.models.registry import ConvNeXtName
+from convnext.models.variants import ConvNeXtName
 
 
 def random_target(boxes: int, classes: int, size: int) -> dict[str, torch.Tensor]:

@@ -13,45 +13,27 @@ from torch import nn
 from torchvision import models
 
 from convnext.errors import SettingsError
+from convnext.models.registry import register_model
 
 
-def build_baseline(
-    name: str, num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4, stochastic_depth: float = 0.0
+@register_model("resnet18", source="He et al. 2016, torchvision", parameters=11_689_512, gmacs=1.814)
+def resnet18(num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4) -> nn.Module:
+    """ResNet-18, from images ``(N, C, H, W)`` to logits ``(N, num_classes)``; see the module."""
+    return _with_stem(models.resnet18(num_classes=num_classes), in_channels, patch_size)
+
+
+@register_model("resnet50", source="He et al. 2016, torchvision", parameters=25_557_032, gmacs=4.089)
+def resnet50(num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4) -> nn.Module:
+    """ResNet-50, from images ``(N, C, H, W)`` to logits ``(N, num_classes)``; see the module."""
+    return _with_stem(models.resnet50(num_classes=num_classes), in_channels, patch_size)
+
+
+@register_model("swin_t", source="Liu et al. 2021, torchvision", parameters=28_288_354, gmacs=4.491)
+def swin_t(
+    num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4, stochastic_depth: float = 0.0
 ) -> nn.Module:
-    """Build a baseline with random weights.
-
-    Args:
-        name: a key of `convnext.models.registry.BASELINES`.
-        num_classes: size of the output.
-        in_channels: channels of the images.
-        patch_size: stride of the stem in pixels: 4, 2 or 1.
-        stochastic_depth: skip probability of the last block of a Swin; a ResNet has none.
-
-    Returns:
-        A module from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
-
-    Raises:
-        SettingsError: another patch size.
-    """
-    if patch_size not in (1, 2, 4):
-        raise SettingsError(f"model.patch_size: {name} has stems for 1, 2 and 4, got {patch_size}")
-    if name == "swin_t":
-        return _swin_t(num_classes, in_channels, patch_size, stochastic_depth)
-    return _resnet(name, num_classes, in_channels, patch_size)
-
-
-def _resnet(name: str, num_classes: int, in_channels: int, patch_size: int) -> nn.Module:
-    model: Any = getattr(models, name)(num_classes=num_classes)
-    if patch_size < 4:
-        model.conv1 = nn.Conv2d(in_channels, 64, 3, stride=patch_size, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-    elif in_channels != 3:
-        model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return model  # type: ignore[no-any-return]
-
-
-def _swin_t(num_classes: int, in_channels: int, patch_size: int, stochastic_depth: float) -> nn.Module:
+    """Swin-T, from images ``(N, C, H, W)`` to logits ``(N, num_classes)``; see the module."""
+    _check("swin_t", patch_size)
     window = 7 if patch_size == 4 else 4
     model: Any = models.SwinTransformer(
         patch_size=[patch_size, patch_size],
@@ -65,3 +47,19 @@ def _swin_t(num_classes: int, in_channels: int, patch_size: int, stochastic_dept
     if in_channels != 3:
         model.features[0][0] = nn.Conv2d(in_channels, 96, patch_size, stride=patch_size)
     return model  # type: ignore[no-any-return]
+
+
+def _with_stem(model: Any, in_channels: int, patch_size: int) -> nn.Module:
+    _check("a ResNet", patch_size)
+    if patch_size < 4:
+        model.conv1 = nn.Conv2d(in_channels, 64, 3, stride=patch_size, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    elif in_channels != 3:
+        model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return model  # type: ignore[no-any-return]
+
+
+def _check(name: str, patch_size: int) -> None:
+    if patch_size not in (1, 2, 4):
+        raise SettingsError(f"model.patch_size: {name} has stems for 1, 2 and 4, got {patch_size}")

@@ -1,11 +1,29 @@
-"""Name to model: the published variants, and one door to build any of them with changed settings."""
+"""Name to model: one door to the published ConvNeXts, to registered models, and to those of timm and torchvision.
 
+A new model needs one thing, beside its definition::
+
+    @register_model("mynet")
+    def mynet(num_classes: int, in_channels: int = 3, patch_size: int = 4) -> nn.Module: ...
+
+Where that stands in a file of this folder, the model is known by reading the files, without importing them; in a
+program of your own, from the moment it is called. What it takes of `convnext.config.ModelSettings` is what its
+parameters are named after.
+"""
+
+import ast
+import importlib
+import inspect
 import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+import convnext.models
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, did_you_mean
+from convnext.models.variants import VARIANTS, ConvNeXtName, convnext_cost, published
 from convnext.weights.catalogue import is_weights_file
 
 if TYPE_CHECKING:
@@ -13,195 +31,233 @@ if TYPE_CHECKING:
 
     from convnext.models.convnext import ConvNeXt
 
-ConvNeXtName: TypeAlias = Literal[
-    "convnext_atto",
-    "convnext_femto",
-    "convnext_pico",
-    "convnext_nano",
-    "convnext_tiny",
-    "convnext_small",
-    "convnext_base",
-    "convnext_large",
-    "convnext_xlarge",
-    "convnext_isotropic_small",
-    "convnext_isotropic_base",
-    "convnext_isotropic_large",
-    "convnextv2_atto",
-    "convnextv2_femto",
-    "convnextv2_pico",
-    "convnextv2_nano",
-    "convnextv2_tiny",
-    "convnextv2_base",
-    "convnextv2_large",
-    "convnextv2_huge",
-]
+    B = TypeVar("B", bound=Callable[..., nn.Module])
+
+LIBRARIES = ("timm", "torchvision")
+
+# Of a ConvNeXt with released weights, which bring all the rest.
+_FREE_BESIDE_WEIGHTS = {"name", "in_channels", "stochastic_depth", "head_init_scale", "init", "weights"}
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A published configuration of `convnext.models.convnext.ConvNeXt`.
+class Model:
+    """What a name stands for.
 
     Attributes:
-        depths: blocks of each stage.
-        dims: channels of each stage.
-        source: where it is published.
+        builder: called with ``num_classes`` and the settings in ``defaults``, by name.
+        defaults: the fields of `ModelSettings` that the model takes, each with the value where it is left open.
     """
 
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    source: str
-    patch_size: int = 4
-    kernel_size: int = 7
-    mlp_ratio: int = 4
-    layer_scale: float | None = 1e-6
-    grn: bool = False
-    stem_norm: bool = True
+    builder: "Callable[..., nn.Module]"
+    defaults: Mapping[str, Any]
 
 
-def _v1(depths: tuple[int, ...], width: int, source: str) -> Variant:
-    return Variant(depths, (width, 2 * width, 4 * width, 8 * width), source)
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a model without building it.
+
+    Attributes:
+        source: where it is published.
+        parameters: their number with 1,000 classes and 3 channels; None where nobody stated it.
+        gmacs: multiply-adds for one image of 224 px, in 1e9; None where nobody stated it.
+    """
+
+    source: str = ""
+    parameters: int | None = None
+    gmacs: float | None = None
 
 
-def _isotropic(depth: int, dim: int) -> Variant:
-    source = "Liu et al. 2022, section 3.3"
-    return Variant((depth,), (dim,), source, patch_size=16, layer_scale=None, stem_norm=False)
+_models: dict[str, Model] = {}
+_entries: dict[str, Entry] = {}
 
 
-def _v2(depths: tuple[int, ...], width: int) -> Variant:
-    dims = (width, 2 * width, 4 * width, 8 * width)
-    return Variant(depths, dims, "Woo et al. 2023, appendix A", layer_scale=None, grn=True)
+def register_model(
+    name: str, *, source: str = "", parameters: int | None = None, gmacs: float | None = None
+) -> "Callable[[B], B]":
+    """Decorate a function or class ``(num_classes, **settings) -> nn.Module`` to be known as model ``name``.
+
+    In a file of ``convnext/models/`` all arguments are literals, for they are read without running the file.
+
+    Args:
+        name: without a colon.
+        source: where the model is published.
+        parameters: as of `Entry`; for the table of ``convnext models``.
+        gmacs: as of `Entry`.
+
+    Raises:
+        SettingsError: the name belongs to another model.
+        TypeError: a parameter without a default that is not ``num_classes`` or ``in_channels``.
+    """
+
+    def register(builder: "B") -> "B":
+        known = _models.get(name)
+        home = known.builder.__module__ if known else _files().get(name, (builder.__module__,))[0]
+        if name in VARIANTS or ":" in name or home != builder.__module__:
+            raise SettingsError(f"register_model: the name {name!r} belongs to another model: choose a new one")
+        _models[name] = Model(builder, _defaults(builder))
+        _entries[name] = Entry(source, parameters, gmacs)
+        return builder
+
+    return register
 
 
-_PAPER = "Liu et al. 2022, section 3"
-
-VARIANTS: dict[ConvNeXtName, Variant] = {
-    "convnext_atto": _v1((2, 2, 6, 2), 40, "timm"),
-    "convnext_femto": _v1((2, 2, 6, 2), 48, "timm"),
-    "convnext_pico": _v1((2, 2, 6, 2), 64, "timm"),
-    "convnext_nano": _v1((2, 2, 8, 2), 80, "timm"),
-    "convnext_tiny": _v1((3, 3, 9, 3), 96, _PAPER),
-    "convnext_small": _v1((3, 3, 27, 3), 96, _PAPER),
-    "convnext_base": _v1((3, 3, 27, 3), 128, _PAPER),
-    "convnext_large": _v1((3, 3, 27, 3), 192, _PAPER),
-    "convnext_xlarge": _v1((3, 3, 27, 3), 256, _PAPER),
-    "convnext_isotropic_small": _isotropic(18, 384),
-    "convnext_isotropic_base": _isotropic(18, 768),
-    "convnext_isotropic_large": _isotropic(36, 1024),
-    "convnextv2_atto": _v2((2, 2, 6, 2), 40),
-    "convnextv2_femto": _v2((2, 2, 6, 2), 48),
-    "convnextv2_pico": _v2((2, 2, 6, 2), 64),
-    "convnextv2_nano": _v2((2, 2, 8, 2), 80),
-    "convnextv2_tiny": _v2((3, 3, 9, 3), 96),
-    "convnextv2_base": _v2((3, 3, 27, 3), 128),
-    "convnextv2_large": _v2((3, 3, 27, 3), 192),
-    "convnextv2_huge": _v2((3, 3, 27, 3), 352),
-}
+def _defaults(builder: "Callable[..., nn.Module]") -> dict[str, Any]:
+    """The settings among a builder's parameters, with their defaults."""
+    parameters = inspect.signature(builder).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "num_classes"]
+    fields = ModelSettings.model_fields.keys() - {"name", "weights"}
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name != "in_channels":
+            raise TypeError(f"register_model: parameter {parameter.name!r} of {builder.__name__} needs a default")
+    return {p.name: 3 if p.default is p.empty else p.default for p in named if p.name in fields}
 
 
-# torchvision's, which convnext.models.baselines builds.
-BASELINES: dict[str, str] = {
-    "resnet18": "He et al. 2016, torchvision",
-    "resnet50": "He et al. 2016, torchvision",
-    "swin_t": "Liu et al. 2021, torchvision",
-}
-ROADMAP = "roadmap"  # convnext.models.roadmap builds it
-NAMES: tuple[str, ...] = (*VARIANTS, *BASELINES, ROADMAP)
+@cache
+def _files() -> dict[str, tuple[str, Entry]]:
+    """Names registered in this folder's files, each with its module, and what the decorator says of it."""
+    registered = {}
+    for path in (path for folder in convnext.models.__path__ for path in sorted(Path(folder).glob("*.py"))):
+        source = path.read_text(encoding="utf-8")
+        if "\n@register_model(" not in source:
+            continue
+        for node in ast.parse(source).body:
+            for call in getattr(node, "decorator_list", ()):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register_model":
+                    arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+                    name = ast.literal_eval(call.args[0])
+                    registered[name] = f"{__package__}.{path.stem}", Entry(**arguments)
+    return registered
+
+
+def entries() -> dict[str, Entry]:
+    """The models of this package and those registered by the program, by name; imports none of them."""
+    variants = {}
+    for name, variant in VARIANTS.items():
+        parameters, macs = convnext_cost(resolve(ModelSettings(name=name)))
+        variants[str(name)] = Entry(variant.source, parameters, macs / 1e9)
+    return variants | {name: entry for name, (_, entry) in _files().items()} | _entries
+
+
+def list_models(library: Literal["timm", "torchvision"] | None = None) -> list[str]:
+    """Names for `create_model`, ``--model.name`` and ``convnext models``.
+
+    Args:
+        library: whose classifiers to list, as ``timm:NAME`` or ``torchvision:NAME``; None for our own and those that
+            the program registered.
+
+    Raises:
+        UserError: the library is not installed.
+    """
+    if library is None:
+        return list(dict.fromkeys([*VARIANTS, *_files(), *_models]))
+    from convnext.models import libraries
+
+    return [f"{library}:{name}" for name in libraries.names(library)]
+
+
+def find(name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        SettingsError: there is none; the message names close matches.
+        UserError: it is of a library that is not installed.
+    """
+    if (variant := published(name)) is not None:
+        fields = ModelSettings.model_fields
+        free = {key: field.default for key, field in fields.items() if key not in ("name", "weights", "step")}
+        return Model(_convnext, {key: getattr(variant, key, default) for key, default in free.items()})
+    library, _, own_name = name.partition(":")
+    if own_name and library in LIBRARIES:
+        from convnext.models import libraries
+
+        builder = libraries.builder(library, own_name)
+        return Model(builder, _defaults(builder))
+    if name not in _models and name in _files():
+        importlib.import_module(_files()[name][0])
+    if name not in _models:
+        raise SettingsError(f"no model is called {name!r}: {did_you_mean(name, list_models())}")
+    return _models[name]
+
+
+def _convnext(**settings: Any) -> "ConvNeXt":
+    from convnext.models.convnext import ConvNeXt
+
+    return ConvNeXt(**settings)
 
 
 def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
-    """The settings with every None taken from the named variant; a baseline keeps only those that it has.
+    """The settings with every None taken from the named model's own; those that it does not take are left out.
 
     Raises:
-        SettingsError: unknown name, or depths and dims that do not fit each other.
+        SettingsError: unknown name, depths and dims that do not fit each other, or weights that nobody released.
     """
-    channels = settings.in_channels or in_channels
-    resolved: ModelSettings
-    if settings.name in BASELINES:
-        resolved = ModelSettings(
-            name=settings.name,
-            patch_size=settings.patch_size or 4,
-            in_channels=channels,
-            stochastic_depth=settings.stochastic_depth,
-            weights=settings.weights,
-        )
-        return resolved
-    if settings.name == ROADMAP:
-        if settings.weights is not None:
-            raise SettingsError("model.weights: nobody released weights of the roadmap's steps: leave it out")
-        resolved = ModelSettings(
-            name=settings.name,
-            step=15 if settings.step is None else settings.step,
-            depths=settings.depths,
-            dims=settings.dims,
-            patch_size=settings.patch_size or 4,
-            in_channels=channels,
-            stochastic_depth=settings.stochastic_depth,
-            layer_scale=1e-6 if settings.layer_scale == "variant" else settings.layer_scale,
-        )
-        return resolved
-    if settings.step is not None:
+    model = find(settings.name)
+    if settings.step is not None and "step" not in model.defaults:
         raise SettingsError(f"model.step belongs to model 'roadmap', and the model is {settings.name!r}")
-    variant = _variant(settings.name)
-    if variant is None:
-        raise SettingsError(f"no model is called {settings.name!r}: {did_you_mean(settings.name, NAMES)}")
     if settings.weights is not None and not is_weights_file(settings.weights):
+        if settings.name not in VARIANTS:
+            raise SettingsError(
+                f"model.weights: nobody released weights {settings.weights!r} of {settings.name} that could be had "
+                f"here: give a file with tensors under its own names, or leave it out"
+            )
         # Released weights fit their own architecture alone, whatever a recipe has for its short runs.
-        kept = {"name", "in_channels", "stochastic_depth", "head_init_scale", "init", "weights"}
-        settings = ModelSettings(**settings.model_dump(include=kept))
-    resolved = settings.replace(
-        depths=settings.depths or variant.depths,
-        dims=settings.dims or variant.dims,
-        patch_size=settings.patch_size or variant.patch_size,
-        kernel_size=settings.kernel_size or variant.kernel_size,
-        mlp_ratio=settings.mlp_ratio or variant.mlp_ratio,
-        in_channels=channels,
-        layer_scale=variant.layer_scale if settings.layer_scale == "variant" else settings.layer_scale,
-        grn=variant.grn if settings.grn is None else settings.grn,
-        stem_norm=variant.stem_norm if settings.stem_norm is None else settings.stem_norm,
-    )
+        settings = ModelSettings(**settings.model_dump(include=_FREE_BESIDE_WEIGHTS))
+    given = {name: getattr(settings, name) for name in model.defaults}
+    values = {name: default if _is_open(name, given[name]) else given[name] for name, default in model.defaults.items()}
+    values["in_channels"] = settings.in_channels or in_channels
+    resolved = ModelSettings(name=settings.name, weights=settings.weights, **values)
     resolved.check_stages()
     return resolved
 
 
-def source(name: str) -> str:
-    """Where the model of that name is published."""
-    if name == ROADMAP:
-        return "Liu et al. 2022, section 2: `convnext roadmap`"
-    variant = _variant(name)
-    return variant.source if variant else BASELINES[name]
+def _is_open(name: str, value: object) -> bool:
+    return value in (None, "variant") and value == ModelSettings.model_fields[name].default
+
+
+def check_given(settings: ModelSettings, given: Collection[str]) -> None:
+    """Refuse settings that the user gave, and that the named model does not take.
+
+    Args:
+        settings: of the model.
+        given: dotted names of the user's, such as ``model.depths``.
+
+    Raises:
+        SettingsError: there are such; or an unknown name.
+    """
+    known = {"name", "weights", *find(settings.name).defaults}
+    for name, field in ModelSettings.model_fields.items():
+        if name not in known and f"model.{name}" in given and getattr(settings, name) != field.default:
+            own = ", ".join(f"model.{other}" for other in sorted(known - {"name"}))
+            raise SettingsError(f"model.{name}: {settings.name} has no such setting; leave it out (it has {own})")
 
 
 def describe(settings: ModelSettings) -> str:
     """What the resolved settings build, in a few words."""
-    if settings.name == ROADMAP:
-        return f"step {settings.step} of the roadmap"
-    if settings.name in BASELINES:
-        return f"{settings.name} with a stem of stride {settings.patch_size}"
-    depths, dims = (" ".join(map(str, sizes or ())) for sizes in (settings.depths, settings.dims))
-    return f"ConvNeXt{' V2' if settings.grn else ''} of depths {depths} and dims {dims}"
-
-
-def has_no_layer_scale(name: str) -> bool:
-    """Whether the variant of that name is published without layer scale."""
-    variant = _variant(name)
-    return variant is not None and variant.layer_scale is None
-
-
-def _variant(name: str) -> Variant | None:
-    return next((variant for key, variant in VARIANTS.items() if key == name), None)
+    if settings.name in VARIANTS:
+        depths, dims = (" ".join(map(str, sizes or ())) for sizes in (settings.depths, settings.dims))
+        return f"ConvNeXt{' V2' if settings.grn else ''} of depths {depths} and dims {dims}"
+    values = settings.model_dump(exclude={"name", "weights"}, exclude_defaults=True)
+    shown = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
+    return ", ".join([settings.name, *(f"{name} {value}" for name, value in shown.items())])
 
 
 def check_image_size(settings: ModelSettings, image_size: int) -> None:
-    """Refuse images too small for the model's strides.
+    """Refuse images too small for the model, as far as that is known beforehand.
 
     Args:
         settings: resolved settings.
         image_size: side of the images in pixels.
 
     Raises:
-        SettingsError: the last stage's feature map would be empty.
+        SettingsError: the last stage's feature map would be empty, or a library's model does not take that size.
     """
-    assert settings.patch_size is not None
+    library, _, own_name = settings.name.partition(":")
+    if own_name and library in LIBRARIES:
+        from convnext.models import libraries
+
+        return libraries.check_image_size(library, own_name, image_size)
+    if settings.patch_size is None or settings.name not in (*VARIANTS, *_files()):
+        return None
     stages = len(settings.depths or (0, 0, 0, 0))
     stride = settings.patch_size * 2 ** (stages - 1)
     if image_size < stride:
@@ -210,26 +266,36 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
             f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or the "
             f"number of stages (model.depths, model.dims)"
         )
+    return None
+
+
+def cost(settings: ModelSettings, image_size: int = 224, num_classes: int = 1000) -> tuple[int, int]:
+    """Parameters of a model, and its multiply-adds for one image; of a ConvNeXt without importing torch.
+
+    Args:
+        settings: resolved settings.
+        image_size: side of the image in pixels.
+        num_classes: classes of the classifier.
+    """
+    if settings.name in VARIANTS:
+        return convnext_cost(settings, image_size, num_classes)
+    import torch
+
+    from convnext.models.summary import count_gmacs, count_parameters
+
+    with torch.device("meta"):
+        model = build(settings, num_classes)
+    return count_parameters(model), round(1e9 * count_gmacs(model, image_size, settings.in_channels or 3))
 
 
 def build(settings: ModelSettings, num_classes: int) -> "nn.Module":
-    """The model of the settings, with random weights."""
-    settings = resolve(settings)
-    if settings.name in BASELINES:
-        from convnext.models.baselines import build_baseline
+    """The model of the settings, with random weights.
 
-        chosen = {"name", "in_channels", "patch_size", "stochastic_depth"}
-        return build_baseline(num_classes=num_classes, **settings.model_dump(include=chosen))
-    if settings.name == ROADMAP:
-        from convnext.models.roadmap import Roadmap
-
-        # The paper widens the base width by 1.5 on the way, and dims are ConvNeXt's.
-        width = 64 if settings.dims is None else 2 * max(1, round(settings.dims[0] / 3))
-        chosen = {"step", "depths", "patch_size", "in_channels", "stochastic_depth", "layer_scale"}
-        return Roadmap(num_classes=num_classes, width=width, **settings.model_dump(include=chosen))
-    from convnext.models.convnext import ConvNeXt
-
-    return ConvNeXt(num_classes=num_classes, **settings.model_dump(exclude={"name", "step", "weights"}))
+    Raises:
+        SettingsError: as of `resolve`.
+    """
+    settings, model = resolve(settings), find(settings.name)
+    return model.builder(num_classes=num_classes, **{name: getattr(settings, name) for name in model.defaults})
 
 
 @overload
@@ -240,24 +306,26 @@ def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Mod
     """Build a model by name.
 
     Args:
-        name: one of `NAMES`; ``convnext models`` lists them.
+        name: one of `list_models`, or ``timm:NAME`` or ``torchvision:NAME`` for a classifier of that library.
         num_classes: classes of the classifier; 0 leaves a ConvNeXt's out.
-        settings: any field of `convnext.config.ModelSettings`, such as ``depths`` or ``patch_size``. Without
-            ``weights`` they are random; with a released tag they are downloaded once, and a classifier of other
-            classes is left out with a line on standard error.
+        settings: any field of `convnext.config.ModelSettings` that the model has, such as ``depths`` or
+            ``patch_size``. Without ``weights`` they are random; with a released tag they are downloaded once, and a
+            classifier of other classes is left out with a line on standard error.
 
     Returns:
         A module from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
 
     Raises:
         SettingsError: unknown name or setting, or an impossible value.
-        UserError: the weights cannot be had, or do not fit.
+        UserError: the weights cannot be had, or do not fit; a library is not installed.
     """
-    chosen = resolve(ModelSettings(name=name, **settings))
-    model = build(chosen, num_classes)
-    if chosen.weights is not None:
+    chosen = ModelSettings(name=name, **settings)
+    check_given(chosen, [f"model.{key}" for key in settings])
+    resolved = resolve(chosen)
+    model = build(resolved, num_classes)
+    if resolved.weights is not None:
         from convnext.weights.loading import start_from
 
-        if note := start_from(model, chosen, num_classes):
+        if note := start_from(model, resolved, num_classes):
             print(note, file=sys.stderr)
     return model

@@ -23,7 +23,6 @@ ConvNeXt-T itself counts 4.46 and the table says 4.49.
 Shapes: ``N`` images, ``C`` channels, ``H`` by ``W`` pixels.
 """
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,11 +32,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from convnext.errors import SettingsError
 from convnext.models.convnext import LayerNorm2d
+from convnext.models.registry import register_model
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,7 @@ def _following(step: Step, change: tuple[str, float, float, dict[str, Any]]) -> 
 
 
 STEPS: tuple[Step, ...] = tuple(accumulate(_CHANGES, _following, initial=Step(0, "ResNet-50", 4.09, 78.82)))
+LAST = STEPS[-1].number
 
 
 class Pointwise(nn.Linear):
@@ -274,6 +274,23 @@ class Roadmap(nn.Module):
         return logits
 
 
+@register_model("roadmap", source="Liu et al. 2022, section 2: `convnext roadmap`", parameters=28_589_128, gmacs=4.456)
+def roadmap(
+    num_classes: int = 1000,
+    step: int = LAST,
+    depths: Sequence[int] | None = None,
+    dims: Sequence[int] | None = None,
+    patch_size: int = 4,
+    in_channels: int = 3,
+    stochastic_depth: float = 0.0,
+    layer_scale: float | None = 1e-6,
+) -> Roadmap:
+    """A `Roadmap` by ConvNeXt's settings: ``dims`` are those that the last step has; of them the first decides."""
+    # The paper widens the base width by 1.5 on the way.
+    width = 64 if dims is None else 2 * max(1, round(dims[0] / 3))
+    return Roadmap(step, num_classes, in_channels, patch_size, depths, width, stochastic_depth, layer_scale)
+
+
 def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of either end under `Roadmap`'s names, for ``load_state_dict(..., strict=True)``.
 
@@ -295,21 +312,6 @@ def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = f"{outside.get(part, part)}.{rest}"
         renamed[name] = tensor
     return renamed
-
-
-def count_gflops(model: nn.Module, image_size: int = 224, channels: int = 3) -> float:
-    """Multiply-adds of convolutions and linear layers for one square image, in 1e9, as the paper counts them.
-
-    Args:
-        model: from images ``(1, channels, image_size, image_size)``; it is copied to the meta device, and not changed.
-        image_size: side of the image in pixels.
-        channels: channels of the image.
-    """
-    model = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, channels, image_size, image_size, device="meta"))
-    flops: int = counter.get_total_flops()
-    return flops / 2e9
 
 
 def _norm(step: Step, dim: int) -> nn.Module:

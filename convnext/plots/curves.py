@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convnext.config import RunSettings
-from convnext.data.transforms import sizes_by_epoch
+from convnext.data.resizing import sizes_by_epoch
 from convnext.plots.style import BLUE, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:

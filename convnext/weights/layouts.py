@@ -132,6 +132,12 @@ def detect_layout(names: Iterable[str]) -> str:
     return closest
 
 
+def is_official(names: Iterable[str]) -> bool:
+    """Whether these are the names of our `convnext.models.convnext.ConvNeXt`."""
+    names = set(names)
+    return "downsample_layers.0.0.weight" in names and all(_to_official(name, "official") for name in names)
+
+
 def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> dict[str, Tensor]:
     """The same weights under the names and shapes of another layout, as views in the same order.
 

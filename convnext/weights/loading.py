@@ -1,5 +1,6 @@
 """Weights into a model, and out into a file: complete, or not at all."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.weights import released as weights
 from convnext.weights.catalogue import SUFFIXES, Weights, find, is_weights_file
+from convnext.weights.layouts import convert, is_official
 
 
 def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> str | None:
@@ -15,7 +17,8 @@ def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> s
 
     Args:
         model: as built from the settings.
-        settings: resolved; ``weights`` is a released tag, or a file with one of `convnext.weights.catalogue.SUFFIXES`.
+        settings: resolved; ``weights`` is a released tag, or a file with one of `convnext.weights.catalogue.SUFFIXES`:
+            of a ConvNeXt in any layout, of another model under its own names.
         num_classes: classes of the model.
 
     Returns:
@@ -26,15 +29,31 @@ def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> s
         UserError: they cannot be fetched or read, or do not fit the model.
     """
     assert settings.weights is not None
-    channels = settings.in_channels or 3
-    if is_weights_file(settings.weights):
-        state = official_state(Path(settings.weights))
-        state, note = weights.adapt_head(state, num_classes)
+    channels, own = settings.in_channels or 3, model.state_dict()
+    classifier = {"head.weight", "head.bias"}
+    if not is_weights_file(settings.weights):
+        state, _, note = weights.load_released(settings.name, settings.weights, num_classes, channels)
+    elif is_official(own):
+        state, note = weights.adapt_head(official_state(Path(settings.weights)), num_classes)
         state = weights.adapt_input_channels(state, channels)
     else:
-        state, _, note = weights.load_released(settings.name, settings.weights, num_classes, channels)
-    load_state(model, state, settings.weights, without_head=note is not None)
+        state = weights.read_foreign(Path(settings.weights))
+        classifier = _other_classifier(state, own, num_classes)
+        note = weights.left_out(len(state[min(classifier)]), num_classes) if classifier else None
+        state = {name: tensor for name, tensor in state.items() if name not in classifier}
+    load_state(model, state, settings.weights, may_miss=classifier if note else ())
     return note and f"{settings.weights}: {note}"
+
+
+def _other_classifier(state: dict[str, Tensor], own: dict[str, Tensor], num_classes: int) -> set[str]:
+    """Names of tensors that differ in nothing but the number of classes, their first dimension, from the model's."""
+    return {
+        name
+        for name, tensor in own.items()
+        if name in state
+        and tensor.shape[:1] == (num_classes,) != state[name].shape[:1]
+        and tensor.shape[1:] == state[name].shape[1:]
+    }
 
 
 def official_state(path: Path) -> dict[str, Tensor]:
@@ -43,8 +62,6 @@ def official_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it cannot be read, or is of no known layout.
     """
-    from convnext.weights.layouts import convert
-
     return convert(weights.read_foreign(path), to="official")
 
 
@@ -55,20 +72,20 @@ def released(settings: ModelSettings) -> Weights | None:
     return find(settings.name, settings.weights)
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, without_head: bool = False) -> None:
+def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, may_miss: Collection[str] = ()) -> None:
     """Load tensors into the model, every name and shape as the model has it.
 
     Args:
         model: where to.
         state: the tensors.
         origin: where they are from, for the error.
-        without_head: whether the classifier's may be missing.
+        may_miss: names of the model that need not be among them.
 
     Raises:
         CheckpointError: missing, unexpected or other-shaped tensors; the message names the first few.
     """
     expected = model.state_dict()
-    missing = [name for name in expected if name not in state and not (without_head and name.startswith("head."))]
+    missing = [name for name in expected if name not in state and name not in may_miss]
     problems = [f"missing {name}" for name in missing]
     problems += [f"unexpected {name}" for name in state if name not in expected]
     problems += [

@@ -68,8 +68,13 @@ def adapt_head(state: dict[str, Tensor], num_classes: int) -> tuple[dict[str, Te
     if head is None or len(head) == num_classes:
         return state, None
     rest = {key: value for key, value in state.items() if not key.startswith("head.")}
+    return rest, left_out(len(head), num_classes)
+
+
+def left_out(classes: int, num_classes: int) -> str:
+    """A line for weights of ``classes`` classes in a model of ``num_classes``."""
     kind = f"the model's own, of {num_classes}, starts from random weights" if num_classes else "the model has none"
-    return rest, f"the classifier of {len(head)} classes is left out: {kind}"
+    return f"the classifier of {classes} classes is left out: {kind}"
 
 
 def adapt_input_channels(state: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torchvision
 from convnext import create_model
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
-from convnext.models.registry import BASELINES, resolve
+from convnext.models.registry import resolve
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "swin_t"])
@@ -20,7 +20,7 @@ def test_standard_baselines_are_torchvisions(name: str) -> None:
         assert torch.equal(ours.eval()(images), theirs.eval()(images))
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "swin_t"])
 @pytest.mark.parametrize(("patch_size", "side", "channels"), [(1, 32, 3), (2, 64, 1), (4, 64, 1)])
 def test_stems_for_small_images(name: str, patch_size: int, side: int, channels: int) -> None:
     model = create_model(name, 5, patch_size=patch_size, in_channels=channels)

@@ -12,7 +12,8 @@ from convnext import create_model
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
 from convnext.models.convnext import Block, ConvNeXt
-from convnext.models.registry import VARIANTS, check_image_size, resolve
+from convnext.models.registry import check_image_size, resolve
+from convnext.models.variants import VARIANTS
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from convnext import create_model
 from convnext.errors import CheckpointError, SettingsError, UserError
-from convnext.models.registry import VARIANTS
+from convnext.models.variants import VARIANTS
 from convnext.storage.downloads import DownloadError, cache_folder, download
 from convnext.weights import released as weights
 from convnext.weights.catalogue import WEIGHTS, Weights, find

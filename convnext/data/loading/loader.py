@@ -21,8 +21,9 @@ from convnext.config import RunSettings
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.shared_memory import Slot, Slots
 from convnext.data.loading.workers import reading
+from convnext.data.resizing import sizes_by_epoch
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import TrainTransform, Transform, sizes_by_epoch
+from convnext.data.transforms import TrainTransform, Transform
 from convnext.errors import DataError, SettingsError, UserError
 
 # Pixels, target and index; or why there are none; or what must end the reading, which would come out of a worker as

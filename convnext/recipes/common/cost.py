@@ -4,13 +4,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from convnext.data.datasets.catalogue import DATASETS
+from convnext.data.resizing import sizes_by_epoch
+from convnext.models import registry
 from convnext.recipes import Recipe
 
 GPU = "one NVIDIA A100"
 _GPU_PEAK = 312e12  # its dense bf16 operations a second, from the manufacturer's data sheet
 # ConvNeXt waits for memory: an RTX 3090 trains ConvNeXt-T at 794 images a second (timm's pull request 1747), and the
 # memory of an A100 is twice as fast. A tenth of the peak is 1,170 images a second.
-_GPU_SHARE = 0.1
+_GPU_FRACTION = 0.1
 _CPU_RATE = 1e11  # results/cifar10: 348 images a second at 0.29e9 operations each, on two AVX-512 cores
 _LONGEST_ON_CPU = 24.0  # hours
 _PASSES = 3  # forward and backward of a training step, in forward passes
@@ -39,7 +41,7 @@ class Cost:
     @property
     def gpu_hours(self) -> float | None:
         """Estimated hours on `GPU`."""
-        return None if self.training is None else self.training / (_GPU_SHARE * _GPU_PEAK) / 3600
+        return None if self.training is None else self.training / (_GPU_FRACTION * _GPU_PEAK) / 3600
 
     @property
     def cpu_hours(self) -> float | None:
@@ -52,8 +54,8 @@ class Cost:
         if self.images is None or self.training is None or self.gpu_hours is None:
             return f"{text}, and {_operations(_PASSES * self.forward)} to train on it once"
         text += f"; {_operations(self.training)} for {self.images:,} training images x {self.epochs} epochs.\n"
-        share = f"{100 * _GPU_SHARE:g} % of its bf16 peak"
-        text += f"Estimated, not measured: {_duration(self.gpu_hours)} on {GPU} at {share}"
+        speed = f"{100 * _GPU_FRACTION:g} % of its bf16 peak"
+        text += f"Estimated, not measured: {_duration(self.gpu_hours)} on {GPU} at {speed}"
         if self.cpu_hours is None:
             return text
         text += f" (which small models do not reach), {_duration(self.cpu_hours)} on two CPU cores at "
@@ -62,23 +64,16 @@ class Cost:
 
 def cost(recipe: Recipe) -> Cost:
     """The recipe's cost, with images of growing size counted at the size that they have in each epoch."""
-    import torch
-
-    from convnext.data.transforms import sizes_by_epoch
-    from convnext.models import registry
-    from convnext.models.summary import count_gmacs, count_parameters
-
     settings, data = recipe.settings, recipe.settings.data
     entry = DATASETS[data.name]
-    channels = 1 if entry.images.startswith("grey") else 3
-    with torch.device("meta"):
-        model = registry.build(registry.resolve(settings.model, channels), entry.classes or 1000)
+    model = registry.resolve(settings.model, 1 if entry.images.startswith("grey") else 3)
     sizes = Counter(sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs))
-    forward = {size: 2e9 * count_gmacs(model, size, channels) for size in sizes | {data.image_size: 0}}
+    costs = {size: registry.cost(model, size, entry.classes or 1000) for size in sizes | {data.image_size: 0}}
+    forward = {size: 2.0 * macs for size, (_, macs) in costs.items()}
     count = round(entry.splits["train"] * (1 - data.val_fraction)) if entry.splits else None
     over_epochs = sum(epochs * forward[size] for size, epochs in sizes.items())
     return Cost(
-        parameters=count_parameters(model),
+        parameters=costs[data.image_size][0],
         image_size=data.image_size,
         forward=forward[data.image_size],
         images=count,
