@@ -87,14 +87,20 @@ def _argument(value: torch.Tensor | int | float | None) -> object:
 
 def library() -> Library | None:
     """The library, compiled now if it has not been; None where it cannot be used: `describe` says why."""
-    return _found()[0]
+    return _locked_load()[0]
 
 
 def compiled() -> Library:
     """The library, where it is known to be there."""
-    found = library()
-    assert found is not None, "kernels.usable comes first"
-    return found
+    loaded = library()
+    assert loaded is not None, "kernels.usable comes first"
+    return loaded
+
+
+def forget() -> None:
+    """Look for the library again at its next use, by the environment and the cache folder as they are then."""
+    with _lock:
+        _load.cache_clear()
 
 
 def refuse_second_derivative() -> None:
@@ -109,19 +115,19 @@ def refuse_second_derivative() -> None:
 
 def describe() -> str:
     """Which kernels training on CPU uses, and why, in a few words."""
-    found, words = _found()
-    if found is None:
+    loaded, words = _locked_load()
+    if loaded is None:
         return f"PyTorch's own kernels ({words})"
-    return f"compiled kernels ({words})" if found.multiplies else f"compiled convolutions alone ({words}; no MKL)"
+    return f"compiled kernels ({words})" if loaded.multiplies else f"compiled convolutions alone ({words}; no MKL)"
 
 
-def _found() -> tuple[Library | None, str]:
+def _locked_load() -> tuple[Library | None, str]:
     with _lock:
-        return _find()
+        return _load()
 
 
 @functools.cache
-def _find() -> tuple[Library | None, str]:
+def _load() -> tuple[Library | None, str]:
     if os.environ.get("CONVNEXT_KERNELS") == "0":
         return None, "CONVNEXT_KERNELS=0"
     try:
@@ -152,8 +158,8 @@ def _compiled(command: list[str], version: str) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
         raise UnavailableError(f"others may write to {folder}")
-    parts = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
-    path = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.so"
+    identity = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
+    path = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.so"
     if not path.exists():
         with writing(path) as unfinished:
             _run([*command, "-o", str(unfinished), *(str(source) for source in _SOURCES if source.suffix == ".c")])
@@ -178,8 +184,8 @@ def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=True)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout).strip().partition("\n")[0]
-        raise UnavailableError(f"{command[0]} failed: {said or error.returncode}") from None
+        message = (error.stderr or error.stdout).strip().partition("\n")[0]
+        raise UnavailableError(f"{command[0]} failed: {message or error.returncode}") from None
     except OSError as error:
         raise UnavailableError(f"{command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:

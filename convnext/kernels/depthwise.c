@@ -17,8 +17,8 @@ typedef struct {
     void *y;             /* (n, h, w, c) */
     const float *weight; /* (k, k, padded c) */
     const float *bias;   /* (padded c) */
-    float *sums;         /* (parts, k * k + 1, padded c): of the weights' gradient, then the bias's */
-    idx n, h, w, c, k, parts;
+    float *sums;         /* (sections, k * k + 1, padded c): of the weights' gradient, then the bias's */
+    idx n, h, w, c, k, sections;
     idx group; /* blocks of a task */
     idx x_half, y_half, dy_half;
     idx next;   /* task to be taken */
@@ -63,14 +63,14 @@ INLINE void outputs(const job *j, const vec *x, const vec *weight, vec bias, idx
     }
 }
 
-/* Row h of one block of y, of which `place` is the first value. */
-INLINE void write_row(const job *j, const vec *x, const vec *weight, vec bias, idx h, char *place, int half, idx count) {
+/* Row h of one block of y, of which `start` is the first value. */
+INLINE void write_row(const job *j, const vec *x, const vec *weight, vec bias, idx h, char *start, int half, idx count) {
     idx w = 0, size = half ? 2 : 4;
 #define OUTPUTS(tile)                                                                        \
     for (; w + tile <= j->w; w += tile) {                                                    \
         vec sum[tile];                                                                       \
         outputs(j, x, weight, bias, h, w, tile, sum);                                        \
-        for (int t = 0; t < tile; t++, place += j->c * size) store(place, half, count, sum[t]); \
+        for (int t = 0; t < tile; t++, start += j->c * size) store(start, half, count, sum[t]); \
     }
     OUTPUTS(TILE)
     OUTPUTS(4)
@@ -97,8 +97,8 @@ static void forward_task(const job *j, idx task, vec *buffer) {
             memcpy(weight + b * k * k + i, j->weight + i * padded + (block + b) * LANES, sizeof(vec));
     fetch(j, j->x, j->x_half, image, block, count, x, k / 2, width);
     for (idx h = 0; h < j->h; h++) {
-        idx place = ((image * j->h + h) * j->w * j->c + block * LANES) * size, channels = j->c - block * LANES;
-        char *y = (char *)j->y + place;
+        idx start = ((image * j->h + h) * j->w * j->c + block * LANES) * size, channels = j->c - block * LANES;
+        char *y = (char *)j->y + start;
         for (idx b = 0; b < count; b++) {
             vec bias;
             memcpy(&bias, j->bias + (block + b) * LANES, sizeof bias);
@@ -108,8 +108,8 @@ static void forward_task(const job *j, idx task, vec *buffer) {
             else write_row(j, rows, factors, bias, h, y + b * LANES * size, 0, left);
         }
         channels = least(channels, count * LANES);
-        if (j->added && j->y_half) add_row(j, y, (const char *)j->added + place, 1, channels);
-        else if (j->added) add_row(j, y, (const char *)j->added + place, 0, channels);
+        if (j->added && j->y_half) add_row(j, y, (const char *)j->added + start, 1, channels);
+        else if (j->added) add_row(j, y, (const char *)j->added + start, 0, channels);
     }
 }
 
@@ -145,12 +145,12 @@ static void image_sums(const job *j, const vec *x, const vec *dy, float *to) {
 }
 
 static void gradient_task(const job *j, idx task, vec *buffer) {
-    idx part = task / groups(j), block = task % groups(j) * j->group, count = least(j->group, blocks(j) - block);
+    idx section = task / groups(j), block = task % groups(j) * j->group, count = least(j->group, blocks(j) - block);
     idx padded = blocks(j) * LANES, rows = j->k * j->k + 1, width = j->w + j->k - 1;
     vec *x = buffer, *dy = x + count * j->h * width;
-    float *to = j->sums + part * rows * padded + block * LANES;
+    float *to = j->sums + section * rows * padded + block * LANES;
     for (idx i = 0; i < rows; i++) memset(to + i * padded, 0, count * sizeof(vec));
-    for (idx image = part * j->n / j->parts; image < (part + 1) * j->n / j->parts; image++) {
+    for (idx image = section * j->n / j->sections; image < (section + 1) * j->n / j->sections; image++) {
         fetch(j, j->x, j->x_half, image, block, count, x, j->k / 2, width);
         fetch(j, j->dy, j->dy_half, image, block, count, dy, 0, j->w);
         for (idx b = 0; b < count; b++)
@@ -171,10 +171,10 @@ static void work(job *j, void (*task)(const job *, idx, vec *), idx tasks) {
     free(buffer);
 }
 
-/* As many blocks to a task as the buffer holds, and as leave enough tasks, of `parts` each. */
-static idx group_of(const job *j, idx parts, idx threads) {
+/* As many blocks to a task as the buffer holds, and as leave enough tasks, of `sections` each. */
+static idx group_of(const job *j, idx sections, idx threads) {
     idx most = BUFFER / (block_vectors(j) * (idx)sizeof(vec));
-    most = least(most, blocks(j) * parts / (threads * TASKS_PER_THREAD));
+    most = least(most, blocks(j) * sections / (threads * TASKS_PER_THREAD));
     return most < 1 ? 1 : least(most, blocks(j));
 }
 
@@ -185,7 +185,7 @@ static void forward_work(void *data) {
 
 static void gradient_work(void *data) {
     job *j = data;
-    work(j, gradient_task, j->parts * groups(j));
+    work(j, gradient_task, j->sections * groups(j));
 }
 
 /* y = x * weight + bias + added. Returns nonzero where there was no memory. */
@@ -198,12 +198,12 @@ int depthwise_forward(parallel *start, unsigned threads, const void *x, idx x_ha
     return j.failed;
 }
 
-/* The gradients of weight and bias, summed over each of `parts` groups of images. */
+/* The gradients of weight and bias, summed over each of `sections` groups of images. */
 int depthwise_gradient(parallel *start, unsigned threads, const void *x, idx x_half, const void *dy, idx dy_half,
-                       float *sums, idx parts, idx n, idx h, idx w, idx c, idx k) {
-    job j = {.x = x, .x_half = x_half, .dy = dy, .dy_half = dy_half, .sums = sums, .parts = parts,
+                       float *sums, idx sections, idx n, idx h, idx w, idx c, idx k) {
+    job j = {.x = x, .x_half = x_half, .dy = dy, .dy_half = dy_half, .sums = sums, .sections = sections,
              .n = n, .h = h, .w = w, .c = c, .k = k};
-    j.group = group_of(&j, parts, threads);
+    j.group = group_of(&j, sections, threads);
     in_threads(start, threads, gradient_work, &j);
     return j.failed;
 }

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from convnext.kernels.build import compiled, refuse_second_derivative
 
-_PARTS = 16  # groups of images whose gradients are summed apart, for as many threads
+_SECTIONS = 16  # groups of images whose gradients are summed apart, for as many threads
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,18 +75,18 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, added
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
     if added is not None:
         added = added.to(dtype).contiguous(memory_format=torch.channels_last)
-    side = round(len(weight) ** 0.5)
+    size = round(len(weight) ** 0.5)
     weight, bias = _padded(weight), _padded(bias)
-    compiled()("depthwise_forward", x, _half(x), weight, bias, added, y, _half(y), n, h, w, c, side)
+    compiled()("depthwise_forward", x, _half(x), weight, bias, added, y, _half(y), n, h, w, c, size)
     return y
 
 
-def _gradient(x: Tensor, dy: Tensor, side: int) -> Tensor:
+def _gradient(x: Tensor, dy: Tensor, size: int) -> Tensor:
     """``(K * K + 1, C)``: of the weights at each position, and of the bias."""
     n, c, h, w = x.shape
-    parts = min(n, _PARTS)
-    sums = x.new_empty(parts, side * side + 1, c + -c % compiled().lanes, dtype=torch.float32)
-    compiled()("depthwise_gradient", x, _half(x), dy, _half(dy), sums, parts, n, h, w, c, side)
+    sections = min(n, _SECTIONS)
+    sums = x.new_empty(sections, size * size + 1, c + -c % compiled().lanes, dtype=torch.float32)
+    compiled()("depthwise_gradient", x, _half(x), dy, _half(dy), sums, sections, n, h, w, c, size)
     return sums.sum(0)[:, :c]
 
 

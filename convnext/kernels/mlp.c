@@ -16,9 +16,9 @@ typedef struct {
     float eps;
     const void *x, *residual, *weight1, *weight2; /* residual: the shortcut, or the gradient of the result */
     const float *bias1, *bias2, *factor;
-    void *kept, *out; /* hidden layer before its bias; result, or gradient of x */
-    float *dweight1, *dbias1, *dweight2, *dbias2; /* of each share of the rows */
-    idx shares, next;
+    void *saved, *out; /* hidden layer before its bias; result, or gradient of x */
+    float *dweight1, *dbias1, *dweight2, *dbias2; /* of each section of the rows */
+    idx sections, next;
     int failed;
 } job;
 
@@ -125,12 +125,12 @@ INLINE void normalize_gradient(int half, idx n, idx c, const float *d, const voi
     }
 }
 
-/* GELU(hidden + bias) in the same place, which may be narrower there; `kept` gets what was there. */
-INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden, void *out, void *kept) {
+/* GELU(hidden + bias) in the same place, which may be narrower there; `saved` gets what was there. */
+INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden, void *out, void *saved) {
     for (idx r = 0; r < n; r++)
         EACH(i) {
             vec density, v = get(hidden, 0, r * c + i, count), x = v + get(bias, 0, i, count);
-            if (kept) put(kept, half, r * c + i, count, v);
+            if (saved) put(saved, half, r * c + i, count, v);
             put(out, half, r * c + i, count, x * normal(x, &density));
         }
 }
@@ -159,8 +159,8 @@ INLINE void add(const job *j, int residual_half, idx first, idx n, const float *
         float factor = factor_of(j, first + r);
         EACH(i) {
             vec v = get(branch, 0, r * c + i, count) + get(j->bias2, 0, i, count);
-            idx place = (first + r) * c + i;
-            put(j->out, residual_half, place, count, get(j->residual, residual_half, place, count) + v * factor);
+            idx index = (first + r) * c + i;
+            put(j->out, residual_half, index, count, get(j->residual, residual_half, index, count) + v * factor);
         }
     }
 }
@@ -180,27 +180,27 @@ INLINE void scale_residual(const job *j, int half, int residual_half, idx first,
 
 INLINE void forward(const job *j, int half, int residual_half, idx first, idx n, buffers b) {
     idx dim = j->dim, width = j->width;
-    void *kept = j->kept ? at(j->kept, half, first * width) : 0;
-    float *hidden = kept && !half ? kept : b.hidden;
+    void *saved = j->saved ? at(j->saved, half, first * width) : 0;
+    float *hidden = saved && !half ? saved : b.hidden;
     normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
     product(j, "nt", n, width, dim, b.normal, j->weight1, 0.0f, hidden);
-    gelu(half, n, width, j->bias1, hidden, b.hidden, half ? kept : 0);
+    gelu(half, n, width, j->bias1, hidden, b.hidden, half ? saved : 0);
     product(j, "nt", n, dim, width, b.hidden, j->weight2, 0.0f, b.branch);
     add(j, residual_half, first, n, b.branch);
 }
 
-INLINE void backward(const job *j, int half, int residual_half, idx share, idx first, idx n, buffers b) {
+INLINE void backward(const job *j, int half, int residual_half, idx section, idx first, idx n, buffers b) {
     idx dim = j->dim, width = j->width;
-    const void *hidden = j->kept ? at(j->kept, half, first * width) : b.hidden;
+    const void *hidden = j->saved ? at(j->saved, half, first * width) : b.hidden;
     normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
-    if (!j->kept) product(j, "nt", n, width, dim, b.normal, j->weight1, 0.0f, b.hidden);
-    scale_residual(j, half, residual_half, first, n, b.dbranch, j->dbias2 + share * dim);
+    if (!j->saved) product(j, "nt", n, width, dim, b.normal, j->weight1, 0.0f, b.hidden);
+    scale_residual(j, half, residual_half, first, n, b.dbranch, j->dbias2 + section * dim);
     product(j, "nn", n, width, dim, b.dbranch, j->weight2, 0.0f, b.dhidden);
-    float *sums = j->dbias1 + share * width;
-    if (j->kept) gelu_gradient(half, half, n, width, j->bias1, hidden, b.hidden, b.dhidden, sums);
+    float *sums = j->dbias1 + section * width;
+    if (j->saved) gelu_gradient(half, half, n, width, j->bias1, hidden, b.hidden, b.dhidden, sums);
     else gelu_gradient(half, 0, n, width, j->bias1, hidden, b.hidden, b.dhidden, sums);
-    product(j, "tn", dim, width, n, b.dbranch, b.hidden, 1.0f, j->dweight2 + share * dim * width);
-    product(j, "tn", width, dim, n, b.dhidden, b.normal, 1.0f, j->dweight1 + share * dim * width);
+    product(j, "tn", dim, width, n, b.dbranch, b.hidden, 1.0f, j->dweight2 + section * dim * width);
+    product(j, "tn", width, dim, n, b.dhidden, b.normal, 1.0f, j->dweight1 + section * dim * width);
     product(j, "nn", n, dim, width, b.dhidden, j->weight1, 0.0f, b.branch);
     normalize_gradient(half, n, dim, b.branch, b.normal, b.scale, at(j->out, half, first * dim));
 }
@@ -244,16 +244,16 @@ static void forward_work(void *data) {
     free(start);
 }
 
-/* Take shares of the rows, a chunk at a time: the sums over a share are the same whichever thread takes it. */
+/* Take sections of the rows, a chunk at a time: the sums over a section are the same whichever thread takes it. */
 static void backward_work(void *data) {
     job *j = data;
     buffers b;
     void *start = allocate(j, 1, &b);
     if (!start) return;
-    for (idx share; (share = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->shares;) {
-        idx end = (share + 1) * j->rows / j->shares;
-        for (idx first = share * j->rows / j->shares; first < end; first += j->chunk) {
-            FOR_TYPES(backward, share, first, least(j->chunk, end - first), b)
+    for (idx section; (section = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED)) < j->sections;) {
+        idx end = (section + 1) * j->rows / j->sections;
+        for (idx first = section * j->rows / j->sections; first < end; first += j->chunk) {
+            FOR_TYPES(backward, section, first, least(j->chunk, end - first), b)
         }
     }
     free(start);
@@ -263,24 +263,24 @@ static void backward_work(void *data) {
 int mlp_forward(parallel *start, unsigned threads, gemm *multiply, idx half, idx residual_half, idx rows, idx dim,
                 idx width, idx chunk, idx positions, float eps, const void *x, const void *shortcut,
                 const void *weight1, const float *bias1, const void *weight2, const float *bias2, const float *factor,
-                void *kept, void *out) {
+                void *saved, void *out) {
     job j = {.multiply = multiply, .half = half, .residual_half = residual_half, .rows = rows, .dim = dim,
              .width = width, .chunk = chunk, .positions = positions, .eps = eps, .x = x, .residual = shortcut,
-             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .bias2 = bias2, .factor = factor, .kept = kept,
+             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .bias2 = bias2, .factor = factor, .saved = saved,
              .out = out};
     in_threads(start, threads, forward_work, &j);
     return j.failed;
 }
 
-/* From the gradient of `out` that of x, and those of the linear layers, added to what is there, for each of `shares`. */
+/* From the gradient of `out` that of x, and those of the linear layers, added to what is there, by `sections`. */
 int mlp_backward(parallel *start, unsigned threads, gemm *multiply, idx half, idx residual_half, idx rows, idx dim,
                  idx width, idx chunk, idx positions, float eps, const void *x, const void *dout, const void *weight1,
-                 const float *bias1, const void *weight2, const float *factor, void *kept, void *dx, idx shares,
+                 const float *bias1, const void *weight2, const float *factor, void *saved, void *dx, idx sections,
                  float *dweight1, float *dbias1, float *dweight2, float *dbias2) {
     job j = {.multiply = multiply, .half = half, .residual_half = residual_half, .rows = rows, .dim = dim,
              .width = width, .chunk = chunk, .positions = positions, .eps = eps, .x = x, .residual = dout,
-             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .factor = factor, .kept = kept, .out = dx,
-             .shares = shares, .dweight1 = dweight1, .dbias1 = dbias1, .dweight2 = dweight2, .dbias2 = dbias2};
+             .weight1 = weight1, .bias1 = bias1, .weight2 = weight2, .factor = factor, .saved = saved, .out = dx,
+             .sections = sections, .dweight1 = dweight1, .dbias1 = dbias1, .dweight2 = dweight2, .dbias2 = dbias2};
     in_threads(start, threads, backward_work, &j);
     return j.failed;
 }

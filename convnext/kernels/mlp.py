@@ -10,7 +10,7 @@ from convnext.kernels.build import compiled, refuse_second_derivative
 _HIDDEN = 1 << 17  # values of the hidden layer that a thread takes at a time: 512 KB, of which gradients need two
 _LEAST_ROWS = 256  # matrix products of fewer are slow
 # From so many channels on, the hidden layer is kept for the gradient: to multiply again would take longer than to read.
-_KEPT = {torch.float32: 128, torch.bfloat16: 64}
+_SAVED_FROM = {torch.float32: 128, torch.bfloat16: 64}
 
 
 def mlp(
@@ -79,24 +79,24 @@ class _Mlp(torch.autograd.Function):
     ) -> Tensor:
         y = torch.empty_like(shortcut)
         width, dim = weight1.shape
-        kept = x.new_empty(len(x), width) if dim >= _KEPT[x.dtype] else None
+        saved = x.new_empty(len(x), width) if dim >= _SAVED_FROM[x.dtype] else None
         sizes = *_sizes(x, shortcut, weight1), positions, eps
-        compiled()("mlp_forward", *sizes, x, shortcut, weight1, bias1, weight2, bias2, factor, kept, y)
-        ctx.save_for_backward(x, kept, weight1, bias1, weight2, factor)
+        compiled()("mlp_forward", *sizes, x, shortcut, weight1, bias1, weight2, bias2, factor, saved, y)
+        ctx.save_for_backward(x, saved, weight1, bias1, weight2, factor)
         ctx.positions, ctx.eps = positions, eps
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x, kept, weight1, bias1, weight2, factor = ctx.saved_tensors
+        x, saved, weight1, bias1, weight2, factor = ctx.saved_tensors
         dy, dx = dy.contiguous(), torch.empty_like(x)
-        shares = min(torch.get_num_threads(), -(-len(x) // _LEAST_ROWS))  # each has sums as large as the weights
+        sections = min(torch.get_num_threads(), -(-len(x) // _LEAST_ROWS))  # each has sums as large as the weights
         width, dim = weight1.shape
         shapes = (width, dim), (width,), (dim, width), (dim,)
-        dweight1, dbias1, dweight2, dbias2 = sums = [bias1.new_zeros(shares, *shape) for shape in shapes]
+        dweight1, dbias1, dweight2, dbias2 = sums = [bias1.new_zeros(sections, *shape) for shape in shapes]
         sizes = *_sizes(x, dy, weight1), ctx.positions, ctx.eps
-        compiled()("mlp_backward", *sizes, x, dy, weight1, bias1, weight2, factor, kept, dx, shares, *sums)
+        compiled()("mlp_backward", *sizes, x, dy, weight1, bias1, weight2, factor, saved, dx, sections, *sums)
         dweights = dweight1.sum(0).to(weight1.dtype), dbias1.sum(0), dweight2.sum(0).to(weight2.dtype), dbias2.sum(0)
         return dx, dy, *dweights, None, None, None
 

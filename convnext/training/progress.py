@@ -27,12 +27,12 @@ def announcement(
     held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
     warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
     arithmetic = f"{settings.precision} by {kernels.describe()}" if kernels.installed(model) else settings.precision
-    parts = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
+    split = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
     return (
         f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {arithmetic}; "
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
         f"at {settings.data.image_size} px",
-        f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{parts} / "
+        f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{split} / "
         f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of {steps} steps, {warmup:g} "
         f"of warm-up; run folder {folder}",
     )
@@ -40,24 +40,24 @@ def announcement(
 
 def epoch_line(metrics: dict[str, float], epochs: int) -> str:
     """The numbers of an epoch that has ended."""
-    parts = [f"epoch {metrics['epoch']}/{epochs}"]
+    fields = [f"epoch {metrics['epoch']}/{epochs}"]
     for name in ("train", "val"):
         if f"{name}_loss" in metrics:
             accuracy = 100 * metrics[f"{name}_top1"]
-            parts.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
-    parts.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
-    return "; ".join(parts)
+            fields.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
+    fields.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
+    return "; ".join(fields)
 
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that a result depends on, and the commit of the folder that we are in, if any."""
-    found = {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate", "simplejpeg")}
+    numbers = {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate", "simplejpeg")}
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        found["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        numbers["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         pass  # no git, or no repository
-    return found
+    return numbers
 
 
 class Display:
