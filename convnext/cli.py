@@ -5,13 +5,13 @@ Exit status: 0 done, 1 our mistake, 2 the user's, 128 + n stopped by signal n.
 """
 
 import errno
+import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from convnext import __version__
-from convnext.commands import catalogues, datasets, history, models, runs
 from convnext.errors import SettingsError, UserError, did_you_mean
 
 _USERS_ERRNO = (
@@ -19,17 +19,19 @@ _USERS_ERRNO = (
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": runs.train,
-    "evaluate": runs.evaluate,
-    "predict": runs.predict,
-    "runs": history.runs_command,
-    "inspect": history.inspect_command,
-    "recipes": catalogues.recipes_command,
-    "models": catalogues.models_command,
-    "datasets": datasets.datasets_command,
-    "convert": models.convert_command,
-    "roadmap": models.roadmap_command,
+# What `convnext --help` says of each command: the first line of `main` in the module of that name in
+# `convnext.commands`, which is imported when the command is called, and no other.
+COMMANDS = {
+    "train": "Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option.",
+    "evaluate": "Measure a run on its test split: accuracy, macro-F1, a report by class, pictures.",
+    "predict": "Name what is in images, with percentages.",
+    "runs": "List runs: status, best accuracy, settings that are not their recipe's; draw their curves.",
+    "inspect": "Show what a checkpoint holds: model, classes, metrics, settings, data, versions.",
+    "recipes": "List the recipes, or show one with all its settings.",
+    "models": "List the models with their parameters and multiply-adds, or show one stage by stage.",
+    "datasets": "List the data sets; show, fetch or check one, or write it as a folder of images.",
+    "convert": "Write weights in the layout of another library: official, torchvision, timm, transformers.",
+    "roadmap": "Show the steps from ResNet-50 to ConvNeXt-T, draw them, or train them all.",
 }
 
 
@@ -59,9 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
-        commands = "".join(
-            f"  {name:<10} {(command.__doc__ or '').splitlines()[0]}\n" for name, command in COMMANDS.items()
-        )
+        commands = "".join(f"  {name:<10} {description}\n" for name, description in COMMANDS.items())
         print(
             f"usage: convnext COMMAND [options]\n\nTrain, measure and use a ConvNeXt.\n\n{commands}\n"
             f"`convnext COMMAND --help` explains a command; --debug shows the traceback of an error; --version."
@@ -72,15 +72,16 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if args[0] not in COMMANDS:
         raise SettingsError(f"no command is called {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
-    return COMMANDS[args[0]](args[1:])
+    status: int = importlib.import_module(f"convnext.commands.{args[0]}").main(args[1:])
+    return status
 
 
 def _report_error(error: Exception, args: list[str]) -> int:
     interrupted = type(error).__name__ == "InterruptedRunError"
     # torchrun's number of this process on its machine: what all of them have to say, the first says.
-    told = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
+    silent = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
     if isinstance(error, UserError):
-        if not told:
+        if not silent:
             print(f"convnext: {error}", file=sys.stderr)
         return 2
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
@@ -88,7 +89,7 @@ def _report_error(error: Exception, args: list[str]) -> int:
         return 2
     if interrupted:
         again = [*args, *([] if "--resume" in args else ["--resume"])]
-        if not told:
+        if not silent:
             print(f"convnext: {error}\ngo on with: convnext {shlex.join(again)}", file=sys.stderr)
         return 128 + int(getattr(error, "signal", 0))
     print(

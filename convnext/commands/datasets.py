@@ -28,12 +28,12 @@ class _Datasets:
     """Folder of the data set, for to-folder, where it needs one."""
 
 
-def datasets_command(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """List the data sets; show, fetch or check one, or write it as a folder of images."""
     if args and args[0] == "check":
-        from convnext.commands.datasets_check import check_command
+        from convnext.commands import datasets_check
 
-        return check_command(args[1:])
+        return datasets_check.main(args[1:])
     options = parse(_Datasets, args, "datasets")
     if options.name is None:
         if options.to_folder is not None or options.download is not None:
@@ -69,7 +69,7 @@ def _show(name: str) -> None:
             print(summary)
             return
     entry = find_entry(name)
-    counts = ", ".join(f"{count:,} {part}" for part, count in entry.splits.items())
+    counts = ", ".join(f"{count:,} {split}" for split, count in entry.splits.items())
     names = ", ".join(entry.class_names.values())
     facts = {
         name: f"{entry.title}: {entry.summary}",

@@ -41,7 +41,7 @@ class _Check:
     """Print everything found, as JSON."""
 
 
-def check_command(args: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Look for faults of a data set; 1 if training would suffer from them."""
     options = parse(_Check, args, "datasets check")
     if options.name == "folder" and options.root is None:
@@ -111,11 +111,11 @@ def _write(findings: "Findings", path: Path, root: Path) -> None:
 
 def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> str:
     """A line on the images, then a headline for each kind of fault, with the first of its images."""
-    parts = []
+    counts_by_split = []
     for split, counts in findings.counts.items():
         fewest, most = min(counts.values()), max(counts.values())
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        parts.append(f"{split} {sum(counts.values()):,} ({each} a class)")
+        counts_by_split.append(f"{split} {sum(counts.values()):,} ({each} a class)")
     total, classes = sum(sum(counts.values()) for counts in findings.counts.values()), len(findings.counts["train"])
     sections = [
         *_damage(findings, name),
@@ -124,7 +124,7 @@ def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> 
         *_oddities(findings, name),
     ]
     clean = "" if any(section.fault for section in sections) else "; no faults"
-    lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(parts)}{clean}"]
+    lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(counts_by_split)}{clean}"]
     for section in sorted(sections, key=lambda section: not section.fault):
         lines.append(f"{'fault' if section.fault else 'note'}: {section.headline}")
         lines += [f"  {line}" for line in section.lines[:_SHOWN]]
@@ -141,8 +141,8 @@ class _Section:
 
 
 def _damage(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
-    said = "{}: unreadable image "
-    lines = [f"{name(item)} {reason.removeprefix(said.format(item.name))}" for item, reason in findings.unreadable]
+    prefix = "{}: unreadable image "
+    lines = [f"{name(item)} {reason.removeprefix(prefix.format(item.name))}" for item, reason in findings.unreadable]
     if lines:
         yield _Section(True, f"{_number(len(lines), 'image')} cannot be read", lines)
 
@@ -175,9 +175,11 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
         if duplicates:
             lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in duplicates]
             repeated = sum(len(group.items) - 1 for group in duplicates)
-            share = f"{100 * repeated / sum(counts.values()):.2g} %"
+            fraction = f"{100 * repeated / sum(counts.values()):.2g} %"
             fault = split == "train" and findings.duplicate_share > MOST_DUPLICATES
-            headline = f"{_number(repeated, 'image')} of {split} ({share}) repeat{'' if repeated > 1 else 's'} others"
+            headline = (
+                f"{_number(repeated, 'image')} of {split} ({fraction}) repeat{'' if repeated > 1 else 's'} others"
+            )
             yield _Section(fault, f"{headline}, exactly (=) or nearly (~)", lines)
 
 
@@ -186,8 +188,8 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
     from convnext.data.audit.signatures import SMALLEST_SIDE
 
     if findings.near_share > MOST_NEAR:
-        share = f"{100 * findings.near_share:.2g} % of the images nearly repeat others"
-        yield _Section(False, f"{share}: look at some of them (~) before you leave them out, they may only look alike")
+        nearly = f"{100 * findings.near_share:.2g} % of the images nearly repeat others"
+        yield _Section(False, f"{nearly}: look at some of them (~) before you leave them out, they may only look alike")
     counts = findings.counts["train"]
     if findings.imbalance > MOST_IMBALANCE:
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)

@@ -1,107 +1,94 @@
-"""``convnext convert`` and ``roadmap``."""
+"""``convnext models``: the models that there are."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from convnext import recipes
 from convnext.commands.terminal import parse, print_table, table
+from convnext.config import ModelSettings
+from convnext.errors import SettingsError
+from convnext.models import registry
+from convnext.models.variants import published
+from convnext.weights.catalogue import WEIGHTS
 
-if TYPE_CHECKING:
-    from convnext.models.roadmap import Step
-
-
-@dataclass(frozen=True)
-class _Convert:
-    """Write ConvNeXt weights in the names and shapes of another library, without changing a value."""
-
-    source: tyro.conf.Positional[Path]
-    """Checkpoint file in any layout (.pth, .pt, .bin or .safetensors), or a run's folder."""
-    target: tyro.conf.Positional[Path]
-    """New file: .safetensors, or .pth, .pt or .bin."""
-    to: Literal["official", "isotropic", "torchvision", "timm", "transformers"] = "official"
-    """Layout to write; that of the source is recognised."""
+_STATED_SIZE = 224  # pixels of the images of which the registry states the cost
 
 
 @dataclass(frozen=True)
-class _Roadmap:
-    """Show the paper's way from ResNet-50 to ConvNeXt-T, step by step, and draw it; or train every step."""
+class _Models:
+    """List the models with their parameters and multiply-adds, or show one stage by stage.
 
-    train: str | None = None
-    """Recipe under which to train every step, with the same data, settings and seed."""
-    epochs: int | None = None
-    """Epochs of each training, in place of the recipe's."""
-    root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
-    """Folder of the recipe's data set."""
-    seed: int = 0
-    """Seed of every training."""
-    output: Path = Path("runs")
-    """Folder of the runs; a step that is finished there under the same settings is not trained again."""
-    picture: Path = Path("roadmap.png")
-    """Picture to write."""
+    Besides those listed, `timm:NAME` and `torchvision:NAME` are any classifier of these libraries.
+    """
+
+    name: tyro.conf.Positional[str | None] = None
+    """Model to show."""
+    image_size: int = _STATED_SIZE
+    """Side of the images in pixels."""
+    throughput: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure images per second of the model named, on this machine, in evaluation."""
+    library: Literal["timm", "torchvision"] | None = None
+    """List the names of that library's models instead."""
 
 
-def convert_command(args: Sequence[str]) -> int:
-    """Write weights in the layout of another library: official, torchvision, timm, transformers."""
-    options = parse(_Convert, args, "convert")
-    from convnext.weights import layouts as conversion
-    from convnext.weights import loading as pretrained
-    from convnext.weights import released as weights
-
-    source = options.source
-    if source.is_dir():
-        from convnext.runs import checkpoint
-
-        source = checkpoint.find(source) / "model.safetensors"
-    pretrained.check_target(options.target)
-    tensors = weights.read_foreign(source)
-    found = conversion.detect_layout(tensors)
-    pretrained.write(conversion.convert(tensors, options.to, found), options.target)
-    print(f"{options.target}: {len(tensors)} tensors, from {found} to {options.to}")
+def main(args: Sequence[str]) -> int:
+    """List the models with their parameters and multiply-adds, or show one stage by stage."""
+    options = parse(_Models, args, "models")
+    if options.throughput and options.name is None:
+        raise SettingsError("throughput is measured for one model: convnext models NAME --throughput")
+    if options.name is not None:
+        _show_model(options.name, options.image_size, options.throughput)
+    elif options.library is not None:
+        print("\n".join(registry.list_models(options.library)))
+    else:
+        _list_models(options.image_size)
     return 0
 
 
-def roadmap_command(args: Sequence[str]) -> int:
-    """Show the steps from ResNet-50 to ConvNeXt-T, draw them, or train them all."""
-    options = parse(_Roadmap, args, "roadmap")
+def _list_models(image_size: int) -> None:
+    columns = ("model", "depths", "dims", "parameters", f"GMACs at {image_size}", "source")
+    rows = table(*columns, "weights (top-1, published)")
+    for name, entry in registry.entries().items():
+        variant = published(name)
+        depths, dims = (
+            " ".join(map(str, sizes)) for sizes in ((variant.depths, variant.dims) if variant else ((), ()))
+        )
+        parameters, gmacs = entry.parameters, entry.gmacs
+        if image_size != _STATED_SIZE:
+            settings = registry.resolve(ModelSettings(name=name))
+            registry.check_image_size(settings, image_size)
+            parameters, macs = registry.cost(settings, image_size)
+            gmacs = macs / 1e9
+        released = (f"{tag} {weights.top1 or '-'}" for tag, weights in WEIGHTS.get(name, {}).items())
+        cost = ["" if parameters is None else f"{parameters:,}", "" if gmacs is None else f"{gmacs:.2f}"]
+        rows.add_row(name, depths, dims, *cost, entry.source, ", ".join(released))
+    print_table(rows)
+
+
+def _show_model(name: str, image_size: int, throughput: bool) -> None:
     import torch
 
-    from convnext.models.roadmap import STEPS, Roadmap
-    from convnext.models.summary import count_gmacs, count_parameters
-    from convnext.plots.roadmap import plot_roadmap
+    from convnext.models import summary
+    from convnext.models.convnext import ConvNeXt
 
-    measured = [_train_step(step, options) for step in STEPS] if options.train is not None else None
-    name = options.train or ""
-    columns = ("step", "change", "parameters", "GMACs at 224", "paper's", "ImageNet top-1, published")
-    rows = table(*columns, *([f"top-1 on {name}, measured"] if measured else []))
-    for step in STEPS:
-        with torch.device("meta"):
-            model = Roadmap(step.number)
-        cost = f"{count_gmacs(model):.2f}"
-        row = [str(step.number), step.name, f"{count_parameters(model):,}", cost, f"{step.gflops:.2f}"]
-        row.append(f"{step.imagenet_top1:.2f} %" + ("" if step.adopted else " (not adopted)"))
-        rows.add_row(*row, *([f"{measured[step.number]:.2f} %"] if measured else []))
-    print_table(rows)
-    plot_roadmap(STEPS, options.picture, measured, name)
-    print(f"picture: {options.picture}")
-    return 0
-
-
-def _train_step(step: "Step", options: _Roadmap) -> float:
-    """Test top-1 in percent of one step under the recipe."""
-    import convnext
-
-    changes: dict[str, object] = {"output": options.output, "seed": options.seed}
-    changes |= {"model.name": "roadmap", "model.step": step.number}
-    if options.epochs is not None:
-        changes["epochs"] = options.epochs
-    if options.root is not None:
-        changes["data.root"] = options.root
-    assert options.train is not None
-    changes["name"] = f"roadmap-{options.train}-{step.number:02d}"
-    print(f"step {step.number}: {step.name}", file=sys.stderr)
-    return 100 * convnext.train(recipes.recipe(options.train, **changes), resume=True).report.top1
+    registry.check_image_size(registry.resolve(ModelSettings(name=name)), image_size)
+    with torch.device("meta"):
+        model = registry.create_model(name)
+    if isinstance(model, ConvNeXt):
+        rows = table("layers", "output", "parameters", "GMACs")
+        for row in summary.stage_rows(model, image_size):
+            rows.add_row(row.name, " x ".join(map(str, row.output)), f"{row.parameters:,}", f"{row.gmacs:.3f}")
+        print_table(rows)
+    if name in WEIGHTS:
+        rows = table("weights", "top-1, published", "classes", "image size", "licence", "from")
+        for tag, weights in WEIGHTS[name].items():
+            top1 = f"{weights.top1} %" if weights.top1 else "-"
+            rows.add_row(tag, top1, f"{weights.classes:,}", f"{weights.image_size} px", weights.licence, weights.url)
+        print_table(rows)
+    cost = summary.count_gmacs(model, image_size)
+    print(f"{name}: {summary.count_parameters(model):,} parameters, {cost:.2f} GMACs at {image_size} px")
+    if throughput:
+        rate = summary.images_per_second(registry.create_model(name), image_size)
+        print(f"{rate:,.1f} images/s on the CPU, {torch.get_num_threads()} threads, evaluation, batch 8, fp32")

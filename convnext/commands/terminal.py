@@ -1,9 +1,9 @@
-"""What the commands share: options from the command line, and tables on it."""
+"""What several commands need: options from the command line; tables, percentages and settings on it."""
 
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -26,15 +26,15 @@ def parse(
         SystemExit: ``--help`` was printed.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             parsed: T = tyro.cli(kind, args=list(args), prog=f"convnext {command}", description=description, **options)
             return parsed
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise SettingsError(f"{_one_line(said.getvalue())} (see convnext {command} --help)") from None
+        raise SettingsError(f"{_one_line(errors.getvalue())} (see convnext {command} --help)") from None
 
 
 def _one_line(box: str) -> str:
@@ -42,7 +42,9 @@ def _one_line(box: str) -> str:
     lines = [re.sub(r"[─╭╮╰╯│]", "", line).strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     paragraphs = " ".join(line or "\n" for line in lines).split("\n")
     text = paragraphs[0].strip().rstrip(".")
-    suggested = [name for part in paragraphs[1:] if "meant" in part for name in re.findall(r"--[\w.-]+", part)]
+    suggested = [
+        name for paragraph in paragraphs[1:] if "meant" in paragraph for name in re.findall(r"--[\w.-]+", paragraph)
+    ]
     return f"{text}: did you mean {' or '.join(dict.fromkeys(suggested[:3]))}?" if suggested else text
 
 
@@ -67,3 +69,17 @@ def print_table(rows: "Table") -> None:
     with console.capture() as capture:  # printed by print, which leaves a closed pipe to the caller
         console.print(rows)
     print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines() if line.strip()))
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent, with two decimals; nothing where it is not known."""
+    return "" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    """``name=value name=value``, lists with commas."""
+    return " ".join(f"{name}={_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) or "()" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,67 @@
+"""``convnext evaluate``: a run over a split of its images."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convnext.commands.terminal import parse, print_table, table
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Measure a run's checkpoint on exactly the images of a split, and write report and pictures into its folder."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    split: Literal["test", "val", "train"] = "test"
+    """Which of the run's images."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which weights; 'best' was chosen on the validation split."""
+    root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
+    """Folder of the data, where it has moved since the training."""
+    batch_size: int = 256
+    """Images at a time."""
+    workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = None
+    """Processes that read images; None chooses."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Average each image's logits with those of its mirror image, at twice the cost."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object in place of tables."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Measure a run on its test split: accuracy, macro-F1, a report by class, pictures."""
+    options = parse(_Evaluate, args, "evaluate")
+    from convnext.evaluation.evaluator import evaluate
+
+    report = evaluate(
+        options.run,
+        split=options.split,
+        checkpoint=options.checkpoint,
+        root=options.root,
+        batch_size=options.batch_size,
+        device=options.device,
+        workers=options.workers,
+        flip=options.flip,
+    )
+    if options.json:
+        print(json.dumps(report.as_dict()))
+        return 0
+    rows = table("class", "precision", "recall", "F1", "images")
+    for name, values in report.per_class.items():
+        scores = (f"{values[key]:.4f}" for key in ("precision", "recall", "f1"))
+        rows.add_row(name, *scores, f"{values['support']:,}")
+    print_table(rows)
+    print(
+        f"top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
+        f"loss {report.loss:.4f} over {report.count:,} images"
+        + (f"; {report.unreadable} unreadable left out" if report.unreadable else "")
+    )
+    print(f"report and pictures: {options.run}")
+    return 0

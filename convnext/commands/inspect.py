@@ -1,0 +1,101 @@
+"""``convnext inspect``: what a checkpoint holds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from convnext.commands.terminal import assignments, parse, percent, print_table, table
+
+if TYPE_CHECKING:
+    from convnext.runs.inspection import Contents
+
+_CLASSES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Inspect:
+    """Show which checkpoints a run has, whether they are whole, and what is in one of them."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of the run, or of a checkpoint."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which of the run's checkpoints."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object in place of a table and lines."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Show what a checkpoint holds: model, classes, metrics, settings, data, versions."""
+    options = parse(_Inspect, args, "inspect")
+    from convnext.runs import inspection
+
+    chosen, stored = inspection.find(options.folder, options.checkpoint)
+    contents = inspection.read(chosen)
+    if options.json:
+        print(json.dumps(contents.as_dict() | {"checkpoints": [one.as_dict() for one in stored]}))
+        return 0
+    rows = table("checkpoint", "condition", "size", "links")
+    for one in stored:
+        rows.add_row(one.path.name, one.condition, f"{one.size / 1e6:,.1f} MB", ", ".join(one.links))
+    print_table(rows)
+    for fact, value in _facts(contents).items():
+        if value:
+            print(f"{fact}: {value}")
+    for problem in contents.problems:
+        print(f"note: {problem}")
+    return 0
+
+
+def _facts(contents: "Contents") -> dict[str, str]:
+    """Lines of a checkpoint, by what they are about; empty ones are not known."""
+    facts = {"checkpoint": f"{contents.path}, format {contents.format}"}
+    return facts | _about_model(contents) | _about_training(contents)
+
+
+def _about_model(contents: "Contents") -> dict[str, str]:
+    from convnext.models import registry
+
+    if (info := contents.info) is None:
+        return {}
+    more = ", ..." if len(info.classes) > _CLASSES_SHOWN else ""
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (info.mean, info.std))
+    channels = f"{info.channels} channel" + "s" * (info.channels > 1)
+    parameters = "" if contents.parameters is None else f", {contents.parameters:,} parameters"
+    return {
+        "model": registry.describe(info.model) + parameters,
+        "classes": f"{len(info.classes):,}: {', '.join(info.classes[:_CLASSES_SHOWN])}{more}",
+        "images": f"{channels}, {info.image_size} px, centre crop {info.center_crop:g}",
+        "mean": mean,
+        "std": std,
+    }
+
+
+def _about_training(contents: "Contents") -> dict[str, str]:
+    if (state := contents.state) is None:
+        return {}
+    settings, versions = contents.settings, dict(state.versions)
+    step = f"{state.step:,}"
+    if (per_epoch := contents.steps_per_epoch) is not None and settings is not None:
+        step += f" of {per_epoch * settings.epochs:,} (epoch {state.step / per_epoch:.4g} of {settings.epochs})"
+    recipe = settings.recipe if settings else str(contents.values.get("recipe", ""))
+    changes = assignments(contents.changes) or ("as in the recipe" if settings and settings.recipe else "the defaults")
+    best = (
+        ""
+        if state.best_step is None
+        else f"top-1 {percent(state.best_top1)} on validation, at step {state.best_step:,}"
+    )
+    return {
+        "step": step,
+        "last epoch": assignments({name: f"{value:.4g}" for name, value in state.metrics.items()}),
+        "best": best,
+        "skipped steps": str(state.skipped_in_all or ""),
+        "recipe": recipe,
+        "settings": changes if settings else "",
+        "images' digests": assignments({name: value[:12] for name, value in state.fingerprints.items()}),
+        "commit": versions.pop("commit", ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }

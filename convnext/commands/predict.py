@@ -1,0 +1,65 @@
+"""``convnext predict``: what is in images."""
+
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from convnext.commands.terminal import parse, print_table, table
+from convnext.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """Name what is in images: the most probable classes of each, in percent."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run, or a model with released weights such as convnext_tiny:in1k."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files, folders, glob patterns, or - for an image on standard input."""
+    top_k: int = 5
+    """Classes to show for each image."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which weights."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print a JSON list in place of tables."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Name what is in images, with percentages."""
+    options = parse(_Predict, args, "predict")
+    if options.top_k < 1:
+        raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
+    if not options.images:
+        raise SettingsError("which images? give files, folders, patterns, or - for standard input")
+    from convnext.inference.files import expand
+    from convnext.inference.predictor import Predictor
+
+    predictor = Predictor.load(options.run, options.checkpoint, options.device)
+    paths = expand(options.images)
+    sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
+    predictions, failures = [], 0
+    for path, result in zip(paths, predictor.batches(sources, options.top_k), strict=True):
+        if isinstance(result, Exception):
+            failures += 1
+            print(f"convnext: {result}", file=sys.stderr)
+        else:
+            predictions.append((path, result))
+    if options.json:
+        keys = ("class", "probability")
+        objects = [
+            {"path": path, "predictions": [dict(zip(keys, p, strict=True)) for p in best]} for path, best in predictions
+        ]
+        print(json.dumps(objects))
+    elif predictions:
+        rows = table("image", *(f"{rank}." for rank in range(1, len(predictions[0][1]) + 1)))
+        for path, best in predictions:
+            rows.add_row(path, *(f"{name} {100 * probability:.1f} %" for name, probability in best))
+        print_table(rows)
+    return 2 if failures else 0

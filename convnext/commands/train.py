@@ -1,0 +1,93 @@
+"""``convnext train``: a recipe, with any setting changed."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from convnext import recipes
+from convnext.commands.terminal import parse
+from convnext.config import RunSettings
+from convnext.errors import SettingsError
+
+if TYPE_CHECKING:
+    from convnext.training.train import Run
+
+
+@dataclass(frozen=True)
+class _Train:
+    settings: Annotated[RunSettings, tyro.conf.arg(name="")]
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the newest run of this name, from its last checkpoint."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option."""
+    if not args or args[0].startswith("-"):
+        usage = "usage: convnext train RECIPE [--resume] [settings]\n\nRecipes"
+        usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
+        width = max(map(len, recipes.names()))
+        usage += "".join(f"  {name:<{width}} {recipes.get(name).summary}\n" for name in recipes.names())
+        if args and args[0] in ("-h", "--help"):
+            print(usage, end="")
+            return 0
+        hint = next((f"put {name} first" for name in args if name in recipes.names()), "such as: convnext train digits")
+        raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
+    recipe = recipes.get(args[0])
+    description = recipe.docs + "\n\nEvery setting of the run can be changed:"
+    changes = _automatic_batch(args[1:])
+    options = parse(_Train, changes, f"train {recipe.name}", _Train(recipe.settings), description)
+    settings, notes = recipes.complete(recipe.settings, options.settings)
+    for note in notes:
+        print(note, file=sys.stderr)
+    from convnext.training.train import train
+
+    run = train(settings, resume=options.resume)
+    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
+        _print_summary(run, recipe)
+    return 0
+
+
+def _automatic_batch(args: Sequence[str]) -> list[str]:
+    """``--batch-size auto`` in other words: the recipe's batch, in as few micro-batches as fit into memory."""
+    names = ("--batch-size", "--batch_size")
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith(names) else [arg])]
+    for index, (name, value) in enumerate(pairwise(words)):
+        if name in names and value == "auto":
+            words[index] = "--gradient-accumulation"
+    return words
+
+
+def _comparison(run: "Run", recipe: recipes.Recipe) -> str:
+    """Lines with the numbers that others and we reached with the recipe, beside the run's."""
+    lines = [f"Measured  {measured}\n" for measured in recipe.measured]
+    if (published := recipe.published) is not None:
+        model = run.settings.model.name
+        line = f"Published {published.text(model)} (by {published.source}; not run here)"
+        if (theirs := published.values.get(model)) is not None:
+            top1 = published.metric == "top-1"
+            ours = 100 * run.report.top1 if top1 else run.report.macro_f1
+            digits, unit = (2, " %") if top1 else (4, "")
+            line += f"; this run {ours:.{digits}f}{unit}, {abs(ours - theirs):.{digits}f} "
+            line += "above" if ours >= theirs else "below"
+        lines.append(line + "\n")
+    return "".join(lines)
+
+
+def _print_summary(run: "Run", recipe: recipes.Recipe) -> None:
+    report = run.report
+    files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
+    print(
+        f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
+        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)\n"
+        + _comparison(run, recipe)
+        + f"Files     {run.path}: {files}\n"
+        f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE"
+    )
+    if run.unreadable:
+        print(f"Left out  {len(run.unreadable)} unreadable images, such as: {run.unreadable[0]}")
