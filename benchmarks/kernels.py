@@ -1,7 +1,7 @@
-"""What our kernels for CPU gain over PyTorch's operations, part by part: forward, and forward with all gradients.
+"""What our kernels for CPU gain over PyTorch's operations: forward, and forward with all gradients.
 
 Ours and PyTorch's take turns on the same tensors in one process, with the allocator's settings of our trainer for both,
-and each is judged by its median. A block's branch is all of it but the depthwise convolution.
+and each is judged by its median. The branch is all of a block but the depthwise convolution.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --shapes 16,96,56 16,192,28 16,384,14 16,768,7 --precision bf16
@@ -20,13 +20,12 @@ from convnext import kernels
 from convnext.devices import keep_freed_memory
 from convnext.models.convnext import Block
 
-Part = Callable[[Block, Tensor], Tensor]
+Half = Callable[[Block, Tensor], Tensor]
 
 
 def our_convolution(block: Block, x: Tensor) -> Tensor:
     """With our kernel."""
-    y: Tensor = block.dwconv(x)
-    return y
+    return kernels.depthwise_conv2d(x, block.dwconv.weight, block.dwconv.bias)
 
 
 def torch_convolution(block: Block, x: Tensor) -> Tensor:
@@ -48,18 +47,18 @@ def torch_branch(block: Block, x: Tensor) -> Tensor:
     return y
 
 
-PARTS: dict[str, tuple[Part, Part]] = {
+HALVES: dict[str, tuple[Half, Half]] = {
     "convolution": (our_convolution, torch_convolution),
     "branch": (our_branch, torch_branch),
 }
 
 
-def seconds(part: Part, block: Block, x: Tensor, dy: Tensor, backward: bool, autocast: bool) -> float:
+def seconds(half: Half, block: Block, x: Tensor, dy: Tensor, backward: bool, autocast: bool) -> float:
     """Of one forward pass, and of its gradients where asked."""
     block.zero_grad()
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        y = part(block, x)
+        y = half(block, x)
     if backward:
         y.backward(dy.to(y.dtype))  # type: ignore[no-untyped-call]
     return time.perf_counter() - started
@@ -68,24 +67,24 @@ def seconds(part: Part, block: Block, x: Tensor, dy: Tensor, backward: bool, aut
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["256,64,16", "256,128,8", "256,256,4"], help="images,dim,side")
+    parser.add_argument("--shapes", nargs="+", default=["256,64,16", "256,128,8", "256,256,4"], help="images,dim,size")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     keep_freed_memory()
     print(f"{kernels.describe()}, {torch.get_num_threads()} threads, {options.precision}, {options.rounds} rounds")
-    for n, dim, side in (map(int, shape.split(",")) for shape in options.shapes):
+    for n, dim, size in (map(int, shape.split(",")) for shape in options.shapes):
         block = Block(dim, layer_scale=1.0)
-        x, dy = (torch.randn(n, dim, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        x, dy = (torch.randn(n, dim, size, size).contiguous(memory_format=torch.channels_last) for _ in range(2))
         x.requires_grad_()
-        for name, parts in PARTS.items():
+        for name, halves in HALVES.items():
             for backward in (False, True):
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(options.rounds + 2):
-                    for part, values in zip(parts, times, strict=True):
-                        values.append(seconds(part, block, x, dy, backward, options.precision == "bf16"))
+                    for half, values in zip(halves, times, strict=True):
+                        values.append(seconds(half, block, x, dy, backward, options.precision == "bf16"))
                 ours, theirs = (1e3 * statistics.median(values[2:]) for values in times)  # the first steps allocate
-                what = f"{n}x{dim}x{side}x{side} {name}, forward{' and backward' if backward else ''}"
+                what = f"{n}x{dim}x{size}x{size} {name}, forward{' and backward' if backward else ''}"
                 print(f"{what}: ours {ours:.2f} ms, PyTorch {theirs:.2f} ms, ratio {theirs / ours:.2f}")
 
 

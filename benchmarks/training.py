@@ -1,6 +1,6 @@
 """Our training step against a plain loop around timm's model of the same size, or against a bare loop around our own.
 
-Each side has a process of its own, since they differ in the memory allocator's settings too, and they take turns, one
+Each has a process of its own, since they differ in the memory allocator's settings too, and they take turns, one
 step each; each is judged by its median. All train on the same random images in memory.
 
 timm   what a PyTorch user writes: forward, cross entropy, backward, AdamW, zero_grad, on normalized images.
@@ -84,6 +84,7 @@ def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
     settings, batch = trainer.settings, batch_of(trainer)
     torch.manual_seed(0)
     model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
+    kernels.install(model)
     (optimizer,) = make_optimizers(model, settings.optimizer)
     compiled: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
 
@@ -135,7 +136,7 @@ STEPS: dict[str, Callable[[argparse.Namespace, ExitStack], Step]] = {
 }
 
 
-def run_side(name: str, options: argparse.Namespace, pipe: Connection) -> None:
+def run_contestant(name: str, options: argparse.Namespace, pipe: Connection) -> None:
     """In a process of its own: take a step whenever asked, and answer how many seconds it took."""
     with ExitStack() as stack:
         step = STEPS[name](options, stack)
@@ -149,15 +150,15 @@ def run_side(name: str, options: argparse.Namespace, pipe: Connection) -> None:
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
-    """Seconds of each step of each side, and how they were computed."""
+    """Seconds of each step of both, and how they were computed."""
     context = multiprocessing.get_context("spawn")  # a forked process would inherit the allocator's settings
     pipes: dict[str, Connection] = {}
     processes = []
     for name in ("ours", options.peer):
         pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=run_side, args=(name, options, theirs), daemon=True))
+        processes.append(context.Process(target=run_contestant, args=(name, options, theirs), daemon=True))
         processes[-1].start()
-    threads, which = next(iter([pipe.recv() for pipe in pipes.values()]))  # when all are ready
+    threads, arithmetic = next(iter([pipe.recv() for pipe in pipes.values()]))  # when all are ready
     seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for _ in range(options.rounds):
         for name, pipe in pipes.items():
@@ -166,7 +167,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(False)
         process.join()
-    return seconds, f"{threads} threads, {which}"
+    return seconds, f"{threads} threads, {arithmetic}"
 
 
 def check_same_size(options: argparse.Namespace) -> None:
@@ -187,11 +188,11 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 2])
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--patch", type=int, default=2)
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile for both sides")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.device = pick_device(options.device)

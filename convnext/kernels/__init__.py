@@ -19,6 +19,6 @@ says which it is.
 from convnext.kernels.build import describe
 from convnext.kernels.depthwise import depthwise_conv2d
 from convnext.kernels.mlp import mlp
-from convnext.kernels.modules import install, installed, remove, usable
+from convnext.kernels.modules import DepthwiseConv2d, install, installed, remove, usable
 
-__all__ = ["depthwise_conv2d", "describe", "install", "installed", "mlp", "remove", "usable"]
+__all__ = ["DepthwiseConv2d", "depthwise_conv2d", "describe", "install", "installed", "mlp", "remove", "usable"]

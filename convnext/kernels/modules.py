@@ -3,7 +3,6 @@
 Parameters, state dict and class names stay. Pickling and copying work, and what is copied has the kernels too.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -42,10 +41,9 @@ def install(model: nn.Module) -> None:
 def remove(model: nn.Module) -> None:
     """Take out what `install` put in: the model computes by PyTorch's operations alone again."""
     for module in model.modules():
-        if type(module) is DepthwiseConv2d:
-            module.__class__ = nn.Conv2d
-        elif isinstance(module, _Block):
-            module.__class__ = module.plain_class()
+        plain = _plain_class(type(module))
+        if plain is not type(module):
+            module.__class__ = plain
 
 
 def installed(model: nn.Module) -> bool:
@@ -91,21 +89,27 @@ class _Block(nn.Module):
         factor: Tensor = self.drop_path(x.new_ones(len(x), 1, 1, 1, dtype=torch.float32))
         return factor.flatten()
 
-    @classmethod
-    def plain_class(cls) -> type[nn.Module]:
-        """The block's own class."""
-        plain: type[nn.Module] = cls.__bases__[1]
-        return plain
-
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         # The class is made at run time, and cannot be imported by name.
-        return _empty_block, (self.plain_class(),), vars(self)
+        return _empty_block, (_plain_class(type(self)),), vars(self)
 
 
-@functools.cache
+_block_classes: dict[type[nn.Module], type[nn.Module]] = {}  # by the blocks' own
+
+
 def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (_Block, plain), names)
+    if plain not in _block_classes:
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+        _block_classes[plain] = type(plain.__name__, (_Block, plain), names)
+    return _block_classes[plain]
+
+
+def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a module without kernels."""
+    if kind is DepthwiseConv2d:
+        return nn.Conv2d
+    plain: type[nn.Module] = kind.__bases__[1] if issubclass(kind, _Block) else kind
+    return plain
 
 
 def _empty_block(plain: type[nn.Module]) -> nn.Module:

@@ -71,21 +71,21 @@ def test_logits_equal_timm() -> None:
 def test_logits_equal_torchvision() -> None:
     ours = randomized_tiny()
     theirs = torchvision.models.convnext_tiny()
-    inside = {"dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5"}
+    inner = {"dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5"}
     renamed = {}
     for name, tensor in ours.state_dict().items():
-        parts = name.split(".")
-        if parts[0] == "downsample_layers":
-            parts = ["features", str(2 * int(parts[1])), *parts[2:]]
-        elif parts[0] == "stages":
-            parts = ["features", str(2 * int(parts[1]) + 1), parts[2], *parts[3:]]
-            if parts[3] == "gamma":
-                parts[3], tensor = "layer_scale", tensor[:, None, None]
+        fields = name.split(".")
+        if fields[0] == "downsample_layers":
+            fields = ["features", str(2 * int(fields[1])), *fields[2:]]
+        elif fields[0] == "stages":
+            fields = ["features", str(2 * int(fields[1]) + 1), fields[2], *fields[3:]]
+            if fields[3] == "gamma":
+                fields[3], tensor = "layer_scale", tensor[:, None, None]
             else:
-                parts[3] = inside[parts[3]]
+                fields[3] = inner[fields[3]]
         else:
-            parts = ["classifier", {"norm": "0", "head": "2"}[parts[0]], *parts[1:]]
-        renamed[".".join(parts)] = tensor
+            fields = ["classifier", {"norm": "0", "head": "2"}[fields[0]], *fields[1:]]
+        renamed[".".join(fields)] = tensor
     theirs.load_state_dict(renamed)
     assert_same_logits(ours, theirs)
 
@@ -100,11 +100,11 @@ def test_parameter_names_are_the_official_ones() -> None:
     assert len(names) == 18 * 9 + 4 * 4 + 2 + 2
 
 
-@pytest.mark.parametrize(("patch_size", "side"), [(1, 8), (2, 16), (4, 32)])
-def test_feature_map_has_the_stride(patch_size: int, side: int) -> None:
+@pytest.mark.parametrize(("patch_size", "size"), [(1, 8), (2, 16), (4, 32)])
+def test_feature_map_has_the_stride(patch_size: int, size: int) -> None:
     model = create_model("convnext_tiny", 7, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), patch_size=patch_size)
     assert model.stride == patch_size * 8
-    images = torch.randn(2, 3, 3 * side, 2 * side)
+    images = torch.randn(2, 3, 3 * size, 2 * size)
     assert model.forward_features(images).shape == (2, 32, 3, 2)
     assert model(images).shape == (2, 7)
 

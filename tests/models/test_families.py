@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -137,3 +139,29 @@ def test_any_valid_configuration_trains(
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+# Torch's own files and the package's version are read before the hook; Python's sources are not counted.
+IMPORTS_ALONE = """
+import sys
+sys.modules["fcntl"] = None
+import torch, torchvision, convnext.config, convnext.weights.catalogue
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from convnext.models import backbone, baselines, convnext, registry, roadmap, summary
+opened = [path for path in opened if not path.endswith((".py", ".pyc"))]
+assert not opened, opened
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("convnext.")}
+assert not rooms & {"kernels", "storage", "data", "training"}, rooms
+for name in ("convnext_tiny", "roadmap"):
+    model = registry.create_model(name, 3, depths=(1, 1), dims=(24, 48), patch_size=2)
+    model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+print("trained")
+"""
+
+
+def test_importing_models_opens_no_file_and_needs_no_lock() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORTS_ALONE], capture_output=True, text=True, check=False)
+    assert run.stdout == "trained\n", run.stderr

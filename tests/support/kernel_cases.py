@@ -26,7 +26,7 @@ def results(y: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, inputs, signs)]
 
 
-def block_and_input(dim: int, n: int, side: int, **options: float) -> tuple[Block, Tensor]:
+def block_and_input(dim: int, n: int, size: int, **options: float) -> tuple[Block, Tensor]:
     """A block with kernels, whose parameters are all drawn at random, and an input that wants a gradient."""
     torch.manual_seed(0)
     block = Block(dim, layer_scale=1.0, **options).train()  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def block_and_input(dim: int, n: int, side: int, **options: float) -> tuple[Bloc
         nn.init.normal_(parameter, std=0.3)
     nn.init.normal_(block.norm.weight, 1.0, 0.3)
     kernels.install(block)
-    x = torch.randn(n, dim, side, side).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(n, dim, size, size).contiguous(memory_format=torch.channels_last)
     return block, x.requires_grad_()
 
 
@@ -61,7 +61,7 @@ def small_model(**options: float) -> tuple[ConvNeXt, Tensor]:
     return model.to(memory_format=torch.channels_last), torch.randn(4, 3, 16, 16)
 
 
-def gradients(model: ConvNeXt, images: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+def gradients(model: nn.Module, images: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
     """Of all parameters; ``call`` stands for the model."""
     torch.manual_seed(1)
     loss = F.cross_entropy(model(images) if call is None else call(images), torch.tensor([0, 1, 2, 0]))
