@@ -48,6 +48,18 @@ class Settings(BaseModel):
         message = problem["msg"].removeprefix("Value error, ")
         return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}" if problem["loc"] else message
 
+    @classmethod
+    def names(cls) -> set[str]:
+        """The dotted names of all settings."""
+        names: set[str] = set()
+        for name, field in cls.model_fields.items():
+            group = field.annotation
+            if isinstance(group, type) and issubclass(group, Settings):
+                names |= {f"{name}.{inner}" for inner in group.names()}
+            else:
+                names.add(name)
+        return names
+
     def replace(self, **changes: Any) -> "Any":
         """A validated copy with ``changes``: plain (``epochs=5``), nested (``model={"dims": …}``) or dotted
         (``**{"model.dims": …}``).

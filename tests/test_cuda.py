@@ -75,9 +75,9 @@ class Recorded(Trainer):
 
     losses: list[float]
 
-    def _train_step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+    def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
         loss_sum, images = self.state.loss_sum, self.state.images
-        asked = super()._train_step(batch, signals)
+        asked = super().step(batch, signals)
         self.losses.append((self.state.loss_sum - loss_sum) / (self.state.images - images))
         return asked
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -24,32 +25,92 @@ class _Train:
     settings: Annotated[RunSettings, tyro.conf.arg(name="")]
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the newest run of this name, from its last checkpoint."""
+    base: Annotated[Path | None, tyro.conf.arg(name="settings")] = None
+    """A run's settings.json, or a part of one, whose values take the place of the recipe's."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print settings, model, splits, steps and an estimate of the time; write nothing."""
 
 
 def main(args: Sequence[str]) -> int:
     """Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option."""
-    if not args or args[0].startswith("-"):
-        usage = "usage: convnext train RECIPE [--resume] [settings]\n\nRecipes"
-        usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
-        width = max(map(len, recipes.names()))
-        usage += "".join(f"  {name:<{width}} {recipes.get(name).summary}\n" for name in recipes.names())
-        if args and args[0] in ("-h", "--help"):
-            print(usage, end="")
-            return 0
-        hint = next((f"put {name} first" for name in args if name in recipes.names()), "such as: convnext train digits")
-        raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
-    recipe = recipes.get(args[0])
+    args = _automatic_batch(args)
+    base = _settings_file(args)
+    name = args[0] if args and not args[0].startswith("-") else base.get("recipe")
+    if name is None or (args and args[0] in ("-h", "--help")):
+        return _explain(args)
+    recipe = recipes.get(name)
+    options = args[1:] if args and args[0] == name else args
     description = recipe.docs + "\n\nEvery setting of the run can be changed:"
-    changes = _automatic_batch(args[1:])
-    options = parse(_Train, changes, f"train {recipe.name}", _Train(recipe.settings), description)
-    settings, notes = recipes.complete(recipe.settings, options.settings)
+    values = {key: value for key, value in base.items() if key not in ("recipe", "output")}
+    default = _Train(recipe.settings.replace(**values))
+    parsed = parse(_Train, options, f"train {recipe.name}", default, description)
+    given = recipes.given_names(values) | _given(options)
+    settings, notes = recipes.complete(parsed.settings, given)
     for note in notes:
         print(note, file=sys.stderr)
+    if parsed.dry_run:
+        return _print_plan(settings)
     from convnext.training.train import train
 
-    run = train(settings, resume=options.resume)
+    run = train(settings, resume=parsed.resume)
     if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
         _print_summary(run, recipe)
+    return 0
+
+
+def _explain(args: Sequence[str]) -> int:
+    """The usage, where that was asked for.
+
+    Raises:
+        SettingsError: it was not, and no recipe was named.
+    """
+    usage = "usage: convnext train RECIPE [--resume] [--dry-run] [--settings FILE] [settings]\n\nRecipes"
+    usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
+    width = max(map(len, recipes.names()))
+    usage += "".join(f"  {name:<{width}} {recipes.get(name).summary}\n" for name in recipes.names())
+    if args and args[0] in ("-h", "--help"):
+        print(usage, end="")
+        return 0
+    hint = next((f"put {name} first" for name in args if name in recipes.names()), "such as: convnext train digits")
+    raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
+
+
+def _settings_file(args: Sequence[str]) -> dict[str, Any]:
+    """The values of the file that ``--settings`` names, which the other options are to change; none without it.
+
+    Raises:
+        UserError: it cannot be read, or has other settings than there are.
+    """
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--settings=") else [arg])]
+    path = next((Path(value) for name, value in pairwise(words) if name == "--settings"), None)
+    if path is None:
+        return {}
+    from convnext.runs.checkpoint import read_settings
+
+    return read_settings(path / "settings.json" if path.is_dir() else path)
+
+
+def _given(args: Sequence[str]) -> set[str]:
+    """The settings that the options name, by dotted name."""
+    names, given = RunSettings.names(), set()
+    for arg in args:
+        if arg.startswith("--"):
+            name = arg[2:].split("=", 1)[0].replace("-", "_")
+            group, dot, last = name.rpartition(".")
+            given |= {name, f"{group}{dot}{last.removeprefix('no_')}"} & names
+    return given
+
+
+def _print_plan(settings: RunSettings) -> int:
+    from convnext.training.plan import plan
+
+    made = plan(settings)
+    print(made.settings.model_dump_json(indent=2))
+    print("\n".join(made.lines))
+    print(
+        f"{made.steps:,} steps of {made.step_seconds:.3g} s at the full image size, measured here: about "
+        f"{made.minutes:,.1f} minutes with the evaluations; nothing was written"
+    )
     return 0
 
 

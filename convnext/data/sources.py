@@ -270,7 +270,7 @@ def statistics(source: ImageSource) -> tuple[tuple[float, ...], tuple[float, ...
     for index in np.linspace(0, len(source) - 1, limit).astype(int):
         try:
             image = source.load(int(index))
-        except DataError:
+        except UnreadableImageError:
             continue
         image.thumbnail((256, 256))
         pixels = np.asarray(image, np.float64).reshape(-1, source.channels) / 255

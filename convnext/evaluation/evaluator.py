@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from convnext.config import RunSettings
-from convnext.data.datasets.load import Splits, load_splits
+from convnext.data.datasets.load import load_splits
+from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
 from convnext.data.sources import ImageSource
+from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report, confusion
@@ -140,6 +143,8 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
     flip: bool = False,
+    model: nn.Module | None = None,
+    data: Mapping[str, Dataset[Any]] | None = None,
 ) -> Report:
     """Evaluate a run's checkpoint, and write the report and its pictures into the run's folder.
 
@@ -152,6 +157,8 @@ def evaluate(
         device: as in `convnext.config.RunSettings`.
         workers: processes that read images; None chooses.
         flip: judge each image together with its mirror image, at twice the cost; the files' names say so.
+        model: where the weights go, if the run trained a module of one's own.
+        data: the data sets by split, if the run was given one's own.
 
     Raises:
         CheckpointError: no such checkpoint, or one for other classes than the data's.
@@ -163,10 +170,10 @@ def evaluate(
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
     run = Path(run)
     folder = checkpoints.find(run, checkpoint)
-    model, info = checkpoints.load_model(folder)
+    model, info = checkpoints.load_model(folder, model)
     settings: RunSettings = checkpoints.read_json(run / "settings.json", RunSettings)
-    data = settings.data if root is None else settings.data.replace(root=Path(root))
-    splits = load_splits(data)
+    changed = settings.data if root is None else settings.data.replace(root=Path(root))
+    splits = load_splits(changed) if data is None else own_splits(data, info.classes, changed)
     check_classes(info, splits, folder)
     if split not in ("train", "val", "test"):
         raise DataError(f"no split is called {split!r}: choose train, val or test")
@@ -184,7 +191,7 @@ def evaluate(
     stem += "" if checkpoint == "last" else f"-{checkpoint}"
     stem += "-flip" if flip else ""
     if not same_images:
-        stem += f"-on-{data.root.name}" if data.root else "-on-other-images"
+        stem += f"-on-{changed.root.name}" if changed.root else "-on-other-images"
     return write_report(run, stem, predictions, source, info)
 
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from convnext.data.images import Picture, read_image, to_mode
+from convnext.data.images import Picture, UnreadableImageError
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.checkpoint import ModelInfo
 
-ImageLike: TypeAlias = str | Path | BinaryIO | Image.Image
+ImageLike: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
 
 
 class Prediction(NamedTuple):
@@ -44,13 +44,16 @@ class Predictor:
         self._normalize = Normalize(info.mean, info.std).to(self.device)
 
     @classmethod
-    def load(cls, run: str | Path, checkpoint: str = "last", device: str = "auto") -> "Predictor":
+    def load(
+        cls, run: str | Path, checkpoint: str = "last", device: str = "auto", model: nn.Module | None = None
+    ) -> "Predictor":
         """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, or of released weights.
 
         Args:
             run: the run's folder, or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
             checkpoint: the run's: ``"last"`` or ``"best"``.
             device: where to compute.
+            model: where the weights go, if the run trained a module of one's own.
 
         Raises:
             CheckpointError: no such run or checkpoint, or a damaged one.
@@ -59,13 +62,14 @@ class Predictor:
         name, _, tag = str(run).partition(":")
         if tag and not Path(run).exists():
             return cls(*_released(name, tag), device)
-        return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint)), device)
+        return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint), model), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
         """The ``top_k`` most probable classes of one image, best first.
 
         Args:
-            image: path, binary stream or Pillow image.
+            image: a path, an encoded file's bytes or a binary stream of them, or a Pillow image, whose pixels are
+                taken as they are.
             top_k: how many; all classes where there are fewer.
 
         Raises:
@@ -99,8 +103,6 @@ class Predictor:
             yield next(predictions) if isinstance(pixels, Tensor) else pixels
 
     def _try_prepare(self, image: ImageLike) -> Tensor | Exception:
-        from convnext.data.images import UnreadableImageError
-
         try:
             return self._prepare(image)
         except UnreadableImageError as error:
@@ -108,8 +110,9 @@ class Predictor:
 
     def _prepare(self, image: ImageLike) -> Tensor:
         channels = self.info.channels
-        picture = to_mode(image, channels) if isinstance(image, Image.Image) else read_image(image, channels)
-        return self._transform(Picture(picture, channels))
+        if isinstance(image, bytes | Image.Image):
+            return self._transform(Picture(image, channels))
+        return self._transform(Picture.open(image, channels))
 
     @torch.inference_mode()
     def _predict(self, pixels: Sequence[Tensor], top_k: int) -> list[list[Prediction]]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     B = TypeVar("B", bound=Callable[..., nn.Module])
 
 LIBRARIES = ("timm", "torchvision")
+OWN = "own"  # the name of a module that a program trains without registering it
 
 # Of a ConvNeXt with released weights, which bring all the rest.
 _FREE_BESIDE_WEIGHTS = {"name", "in_channels", "stochastic_depth", "head_init_scale", "init", "weights"}
@@ -166,6 +167,8 @@ def find(name: str) -> Model:
         fields = ModelSettings.model_fields
         free = {key: field.default for key, field in fields.items() if key not in ("name", "weights", "step")}
         return Model(_convnext, {key: getattr(variant, key, default) for key, default in free.items()})
+    if name == OWN:
+        return Model(_own, {"in_channels": 3})
     library, _, own_name = name.partition(":")
     if own_name and library in LIBRARIES:
         from convnext.models import libraries
@@ -183,6 +186,13 @@ def _convnext(**settings: Any) -> "ConvNeXt":
     from convnext.models.convnext import ConvNeXt
 
     return ConvNeXt(**settings)
+
+
+def _own(**_: Any) -> "nn.Module":
+    raise SettingsError(
+        "the run trained a module of a program's own, which only that program can make: give it to train, evaluate or "
+        "Predictor.load as model=…, or register it with register_model before the training"
+    )
 
 
 def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:

@@ -2,21 +2,20 @@
 
 A recipe's module has a docstring, ``SETTINGS``, ``PUBLISHED`` (or None) and ``MEASURED``; its file name, with dashes,
 is the recipe's name. It may have ``BY_MODEL``, settings that go with another model than its own, and ``choose``, which
-chooses settings by the data. Modules whose name begins with ``_`` are no recipes.
+chooses settings by the data. What several recipes have in common stands in ``common/``.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
-from convnext.config import RunSettings
+from convnext.config import RunSettings, Settings
 from convnext.errors import SettingsError, did_you_mean
 from convnext.models import registry
 
-Choice: TypeAlias = Callable[[RunSettings, RunSettings], tuple[RunSettings, list[str]]]
+Choice: TypeAlias = Callable[[RunSettings, Collection[str]], tuple[RunSettings, list[str]]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Recipe:
         published: the number that it reproduces, if it reproduces one.
         measured: our runs of it.
         by_model: by model name, the settings that go with another model than its own.
-        choose: from these settings and changed ones to those chosen by the data, with a line for each choice.
+        choose: from settings, and the names of those that the user gave, to those chosen by the data, with a line for
+            each choice.
     """
 
     name: str
@@ -121,54 +121,61 @@ def recipe(name: str, /, **changes: Any) -> RunSettings:
         SettingsError: unknown recipe or setting, or a value out of its bounds.
         DataError: a recipe that chooses by the data, whose folder cannot be used.
     """
-    base = get(name).settings
-    return complete(base, base.replace(**changes))[0]
+    return complete(get(name).settings.replace(**changes), given_names(changes))[0]
 
 
-def complete(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[str]]:
-    """Let settings that were not changed follow those that were, and the data where the recipe chooses by them.
+def given_names(changes: Mapping[str, Any]) -> set[str]:
+    """The dotted names of the settings that are in ``changes``, as `convnext.config.Settings.replace` takes them."""
+    names = set()
+    for name, value in changes.items():
+        inner = value if isinstance(value, Mapping) else value.model_fields_set if isinstance(value, Settings) else None
+        names |= {name} if inner is None else {f"{name}.{key}" for key in inner}
+    return names
 
-    A setting that equals the recipe's counts as not changed. Completing once more changes nothing.
+
+def complete(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, list[str]]:
+    """Let settings that the user did not give follow those that he did, and the data where the recipe chooses by them.
 
     Args:
-        base: a recipe's settings.
-        changed: these with the user's changes.
+        settings: a recipe's, with the user's in their place.
+        given: dotted names of the user's; these stay as they are, also where they equal the recipe's.
 
     Returns:
         The settings, and lines that say what was chosen by the data and why.
 
     Raises:
-        SettingsError: depths and dims of different length.
+        SettingsError: depths and dims of different length, or a setting that the model does not take.
         DataError: a folder to choose by that cannot be used.
     """
-    found = get(base.recipe)
-    followed = _follow_model(found, changed)
-    return found.choose(found.settings, followed) if found.choose else (followed, [])
+    recipe = get(settings.recipe)
+    registry.check_given(settings.model, given)
+    followed = _follow_model(recipe, settings, given)
+    return recipe.choose(followed, given) if recipe.choose else (followed, [])
 
 
-def _follow_model(recipe: Recipe, changed: RunSettings) -> RunSettings:
+def _follow_model(recipe: Recipe, settings: RunSettings, given: Collection[str]) -> RunSettings:
     """Let the settings of the model, and those that go with it, follow its name.
 
     Another model than the recipe's has its own depths and dims: without this, ``--model.name convnext_small`` would be
     a name without an effect. The roadmap keeps them: there they are the scale at which its steps are compared. Another
-    number of stages has dims that double from the recipe's first. What a model does not have at all, such as the layer
+    number of stages has dims that double from the recipe's first. What a model does not take at all, such as the layer
     scale of a ResNet, `registry.resolve` leaves out.
     """
-    base, name = recipe.settings, changed.model.name
+    base, name = recipe.settings, settings.model.name
     follow: dict[str, Any] = dict(recipe.by_model.get(name, {}))
-    if name in (base.model.name, registry.ROADMAP):
-        depths, dims = changed.model.depths, changed.model.dims
+    if name in (base.model.name, "roadmap"):
+        depths, dims = settings.model.depths, settings.model.dims
         if depths and dims and len(depths) != len(dims):
             follow["model.dims"] = tuple(dims[0] * 2**stage for stage in range(len(depths)))
     else:
         follow |= {"model.depths": None, "model.dims": None}
-        if registry.has_no_layer_scale(name):
+        if registry.find(name).defaults.get("layer_scale", 1) is None:
             follow["model.layer_scale"] = "variant"
-    followed: RunSettings = changed.replace(**unchanged(follow, base, changed))
+    followed: RunSettings = settings.replace(**not_given(follow, given))
     followed.model.check_stages()
     return followed
 
 
-def unchanged(values: Mapping[str, Any], base: RunSettings, changed: RunSettings) -> dict[str, Any]:
-    """Those of ``values``, by dotted name, whose settings are in ``changed`` as they are in ``base``."""
-    return {key: value for key, value in values.items() if attrgetter(key)(changed) == attrgetter(key)(base)}
+def not_given(values: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Those of ``values``, by dotted name, that the user did not give."""
+    return {name: value for name, value in values.items() if name not in given}

@@ -12,14 +12,14 @@ Command: ``convnext train folder --data.root DIR``, where DIR has ``train/<class
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median_low
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
 from convnext.models import registry
-from convnext.recipes import unchanged
+from convnext.recipes import not_given
 
 if TYPE_CHECKING:
     from convnext.data.sources import ImageSource
@@ -61,12 +61,12 @@ class _Facts:
 _Rule: TypeAlias = Callable[[RunSettings, _Facts], tuple[dict[str, Any], str]]
 
 
-def choose(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[str]]:
-    """Choose the settings that are still the recipe's by the images.
+def choose(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, list[str]]:
+    """Choose the settings that the user did not give by the images.
 
     Args:
-        base: the recipe's settings.
-        changed: these with the user's changes.
+        settings: the recipe's, with the user's in their place.
+        given: dotted names of the user's.
 
     Returns:
         The settings, and a line for each choice; unchanged and none where there is no folder of images to look at, or
@@ -76,19 +76,19 @@ def choose(base: RunSettings, changed: RunSettings) -> tuple[RunSettings, list[s
         DataError: a folder that cannot be trained on.
         SettingsError: an unknown model.
     """
-    if changed.data.name != base.data.name or changed.data.root is None:
-        return changed, []
-    facts = _look(changed.data)
+    if settings.data.name != "folder" or settings.data.root is None:
+        return settings, []
+    facts = _look(settings.data)
     if facts is None:
-        return changed, []
+        return settings, []
     notes = [
         f"chosen by the data, {facts.images:,} images in {facts.classes} classes to train with, shorter side "
         f"{facts.shorter_edge} px in the median:"
     ]
-    chosen = changed
+    chosen = settings
     for rule in (_resolution, _model, _stem, _batch, _epochs, _regularisation, _average):
         changes, reason = rule(chosen, facts)
-        if changes := unchanged(changes, base, changed):
+        if changes := not_given(changes, given):
             chosen = chosen.replace(**changes)
             notes.append(f"  {', '.join(f'{name} {_shown(value)}' for name, value in changes.items())}: {reason}")
     return chosen, notes
@@ -153,7 +153,8 @@ def _stem(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], str]:
     if settings.model.weights is not None:
         return {}, ""
     model = registry.resolve(settings.model)
-    assert model.patch_size is not None
+    if model.patch_size is None:  # a model without that setting
+        return {}, ""
     stages = len(model.depths or (0, 0, 0, 0))
     patch_size, last = model.patch_size, settings.data.image_size // 2 ** (stages - 1)
     while patch_size > 1 and last // patch_size < 4:
@@ -185,7 +186,12 @@ def _regularisation(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], s
     changes: dict[str, Any] = {"model.stochastic_depth": 0.05 if small else 0.1}
     if settings.epochs < _LONG:
         return changes, "by the size of the model"
-    changes |= {"augment.random_erasing": 0.25, "augment.mixup": 0.2, "augment.cutmix": 1.0, "augment.mix_probability": 0.5}
+    changes |= {
+        "augment.random_erasing": 0.25,
+        "augment.mixup": 0.2,
+        "augment.cutmix": 1.0,
+        "augment.mix_probability": 0.5,
+    }
     return changes, "every image is seen many times"
 
 

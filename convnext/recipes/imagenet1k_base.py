@@ -3,7 +3,8 @@
 Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545): the settings of ``imagenet1k-tiny`` with more
 stochastic depth. What differs from the authors' training is said there.
 
-Command: ``convnext train imagenet1k-base --data.root DIR``, with ``--gradient-accumulation 16`` or more on few GPUs.
+Command: ``convnext train imagenet1k-base --data.root DIR``, on few GPUs with
+``--gradient-accumulation 16`` or more.
 """
 
 from convnext.recipes import Published, imagenet1k_tiny

@@ -4,8 +4,8 @@ Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545, section
 torchvision's RandAugment counts magnitudes to 30 and always applies its 2 operations, where the authors' library counts
 to 10, varies the magnitude and applies each of 2 half the time; and erased rectangles have the mean colour, not noise.
 
-Command: ``convnext train imagenet1k-tiny --data.root DIR``, with ``--gradient-accumulation 8`` or more on few GPUs: the batch of
-4096 is then computed in parts.
+Command: ``convnext train imagenet1k-tiny --data.root DIR``, on few GPUs with
+``--gradient-accumulation 8`` or more.
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings

@@ -5,7 +5,8 @@ the authors' training guide, from their weights: 30 epochs of AdamW at 5e-5, lay
 Mixup or CutMix, and a classifier that starts close to zero. Other sizes bring their own stochastic depth and averaging;
 RandAugment differs as ``imagenet1k-tiny`` says.
 
-Command: ``convnext train imagenet1k-xlarge-22k-ft --data.root DIR``, with ``--gradient-accumulation 32`` or more on few GPUs; or
+Command: ``convnext train imagenet1k-xlarge-22k-ft --data.root DIR``, on few GPUs with
+``--gradient-accumulation 32`` or more; or
 ``--model.name convnext_tiny`` (``_small``, ``_base``, ``_large``).
 """
 

@@ -243,8 +243,12 @@ def find(run: Path, name: str = "last") -> Path:
     return folder
 
 
-def load_model(folder: Path) -> "tuple[nn.Module, ModelInfo]":
+def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Module, ModelInfo]":
     """The model of a checkpoint, with its weights, in evaluation mode, on the CPU.
+
+    Args:
+        folder: the checkpoint's.
+        model: where the weights go, if a program trained a module of its own; None builds that of the settings.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the model.
@@ -252,7 +256,7 @@ def load_model(folder: Path) -> "tuple[nn.Module, ModelInfo]":
     from convnext.models import registry
 
     info = read_json(folder / "model.json", ModelInfo)
-    model = registry.build(info.model, len(info.classes))
+    model = registry.build(info.model, len(info.classes)) if model is None else model
     load_weights(model, folder / "model.safetensors")
     return model.eval(), info
 
@@ -303,6 +307,21 @@ def renamed(value: Any) -> Any:
     if value.get("cache") == "ram":  # the system's own cache holds the file in memory
         value = value | {"cache": "disk"}
     return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A run's ``settings.json``, or a part of one, under today's names; for `convnext.config.Settings.replace`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        SettingsError: a setting that does not exist, or a value out of its bounds; the message has the path.
+    """
+    values: dict[str, Any] = renamed(read_json(path, RootModel[dict[str, Any]]).root)
+    try:
+        RunSettings().replace(**values)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    return values
 
 
 def read_state(folder: Path) -> TrainingState:

@@ -66,7 +66,7 @@ class _BrokenError(DownloadError):
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$CONVNEXT_CACHE``, or ``convnext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The folder of downloads: ``$CONVNEXT_CACHE``, or ``convnext`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     if own := os.environ.get("CONVNEXT_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "convnext"
@@ -82,58 +82,58 @@ def download(
     timeout: float = 30.0,
     *,
     md5: str | None = None,
-    keep_part: bool = False,
+    keep_partial: bool = False,
 ) -> Path:
     """Fetch a file once; a second process that asks for it waits for the first.
 
     Args:
         url: where it is, over HTTP or HTTPS.
-        folder: where it goes, under the last part of the URL's path; a file of that name is taken as it is.
+        folder: where it goes, under the last name of the URL's path; a file of that name is taken as it is.
         sha256: the checksum in hexadecimal, or its first digits; None where none is known.
         progress: whether to show a bar, on a terminal, on standard error.
         retries: further attempts after one that brought nothing new.
         pause: seconds before the first of them; each next pause is twice as long.
         timeout: seconds without a byte after which a connection counts as broken.
         md5: the MD5 checksum, where that is what was published.
-        keep_part: whether a connection that keeps breaking leaves what came so far to the next call.
+        keep_partial: whether a connection that keeps breaking leaves what came so far to the next call.
 
     Returns:
         The file's path.
 
     Raises:
         DownloadError: no such file, no connection, a connection that keeps breaking, another checksum, or no room on
-            the disk; nothing is left in the folder, but the part that ``keep_part`` asks for.
+            the disk; nothing is left in the folder, but what ``keep_partial`` asks for.
     """
     checksums = {name: value for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
-    parts = urlsplit(url)
-    name = PurePosixPath(parts.path).name
-    if parts.scheme not in ("http", "https") or not name:
+    address = urlsplit(url)
+    name = PurePosixPath(address.path).name
+    if address.scheme not in ("http", "https") or not name:
         raise DownloadError(f"cannot download {url!r}: give a URL that starts with https:// and ends in a file's name")
     target = folder / name
 
     if target.is_file():
         return target
     refuse_offline(url)
-    part = folder / f".{name}.part"
+    partial = folder / f".{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(_lock_of(part)):
+        with alone(_lock_of(partial)):
             if not target.is_file():  # another process may have finished it while we waited
-                with FileIO(part, "a") as file, Bar(name, progress) as bar:
-                    transfer = _Transfer(url, file, part, bar.report, timeout)
-                    transfer.finish(target, checksums, retries, pause, keep_part)
+                with FileIO(partial, "a") as file, Bar(name, progress) as bar:
+                    transfer = _Transfer(url, file, partial, bar.report, timeout)
+                    transfer.finish(target, checksums, retries, pause, keep_partial)
     except OSError as error:
         raise _disk_error(url, folder, error) from error
     return target
 
 
-def remove_part(part: Path) -> bool:
+def remove_partial(partial: Path) -> bool:
     """Remove ``.name.part``, what came so far of a file; False where a process goes on with it just now."""
-    return remove_idle(part, _lock_of(part))
+    return remove_idle(partial, _lock_of(partial))
 
 
-def _lock_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.lock")
+def _lock_of(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.lock")
 
 
 def _disk_error(url: str, folder: Path, error: OSError) -> DownloadError:
@@ -148,12 +148,12 @@ def _choose(folder: Path) -> str:
 
 
 class _Transfer:
-    """One file on its way, in a part file that no other process writes.
+    """One file on its way, in a partial file that no other process writes.
 
     Args:
         url: where it comes from.
-        file: the part file, open for appending.
-        path: the part file's path.
+        file: the partial file, open for appending.
+        path: its path.
         report: called with the bytes so far and in all.
         timeout: seconds without a byte.
     """
@@ -166,14 +166,14 @@ class _Transfer:
     def size(self) -> int:
         return os.fstat(self.file.fileno()).st_size
 
-    def finish(self, target: Path, checksums: dict[str, str], retries: int, pause: float, keep_part: bool) -> None:
+    def finish(self, target: Path, checksums: dict[str, str], retries: int, pause: float, keep_partial: bool) -> None:
         """Fetch what is missing, check the whole, and rename it to ``target``."""
         try:
             self._fetch(retries, pause)
             for kind, expected in checksums.items():
-                if not (found := digest(self.path, kind)).startswith(expected.lower()):
+                if not (actual := digest(self.path, kind)).startswith(expected.lower()):
                     raise DownloadError(
-                        f"{self.url} has the {CHECKSUMS[kind]} {found[: max(len(expected), 8)]}, not {expected}: the "
+                        f"{self.url} has the {CHECKSUMS[kind]} {actual[: max(len(expected), 8)]}, not {expected}: the "
                         f"file was damaged or replaced, and is removed; try again, and do not use it if this repeats"
                     )
             os.fsync(self.file.fileno())
@@ -181,7 +181,7 @@ class _Transfer:
             self.path.replace(target)
             sync(target.parent)
         except (UserError, OSError) as error:
-            if not (keep_part and isinstance(error, _BrokenError) and self.size):
+            if not (keep_partial and isinstance(error, _BrokenError) and self.size):
                 self.version.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
             raise
@@ -205,7 +205,7 @@ class _Transfer:
         except HTTPError as error:
             error.close()
             if error.code == 416:
-                self.file.truncate(0)  # the part is longer than the file
+                self.file.truncate(0)  # what is here is longer than the file
             if error.code < 500 and error.code not in _PASSING:
                 raise DownloadError(
                     f"cannot download {self.url}: the server answers {error.code} {error.reason}; check the URL"
@@ -214,7 +214,7 @@ class _Transfer:
         except (HTTPException, OSError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not self.size:
-                # Waiting mends neither; with a part at hand the network was there a moment ago.
+                # Waiting mends neither; with some bytes here the network was there a moment ago.
                 raise DownloadError(
                     f"cannot download {self.url}: cannot reach {urlsplit(self.url).hostname}: {_line(reason)}; check "
                     f"the network, or put the file into the folder by hand"
@@ -239,7 +239,7 @@ class _Transfer:
                 same = known and _version(response.headers) in ("", known)
                 if not same or span is None or int(span[1]) != size:
                     self.file.truncate(0)
-                    raise HTTPException("the server sent another part than the one asked for")
+                    raise HTTPException("the server sent another range than the one asked for")
                 total: int | None = int(span[2])
             else:
                 # Emptied before the version changes: a kill between the two must not join two versions.

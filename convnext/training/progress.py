@@ -12,7 +12,7 @@ from torch import device, nn
 
 from convnext import kernels
 from convnext.config import RunSettings
-from convnext.data.datasets.load import Splits
+from convnext.data.splits import Splits
 from convnext.models import registry
 from convnext.runs.checkpoint import TrainingState
 

@@ -1,15 +1,83 @@
 """Settings with every open choice made, so that a run can be repeated elsewhere; and its images where it wants them."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
 
-from convnext.config import DataSettings, RunSettings
+from convnext import distributed
+from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.cache.source import open_cache
-from convnext.data.datasets.load import Splits
+from convnext.data.datasets.load import OWN, load_splits
+from convnext.data.datasets.own import own_splits
+from convnext.data.splits import Splits
+from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
+from convnext.storage.downloads import offline
 from convnext.weights.loading import released
+
+
+def prepare(
+    settings: RunSettings,
+    model: nn.Module | None = None,
+    data: Mapping[str, Dataset[Any]] | None = None,
+    class_names: Sequence[str] | None = None,
+    fetch: bool = True,
+) -> tuple[RunSettings, Splits, Accelerator]:
+    """The processes that train, their splits, and the settings with every open choice made.
+
+    Args:
+        settings: as the user has them.
+        model: one's own, which is then trained in place of that of the settings.
+        data: one's own data sets by split, in place of that of the settings; see `own_splits`.
+        class_names: of that data.
+        fetch: whether data that is missing may be downloaded.
+
+    Raises:
+        UserError: settings or data that cannot be used; told by one process of each machine.
+    """
+    accelerator = make_accelerator(settings)
+    with distributed.reported_once(accelerator), nullcontext() if fetch else offline():
+        if data is not None:
+            settings = settings.replace(**{"data.name": OWN, "data.root": None})
+            splits = own_splits(data, class_names, settings.data)
+        else:
+            with distributed.first_on_machine(accelerator):  # which downloads what is missing
+                splits = load_splits(settings.data)
+        if model is not None:
+            settings = settings.replace(model=ModelSettings(name=registry.OWN, in_channels=splits.channels))
+            check_output(model, splits, settings.data.image_size)
+        return *resolve_settings(settings, splits, accelerator), accelerator
+
+
+@torch.no_grad()
+def check_output(model: nn.Module, splits: Splits, image_size: int) -> None:
+    """Refuse a model that does not give a logit for each class.
+
+    Raises:
+        SettingsError: what it gives, and what it should give.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    images = torch.zeros(2, splits.channels, image_size, image_size, device=parameter.device)
+    before = model.training
+    try:
+        logits = model.eval()(images)
+    except Exception as error:
+        shape = tuple(images.shape)
+        raise SettingsError(f"model: it does not take images {shape}: {str(error).splitlines()[0]}") from error
+    finally:
+        model.train(before)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(splits.classes)):
+        result = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise SettingsError(
+            f"model: from 2 images it gives {result}, and should give (2, {len(splits.classes)}) logits"
+        )
 
 
 def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> tuple[RunSettings, Splits]:

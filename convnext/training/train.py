@@ -2,22 +2,25 @@
 
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import Dataset
 
 from convnext import distributed
 from convnext.config import RunSettings
-from convnext.data.datasets.load import load_splits
-from convnext.devices import make_accelerator
 from convnext.evaluation.metrics import Report
+from convnext.recipes import recipe
 from convnext.runs.folder import folder_to_resume, new_folder, read_metrics
 from convnext.storage.locks import locked
 from convnext.training import faults
 from convnext.training.interruption import StopSignals
-from convnext.training.resolve import cached, resolve_settings
+from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
 
@@ -40,12 +43,25 @@ class Run:
     unreadable: list[str] = field(default_factory=list)
 
 
-def train(settings: RunSettings, *, resume: bool = False) -> Run:
+def train(
+    settings: RunSettings | str,
+    *,
+    resume: bool = False,
+    model: nn.Module | None = None,
+    data: Mapping[str, Dataset[Any]] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Run:
     """Train, evaluate on the test split, and keep everything in the run's folder.
 
     Args:
-        settings: what to do; see `convnext.recipe`.
+        settings: what to do; see `convnext.recipe`, whose name is enough where nothing is to be changed.
         resume: go on with the newest run of this name where there is one.
+        model: one's own module, from normalized images ``(N, C, H, W)`` to logits ``(N, K)``, trained in place of that
+            of the settings. To use the run later, give it again: ``Predictor.load(run, model=…)``.
+        data: one's own map-style data sets, by ``"train"``, ``"val"`` and ``"test"`` (the last two may be missing), of
+            Pillow images or uint8 tensors ``(C, H, W)`` and class indices. A run that is interrupted goes on exactly
+            where each is a function of its index.
+        class_names: of the labels of ``data``; None takes the ``classes`` of its training set.
 
     Returns:
         The finished run.
@@ -54,14 +70,13 @@ def train(settings: RunSettings, *, resume: bool = False) -> Run:
         UserError: settings, data or an output folder that cannot be used; nothing is written then.
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
-    accelerator = make_accelerator(settings)
+    if isinstance(settings, str):
+        settings = recipe(settings)
+    settings, splits, accelerator = prepare(settings, model, data, class_names)
     with distributed.reported_once(accelerator):
-        with distributed.first_on_machine(accelerator):  # which downloads what is missing
-            splits = load_splits(settings.data)
-        settings, splits = resolve_settings(settings, splits, accelerator)
         with distributed.first_on_machine(accelerator):
             splits = cached(splits, settings.data, accelerator.is_local_main_process)
-        trainer = Trainer(settings, splits, accelerator)
+        trainer = Trainer(settings, splits, accelerator, model)
         folder, was_there = _choose_folder(accelerator, settings, resume)
     main = accelerator.is_main_process
     if resume and not was_there and main:

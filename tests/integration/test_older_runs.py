@@ -17,7 +17,7 @@ from convnext.runs.history import summarise
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "format-2"
 COMMON: dict[str, Any] = {"epochs": 4, "keep": 9, "trackers": (), "model.depths": (1, 1), "model.dims": (8, 16)}
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "adamw": {"model.mlp_ratio": 2, "augment.random_erasing": 0.3, "gradient_accumulation": 2},
     "muon": {"ema_decay": None, "optimizer.name": "muon", "optimizer.lr": 0.01, "augment.mixup": 0.2},
 }

@@ -246,9 +246,9 @@ def images(root: Path, width: int, height: int, count: int, suffix: str = "jpg")
 
 
 def choose(root: Path, **changes: Any) -> tuple[RunSettings, str]:
-    base = recipes.get("folder").settings
-    settings, notes = recipes.complete(base, base.replace(**{"data.root": root}, **changes))
-    assert recipes.complete(base, settings)[0] == settings
+    given = {"data.root": root} | changes
+    settings, notes = recipes.complete(recipes.get("folder").settings.replace(**given), recipes.given_names(given))
+    assert recipes.complete(settings, recipes.given_names(given))[0] == settings
     assert settings == recipe("folder", **{"data.root": root}, **changes)
     return settings, "\n".join(notes)
 
@@ -330,3 +330,13 @@ def test_a_chosen_run_says_what_it_chose_and_can_go_on(
     assert "model.patch_size 1: leaves the last stage 2x2 positions" in err
     assert main([*args, "--resume"]) == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["folder"]
+
+
+def test_a_value_that_the_user_gives_stays_also_where_it_is_the_recipes(digits_images: Path) -> None:
+    default = recipes.get("folder").settings
+    assert recipe("folder", **{"data.root": digits_images}).data.image_size != default.data.image_size
+    insisted = recipe("folder", **{"data.root": digits_images}, data={"image_size": default.data.image_size})
+    assert insisted.data.image_size == default.data.image_size
+    depths = recipes.get("digits").settings.model.depths
+    assert recipe("digits", model={"name": "convnext_atto"}).model.depths is None
+    assert recipe("digits", model={"name": "convnext_atto", "depths": depths}).model.depths == depths

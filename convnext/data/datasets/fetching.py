@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from convnext.data.datasets.entries import Dataset, File
 from convnext.errors import DataError
 from convnext.storage import archives
-from convnext.storage.downloads import DownloadError, download
+from convnext.storage.downloads import DownloadError, download, refuse_offline
 from convnext.storage.locks import alone
 
 
@@ -26,6 +26,7 @@ def fetch(entry: Dataset, root: Path) -> None:
     """
     if not _missing(entry, root):
         return
+    refuse_offline(entry.title)
     with _tidied((root / file.becomes).parent for file in entry.files), preparing(entry, root):
         missing = _missing(entry, root)  # another process may have got it while we waited
         wanted = [file for file in missing if not archive_path(file, root).exists()]
@@ -115,7 +116,7 @@ def _download(file: File, folder: Path) -> None:
     errors: list[str] = []
     for mirror in file.mirrors:
         try:
-            download(mirror + file.name, folder, md5=file.md5, keep_part=True)
+            download(mirror + file.name, folder, md5=file.md5, keep_partial=True)
             return
         except DownloadError as error:
             errors.append(str(error))

@@ -1,0 +1,75 @@
+"""What a run would do, and about how long it would take: for ``--dry-run``."""
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from accelerate import Accelerator
+
+from convnext.config import RunSettings
+from convnext.data.loading.loader import batches
+from convnext.data.resizing import sizes_by_epoch
+from convnext.training.interruption import StopSignals
+from convnext.training.progress import announcement
+from convnext.training.resolve import prepare
+from convnext.training.trainer import Trainer
+
+_WARMUP, _TIMED = 2, 4  # steps before the clock starts, and most steps that it measures
+_ENOUGH = 20.0  # seconds after which no further step is measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts.
+
+    Attributes:
+        settings: resolved, as ``settings.json`` would have them.
+        lines: what the run would say of itself.
+        steps: optimizer steps in all.
+        step_seconds: of one step at the full image size, as measured.
+        minutes: an estimate for the whole run, with its evaluations.
+    """
+
+    settings: RunSettings
+    lines: tuple[str, ...]
+    steps: int
+    step_seconds: float
+    minutes: float
+
+
+def plan(settings: RunSettings) -> Plan:
+    """Resolve the settings, build the model, load the splits, and time a few steps; nothing is written.
+
+    Weights to start from are not loaded, and images not cached: they make no step faster or slower in the long run.
+
+    Raises:
+        UserError: settings or data that cannot be used, or data that would have to be downloaded first.
+    """
+    settings, splits, accelerator = prepare(settings, fetch=False)
+    data = settings.data
+    full_size: RunSettings = settings.replace(gradient_accumulation=1, **{"data.start_size": None})
+    trainer = Trainer(full_size, splits, accelerator)
+    step = _seconds_a_step(trainer, accelerator)
+    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    work = sum((size / data.image_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
+    # A forward pass is a third of a step.
+    evaluated = len(splits.test) + (len(splits.val) * settings.epochs // settings.eval_every if splits.val else 0)
+    seconds = step * (work * trainer.steps_per_epoch + evaluated / settings.batch_size / 3)
+    lines = announcement(settings, splits, trainer.raw_model, trainer.device, settings.output / settings.name)
+    return Plan(settings, lines, trainer.total_steps, step, seconds / 60)
+
+
+def _seconds_a_step(trainer: Trainer, accelerator: Accelerator) -> float:
+    """The median of a few steps, with the reading of their images."""
+    workers = trainer.settings.data.workers
+    times = [time.perf_counter()]
+    with batches(trainer.images, trainer.sampler, workers) as stream, StopSignals(trainer.folder) as signals:
+        for batch in islice(stream, _WARMUP + _TIMED):
+            trainer.step(batch, signals)
+            accelerator.wait_for_everyone()
+            times.append(time.perf_counter())
+            if times[-1] - times[0] > _ENOUGH:
+                break
+    steps = np.diff(times)
+    return float(np.median(steps[min(_WARMUP, len(steps) - 1) :]))

@@ -1,0 +1,119 @@
+"""Modules and data sets of a program's own: exact after an interruption, and refused where they do not fit."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+import convnext
+from convnext.config import RunSettings
+from convnext.data.loading.loader import Batch
+from convnext.errors import UserError
+from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.trainer import Trainer
+
+
+class Squares(Dataset[Any]):
+    """Bright squares on the left or on the right, as Pillow images or tensors."""
+
+    classes = ("left", "right")
+
+    def __init__(self, count: int, tensors: bool = False, shift: int = 0) -> None:
+        self.count, self.tensors, self.shift = count, tensors, shift
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]:
+        if index >= self.count:
+            raise IndexError
+        pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+        label = index % 2
+        pixels[:, 2:6, 4 * label : 4 * label + 4] = 100 + index % 100
+        return pixels if self.tensors else Image.fromarray(pixels.permute(1, 2, 0).numpy()), label + self.shift
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 2))
+
+
+def settings(output: Path, **changes: Any) -> RunSettings:
+    changes = {"epochs": 3, "batch_size": 16, "trackers": (), "output": output, "augment.flip": 0.0} | changes
+    return convnext.recipe("digits", **changes)
+
+
+def test_images_and_tensors_are_the_same_images(tmp_path: Path) -> None:
+    reports = [
+        convnext.train(
+            settings(tmp_path / str(tensors), epochs=20, **{"optimizer.lr": 0.02}),
+            model=model(),
+            data={"train": Squares(100, tensors)},
+        ).report
+        for tensors in (False, True)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0].count == 20
+    assert reports[0].top1 > 0.9
+
+
+def test_an_interrupted_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"train": Subset(Squares(120), range(80)), "val": Squares(20), "test": Squares(30)}
+    options: dict[str, Any] = {"data": data, "class_names": ("left", "right")}
+    whole = convnext.train(settings(tmp_path / "whole"), model=model(), **options)
+    step = Trainer.step
+
+    def stop_at_the_seventh(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        if trainer.state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batch, signals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stop_at_the_seventh)
+        with pytest.raises(InterruptedRunError):
+            convnext.train(settings(tmp_path / "cut"), model=model(), **options)
+    cut = convnext.train(settings(tmp_path / "cut", **{"data.workers": 2}), model=model(), resume=True, **options)
+    weights = [run.path / "checkpoints" / "last" / "model.safetensors" for run in (whole, cut)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert cut.report == whole.report
+
+
+def test_other_images_are_noticed(tmp_path: Path) -> None:
+    convnext.train(settings(tmp_path), model=model(), data={"train": Squares(100)})
+    with pytest.raises(UserError, match="have changed"):
+        convnext.train(settings(tmp_path), model=model(), data={"train": Squares(102)}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "complaint"),
+    [
+        (nn.Flatten(), {"train": Squares(100)}, r"from 2 images it gives \(2, 192\), and should give \(2, 2\)"),
+        (nn.Linear(3, 2), {"train": Squares(100)}, r"does not take images \(2, 3, 8, 8\)"),
+        (None, {"training": Squares(100)}, "needs 'train'"),
+        (None, {"train": Squares(100, shift=1)}, "labels up to 2, and 2 class names"),
+        (None, {"train": Subset(Squares(100), range(50))}, "give the names of its labels"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    module: nn.Module | None, data: dict[str, Dataset[Any]], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        convnext.train(settings(tmp_path), model=module, data=data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_items_that_are_no_images_are_named(tmp_path: Path) -> None:
+    class Floats(Squares):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            assert isinstance(image, Tensor)
+            return image / 255, label
+
+    with pytest.raises(UserError, match=r"train\[\d+\] is torch.float32 \(3, 8, 8\): give a Pillow image, or a uint8"):
+        convnext.train(settings(tmp_path), model=model(), data={"train": Floats(100, tensors=True)})
