@@ -44,18 +44,18 @@ class Step:
     """One network of the roadmap; the switches' defaults are ResNet-50's.
 
     Attributes:
-        number: place in the paper's order, from 0.
+        number: index in the paper's order, from 0.
         name: what changed.
         gflops: multiply-adds of one 224 x 224 image, in 1e9; published (table 10).
         imagenet_top1: accuracy in percent, the mean of three runs; published (table 10), not measured here.
         adopted: whether the paper kept the change.
         depths: blocks of each stage (section 2.2).
-        patchify: stem of one convolution whose stride is its kernel's side (section 2.2).
+        patchify: stem of one convolution whose stride is its kernel size (section 2.2).
         depthwise: one group a channel in the spatial convolution (section 2.3).
         wider: 1.5 times the base width (section 2.3).
         inverted: blocks from ``dim`` over ``4 * dim`` to ``dim`` channels, not over ``dim / 4`` (section 2.4).
         depthwise_first: the spatial convolution before both 1x1 convolutions, not between them (section 2.5).
-        kernel_size: side of the spatial convolution's kernel (section 2.5).
+        kernel_size: of the spatial convolution (section 2.5).
         gelu: GELU in place of ReLU (section 2.6).
         fewer_activations: one activation a block (section 2.6).
         fewer_norms: one norm a block (section 2.6).
@@ -125,7 +125,7 @@ class Pointwise(nn.Linear):
 class RoadmapBlock(nn.Module):
     """The residual block of every step (figures 3 and 4).
 
-    The parts are named by their role, after ConvNeXt's block: ``pwconv1`` and ``pwconv2`` are the 1x1 convolutions,
+    The layers are named by their role, after ConvNeXt's block: ``pwconv1`` and ``pwconv2`` are the 1x1 convolutions,
     ``dwconv`` the spatial one (dense before step 3), ``norm`` the norm behind it, ``pwnorm1`` and ``pwnorm2`` those
     that step 13 removes.
 
@@ -148,8 +148,8 @@ class RoadmapBlock(nn.Module):
         self.crop = wide and stride == 2  # of an odd side, 2x2 kernels leave the last row out; the others do not
         before = in_dim if step.depthwise_first else hidden
         after = dim if step.depthwise_first and wide else before
-        side, groups, bias = step.kernel_size, before if step.depthwise else 1, step.fewer_norms
-        self.dwconv = nn.Conv2d(before, after, side, stride, side // 2, groups=groups, bias=step.layer_norm)
+        kernel, groups, bias = step.kernel_size, before if step.depthwise else 1, step.fewer_norms
+        self.dwconv = nn.Conv2d(before, after, kernel, stride, kernel // 2, groups=groups, bias=step.layer_norm)
         self.norm = _norm(step, after)
         self.pwconv1 = Pointwise(after if step.depthwise_first else in_dim, hidden, bias=bias)
         self.pwnorm1 = nn.Identity() if step.fewer_norms else _norm(step, hidden)
@@ -294,7 +294,7 @@ def roadmap(
 def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of either end under `Roadmap`'s names, for ``load_state_dict(..., strict=True)``.
 
-    torchvision's ResNet names its parts by place (``layer1.0.conv2``), which stops making sense where the roadmap moves
+    torchvision's ResNet numbers its layers (``layer1.0.conv2``), which stops making sense where the roadmap moves
     and removes them. So the names are ConvNeXt's by role, and only ResNet's are translated, with its 1x1 kernels
     reshaped to those of linear layers; a state dict of our ConvNeXt comes back as it is.
     """
@@ -304,12 +304,12 @@ def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for name, tensor in state_dict.items():
         if block := re.fullmatch(r"layer(\d)\.(\d+)\.(\w+)\.(.+)", name):
-            part = inside[block[3]]
-            name = f"stages.{int(block[1]) - 1}.{block[2]}.{part}.{block[4]}"
-            tensor = tensor.flatten(1) if part.startswith("pwconv") else tensor
+            layer = inside[block[3]]
+            name = f"stages.{int(block[1]) - 1}.{block[2]}.{layer}.{block[4]}"
+            tensor = tensor.flatten(1) if layer.startswith("pwconv") else tensor
         else:
-            part, _, rest = name.partition(".")
-            name = f"{outside.get(part, part)}.{rest}"
+            layer, _, rest = name.partition(".")
+            name = f"{outside.get(layer, layer)}.{rest}"
         renamed[name] = tensor
     return renamed
 

@@ -11,7 +11,7 @@ from convnext.models.convnext import ConvNeXt
 
 @dataclass(frozen=True)
 class Row:
-    """One part of a model.
+    """One layer, or group of layers, of a model.
 
     Attributes:
         name: the module's name.
@@ -53,19 +53,19 @@ def _count(model: nn.Module, image_size: int, channels: int) -> FlopCounterMode:
 
 def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> list[Row]:
     """The stem, every downsampling layer and stage, and the head, in the order of the computation."""
-    parts: dict[str, nn.Module] = {"norm": model.norm, "head": model.head}
+    layers: dict[str, nn.Module] = {"norm": model.norm, "head": model.head}
     for index, (downsample, stage) in enumerate(zip(model.downsample_layers, model.stages, strict=True)):
-        parts |= {f"downsample_layers.{index}": downsample, f"stages.{index}": stage}
+        layers |= {f"downsample_layers.{index}": downsample, f"stages.{index}": stage}
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str) -> None:
         def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             shapes[name] = tuple(output.shape[1:])
 
-        handles.append(parts[name].register_forward_hook(hook))
+        handles.append(layers[name].register_forward_hook(hook))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    for name in parts:
+    for name in layers:
         note(name)
     try:
         counter = _count(model, image_size, channels)
@@ -75,7 +75,7 @@ def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> lis
     flops = counter.get_flop_counts()
     prefix = type(model).__name__
     return [
-        Row(name, shape, count_parameters(parts[name]), sum(flops.get(f"{prefix}.{name}", {}).values()) / 2e9)
+        Row(name, shape, count_parameters(layers[name]), sum(flops.get(f"{prefix}.{name}", {}).values()) / 2e9)
         for name, shape in shapes.items()
     ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from convnext.errors import CheckpointError, did_you_mean
 
 # Fields of the rules: {s} stage, {d} stage that starts with a downsampling, {even} 2s and {odd} 2s + 1, {b} block,
-# {k} place in a downsampling, {n} which pointwise layer, {p} parameter, {model} prefix of transformers' V1 or V2.
+# {k} index in a downsampling, {n} which pointwise layer, {p} parameter, {model} prefix of transformers' V1 or V2.
 _NUMBER = "(?:0|[1-9][0-9]{0,3})"
 _FIELDS = {
     "s": _NUMBER,
@@ -201,10 +201,10 @@ def _rename(name: str, rules: Iterable[tuple[str, str]], model: str = "") -> str
     """The name after the first rule that it matches; None where there is none."""
     for old, new in rules:
         if match := _pattern(old).fullmatch(name):
-            found = {"model": model} | match.groupdict()
+            fields = {"model": model} | match.groupdict()
             steps = {"s": 1, "d": 1, "even": 2, "odd": 2}
-            stage = next((int(found[field]) // step for field, step in steps.items() if field in found), 0)
-            return new.format(**(found | {"s": stage, "d": stage, "even": 2 * stage, "odd": 2 * stage + 1}))
+            stage = next((int(fields[field]) // step for field, step in steps.items() if field in fields), 0)
+            return new.format(**(fields | {"s": stage, "d": stage, "even": 2 * stage, "odd": 2 * stage + 1}))
     return None
 
 

@@ -124,9 +124,9 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     except Exception as error:  # damaged bytes end the reading anywhere, with any error
-        if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(
-                f"refused to open {path}: it asks for {found[1]}, and a checkpoint may hold only tensors in plain "
+                f"refused to open {path}: it asks for {match[1]}, and a checkpoint may hold only tensors in plain "
                 f"containers; save its state_dict alone, with torch.save or as safetensors"
             ) from None
         raise CheckpointError(

@@ -21,15 +21,15 @@ def test_standard_baselines_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "swin_t"])
-@pytest.mark.parametrize(("patch_size", "side", "channels"), [(1, 32, 3), (2, 64, 1), (4, 64, 1)])
-def test_stems_for_small_images(name: str, patch_size: int, side: int, channels: int) -> None:
+@pytest.mark.parametrize(("patch_size", "size", "channels"), [(1, 32, 3), (2, 64, 1), (4, 64, 1)])
+def test_stems_for_small_images(name: str, patch_size: int, size: int, channels: int) -> None:
     model = create_model(name, 5, patch_size=patch_size, in_channels=channels)
     maps = []
     last = model.get_submodule("features" if name == "swin_t" else "layer4")
     last.register_forward_hook(lambda _module, _args, output: maps.append(output.shape))
-    assert model(torch.randn(2, channels, side, side)).shape == (2, 5)
+    assert model(torch.randn(2, channels, size, size)).shape == (2, 5)
     height = maps[0][1 if name == "swin_t" else 2]  # Swin keeps channels last
-    assert height == side // (8 * patch_size)
+    assert height == size // (8 * patch_size)
 
 
 def test_a_baseline_keeps_only_its_own_settings() -> None:

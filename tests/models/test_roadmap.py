@@ -78,12 +78,12 @@ def test_steps_are_in_the_papers_order() -> None:
     assert STEPS[11].kernel_size == STEPS[8].kernel_size == 7
 
 
-@pytest.mark.parametrize(("patch_size", "depths", "side"), [(1, (1, 2), 8), (2, (2, 1), 10), (4, (1,), 8)])
+@pytest.mark.parametrize(("patch_size", "depths", "size"), [(1, (1, 2), 8), (2, (2, 1), 10), (4, (1,), 8)])
 @by_name
-def test_small_networks(step: Step, patch_size: int, depths: tuple[int, ...], side: int) -> None:
+def test_small_networks(step: Step, patch_size: int, depths: tuple[int, ...], size: int) -> None:
     torch.manual_seed(0)
     model = Roadmap(step.number, 10, 1, patch_size, depths, width=8, stochastic_depth=0.1)
-    logits = model(torch.randn(8, 1, side, side))
+    logits = model(torch.randn(8, 1, size, size))
     assert logits.shape == (8, 10)
     assert logits.isfinite().all()
     logits.square().sum().backward()

@@ -262,8 +262,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, checkpoint: bytes) 
     assert "not there" in one_line(lambda: read_foreign(tmp_path / "none.pth"), CheckpointError)
     assert "cannot read" in one_line(lambda: read_foreign(tmp_path), CheckpointError)
     path = tmp_path / "other.pth"
-    for found in (nn.Linear(2, 2), [torch.ones(1)], {"model": {"a": 1}}, {}):
-        torch.save(found, path)
+    for content in (nn.Linear(2, 2), [torch.ones(1)], {"model": {"a": 1}}, {}):
+        torch.save(content, path)
         assert str(path) in one_line(lambda: read_foreign(path), CheckpointError)
 
 
@@ -274,9 +274,9 @@ def test_layouts_of_others(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.ckpt")
     torch.save({"model": state, "args": argparse.Namespace(lr=4e-3)}, tmp_path / "d.pth")
     for path in tmp_path.iterdir():
-        found = read_foreign(path)
-        assert found.keys() == state.keys()
-        assert all(torch.equal(found[key], state[key]) for key in state)
+        tensors = read_foreign(path)
+        assert tensors.keys() == state.keys()
+        assert all(torch.equal(tensors[key], state[key]) for key in state)
 
 
 def test_catalogue() -> None:
@@ -335,8 +335,8 @@ def test_another_classifier(tmp_path: Path, num_classes: int) -> None:
 def logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
     model = small_model(in_channels=images.shape[1])
     model.load_state_dict(state, strict=True)
-    found: Tensor = model(images)
-    return found
+    logits: Tensor = model(images)
+    return logits
 
 
 @pytest.mark.usefixtures("released")
