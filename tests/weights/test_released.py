@@ -262,8 +262,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, checkpoint: bytes) 
     assert "not there" in one_line(lambda: read_foreign(tmp_path / "none.pth"), CheckpointError)
     assert "cannot read" in one_line(lambda: read_foreign(tmp_path), CheckpointError)
     path = tmp_path / "other.pth"
-    for content in (nn.Linear(2, 2), [torch.ones(1)], {"model": {"a": 1}}, {}):
-        torch.save(content, path)
+    for unusable in (nn.Linear(2, 2), [torch.ones(1)], {"model": {"a": 1}}, {}):
+        torch.save(unusable, path)
         assert str(path) in one_line(lambda: read_foreign(path), CheckpointError)
 
 
