@@ -26,6 +26,7 @@ class Transform(Protocol):
         """The picture's pixels, changed."""
 
 
+_EVAL_MARGIN = 2  # see `Picture.resized`
 _RATIO = (3 / 4, 4 / 3)  # of the sides of a random area
 
 
@@ -69,7 +70,7 @@ class TrainTransform:
 
     def _crop(self, picture: Picture) -> Tensor:
         if self.settings.crop != "resized":
-            return _resized_center(picture, self.image_size, 1.0)
+            return _resized_center(picture, self.image_size, 1.0, margin=1)
         width, height = picture.size
         # A tensor without memory: only its shape is asked for.
         shape = torch.empty((1, height, width), device="meta")
@@ -115,39 +116,19 @@ class EvalTransform:
 
     def __call__(self, picture: Picture) -> Tensor:
         """The middle of the picture."""
-        return _resized_center(picture, self.image_size, self.center_crop)
+        return _resized_center(picture, self.image_size, self.center_crop, _EVAL_MARGIN)
 
 
-def _resized_center(picture: Picture, image_size: int, center_crop: float) -> Tensor:
+def _resized_center(picture: Picture, image_size: int, center_crop: float, margin: int) -> Tensor:
     width, height = picture.size
     if width == height == image_size and center_crop == 1:
         return picture.resized((0, 0, width, height), width, height)
     shorter = round(image_size / center_crop)
     scale = shorter / min(width, height)
     sides = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
-    pixels = picture.resized((0, 0, width, height), *sides)
+    pixels = picture.resized((0, 0, width, height), *sides, margin)
     middle: Tensor = functional.center_crop_image(pixels, [image_size, image_size])
     return middle
-
-
-def sizes_by_epoch(image_size: int, start_size: int | None, full_size_from: float, epochs: int) -> list[int]:
-    """The side of the training images in each epoch (progressive resizing, Howard 2018; Tan & Le 2021).
-
-    Args:
-        image_size: the last one.
-        start_size: the first one; None for ``image_size`` throughout.
-        full_size_from: share of the epochs after which ``image_size`` is reached.
-        epochs: their number.
-
-    Returns:
-        One side an epoch, growing evenly, in steps of an eighth of ``image_size``.
-    """
-    if start_size is None:
-        return [image_size] * epochs
-    step = max(1, image_size // 8)
-    growing = max(1, round(epochs * full_size_from))
-    steps = ((image_size - start_size) * min(epoch / growing, 1.0) / step for epoch in range(epochs))
-    return [image_size if epoch >= growing else start_size + step * int(s) for epoch, s in enumerate(steps)]
 
 
 class Normalize(nn.Module):

@@ -5,16 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
-from convnext.data.images import UnreadableImageError, read_image, to_mode
+from convnext.data.images import Picture, UnreadableImageError
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
-    stream.seek(0)
-    return stream
+    return stream.getvalue()
+
+
+def decoded(raw: bytes | Image.Image, channels: int = 3) -> Image.Image:
+    return Picture(raw, channels).decode()
 
 
 def mean_difference(one: Image.Image, other: Image.Image) -> float:
@@ -49,7 +53,7 @@ def test_colour_modes(colour_image: Image.Image, mode: str, kind: str, tolerance
         converted = colour_image.quantize(256)
     else:
         converted = colour_image.convert(mode)
-    assert mean_difference(read_image(saved(converted, kind)), colour_image) <= tolerance
+    assert mean_difference(decoded(saved(converted, kind)), colour_image) <= tolerance
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -58,36 +62,37 @@ def test_grey_modes(kind: str, channels: int) -> None:
     values = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
     expected = Image.fromarray(values)
     if kind == "8 bit":
-        stream = saved(expected, "PNG")
+        raw = saved(expected, "PNG")
     elif kind == "16 bit PNG":
-        stream = saved(Image.fromarray(values.astype(np.uint16) * 257), "PNG")
+        raw = saved(Image.fromarray(values.astype(np.uint16) * 257), "PNG")
     elif kind == "16 bit TIFF":
-        stream = saved(Image.fromarray(values.astype(np.uint16) * 257), "TIFF")
+        raw = saved(Image.fromarray(values.astype(np.uint16) * 257), "TIFF")
     elif kind == "32 bit":
-        stream = saved(Image.fromarray(values.astype(np.int32) * 257), "TIFF")
+        raw = saved(Image.fromarray(values.astype(np.int32) * 257), "TIFF")
     elif kind == "float":
-        stream = saved(Image.fromarray(values.astype(np.float32) / 255), "TIFF")
+        raw = saved(Image.fromarray(values.astype(np.float32) / 255), "TIFF")
     elif kind == "1 bit":
         expected = Image.fromarray(((values > 127) * 255).astype(np.uint8))
-        stream = saved(expected.convert("1"), "PNG")
+        raw = saved(expected.convert("1"), "PNG")
     else:
-        stream = saved(expected.convert("LA"), "PNG")
-    image = read_image(stream, channels)
+        raw = saved(expected.convert("LA"), "PNG")
+    image = decoded(raw, channels)
     assert mean_difference(image, expected.convert("L" if channels == 1 else "RGB")) <= 0.51
 
 
 def test_transparent_pixels_are_white(colour_image: Image.Image) -> None:
     image = colour_image.convert("RGBA")
     image.putalpha(Image.fromarray(np.full((30, 40), 0, np.uint8)))
-    assert read_image(saved(image, "PNG")).getextrema() == ((255, 255),) * 3
+    assert decoded(saved(image, "PNG")).getextrema() == ((255, 255),) * 3
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
-    assert read_image(saved(palette, "PNG", transparency=1)).getpixel((0, 0)) == (255, 255, 255)
-    assert read_image(saved(palette, "PNG")).getpixel((0, 0)) == (0, 0, 255)
+    assert decoded(saved(palette, "PNG", transparency=1)).getpixel((0, 0)) == (255, 255, 255)
+    assert decoded(saved(palette, "PNG")).getpixel((0, 0)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(colour_image: Image.Image, orientation: int) -> None:
+def test_exif_orientation_is_applied(colour_image: Image.Image, orientation: int, kind: str) -> None:
     turns = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -99,20 +104,59 @@ def test_exif_orientation_is_applied(colour_image: Image.Image, orientation: int
     }
     stored = colour_image.transpose(turns[orientation]) if orientation in turns else colour_image
     exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert mean_difference(read_image(saved(stored, "PNG", exif=exif)), colour_image) == 0
+    exif[ExifTags.Base.Orientation] = orientation
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    picture = Picture(saved(stored, kind, exif=exif, **lossless), 3)
+    assert picture.size == colour_image.size
+    assert mean_difference(picture.decode(), colour_image) <= (6 if kind == "JPEG" else 0)
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("with_exif", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_orientation_in_xmp_alone_is_none(colour_image: Image.Image, kind: str, with_exif: bool) -> None:
+    """As browsers have it, and whether or not there is EXIF that says nothing of it."""
+    options: dict[str, object] = {"xmp": XMP.encode(), "dpi": (72, 72)}
+    if kind == "TIFF":
+        options = {"tiffinfo": {700: XMP.encode()}}
+    elif kind == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP)  # type: ignore[attr-defined]
+    if with_exif and kind != "TIFF":
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Make] = "a camera"  # type: ignore[index]
+    raw = saved(colour_image, kind, **options)
+    with Image.open(io.BytesIO(raw)) as image:
+        assert ImageOps.exif_transpose(image).size == colour_image.size[::-1]  # Pillow turns it
+    picture = Picture(raw, 3)
+    assert picture.size == colour_image.size
+    assert mean_difference(picture.decode(), colour_image) <= (6 if kind in ("JPEG", "WEBP") else 0)
+
+
+def test_a_stream_is_read_from_its_beginning(colour_image: Image.Image) -> None:
+    stream = io.BytesIO()
+    colour_image.save(stream, "PNG")
+    for _ in range(2):
+        assert mean_difference(Picture.open(stream, 3).decode(), colour_image) == 0
+    with pytest.raises(UnreadableImageError, match=r"^standard input: unreadable image \(no image format"):
+        Picture.open(io.BytesIO(b"no image"), 3)
 
 
 def test_a_pillow_image_needs_no_file(colour_image: Image.Image) -> None:
-    assert mean_difference(to_mode(colour_image.convert("RGBA"), 3), colour_image) == 0
-    assert to_mode(colour_image, 1).mode == "L"
+    assert mean_difference(decoded(colour_image.convert("RGBA")), colour_image) == 0
+    assert decoded(colour_image, 1).mode == "L"
 
 
 @pytest.mark.parametrize("fault", ["truncated", "text", "empty", "missing", "folder"])
 def test_unreadable_files_are_named(colour_image: Image.Image, tmp_path: Path, fault: str) -> None:
     path = tmp_path / "cat.jpg"
     if fault == "truncated":
-        data = saved(colour_image.resize((300, 300)), "JPEG").getvalue()
+        data = saved(colour_image.resize((300, 300)), "JPEG")
         path.write_bytes(data[: len(data) // 2])
     elif fault == "text":
         path.write_text("this is no image")
@@ -121,5 +165,5 @@ def test_unreadable_files_are_named(colour_image: Image.Image, tmp_path: Path, f
     elif fault == "folder":
         path.mkdir()
     with pytest.raises(UnreadableImageError, match=r"cat\.jpg: unreadable image \(.+\)") as error:
-        read_image(path)
+        Picture.open(path, 3).decode()
     assert "\n" not in str(error.value)

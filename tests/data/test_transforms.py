@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from simplejpeg import decode_jpeg
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
 from convnext.data.datasets.load import load_splits
-from convnext.data.images import Picture, UnreadableImageError
+from convnext.data.images import Box, Picture, UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
-from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix, sizes_by_epoch
+from convnext.data.resizing import sizes_by_epoch
+from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
 from convnext.errors import SettingsError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,6 +35,9 @@ def jpeg(image: Image.Image, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", **{"quality": 92, **options})
     return file.getvalue()
+
+
+SMALL = jpeg(Image.linear_gradient("L").resize((255, 253)).convert("RGB"))
 
 
 def hwc(pixels: Tensor) -> np.ndarray:
@@ -51,21 +58,45 @@ def test_a_crop_is_pillows_crop(photograph: Image.Image, shrink: float) -> None:
     assert error.max() < (3 if shrink < 2 else 60)
 
 
+@pytest.mark.parametrize(("margin", "sides"), [(1, (1280, 1280, 640, 320, 160)), (2, (1280, 1280, 1280, 640, 320))])
 def test_a_crop_that_is_shrunk_is_decoded_at_reduced_size(
-    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch
+    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch, margin: int, sides: tuple[int, ...]
 ) -> None:
-    raw, sizes = jpeg(photograph), []
-    decoded = Picture._decoded
+    raw, widths = jpeg(photograph), []
 
-    def spy(picture: Picture, factor: int) -> Tensor:
-        pixels = decoded(picture, factor)
-        sizes.append((pixels.shape[2], pixels.shape[1]))
+    def spy(*arguments: object, **options: object) -> np.ndarray:
+        pixels: np.ndarray = decode_jpeg(*arguments, **options)
+        widths.append(pixels.shape[1])
         return pixels
 
-    monkeypatch.setattr(Picture, "_decoded", spy)
-    for side in (854, 428, 427, 213, 106):
-        Picture(raw, 3).resized((0, 0, 854, 854), side, side)
-    assert sizes == [(1280, 854), (1280, 854), (640, 427), (320, 214), (160, 107)]
+    monkeypatch.setattr("convnext.data.images.decode_jpeg", spy)
+    for size in (854, 428, 427, 213, 106):
+        Picture(raw, 3).resized((0, 0, 854, 854), size, size, margin)
+    assert tuple(widths) == sides
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 7])
+@pytest.mark.parametrize("size", [24, 50, 64, 107, 213])
+def test_evaluation_sees_the_pixels_of_a_whole_decode(photograph: Image.Image, size: int, cut: int) -> None:
+    """Of any size: one that is no multiple of 8 does not shift the image that is decoded at reduced size."""
+    width, height = photograph.size
+    raw = jpeg(photograph.crop((0, 0, width - cut, height - cut)))
+    whole = Picture(raw, 3).decode()
+    for center_crop in (0.875, 1.0):
+        transform = EvalTransform(size, center_crop)
+        error = np.abs(hwc(transform(Picture(raw, 3))) - hwc(transform(Picture(whole, 3))))
+        assert error.mean() < 0.6
+
+
+@given(
+    box=st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(200, 255), st.integers(200, 253)),
+    width=st.integers(1, 250),
+    height=st.integers(1, 250),
+    margin=st.integers(1, 4),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_box_comes_out_in_the_size_asked_for(box: Box, width: int, height: int, margin: int) -> None:
+    assert Picture(SMALL, 3).resized(box, width, height, margin).shape == (3, height, width)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
