@@ -19,27 +19,24 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from peers import timm_convnext
 from torch import nn
 
 import convnext
-from convnext.config import ModelSettings, RunSettings
+from convnext.config import RunSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import batches
-from convnext.devices import keep_freed_memory, make_accelerator
-from convnext.models import registry
+from convnext.devices import keep_freed_memory
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.resolve import cached, resolve_settings
+from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -78,29 +75,21 @@ def settings_of(entry: str, options: argparse.Namespace) -> RunSettings:
     return convnext.recipe(OTHERS[entry][options.data], **common, **changes)
 
 
-def timm_model(settings: ModelSettings, num_classes: int) -> nn.Module:
-    """timm's ConvNeXt of these settings."""
-    depths, dims = settings.depths or (), settings.dims or ()
-    return timm_convnext(
-        depths, dims, settings.patch_size or 4, num_classes, settings.in_channels or 3, settings.stochastic_depth
-    )
+def peer_of(entry: str, settings: RunSettings) -> nn.Module | None:
+    """timm's ConvNeXt of these settings, for its entry; None where the settings' own model is meant."""
+    if entry != "timm":
+        return None
+    splits, model = load_splits(settings.data), settings.model
+    torch.manual_seed(settings.seed)
+    sizes = model.depths or (), model.dims or (), model.patch_size or 4
+    return timm_convnext(*sizes, len(splits.classes), splits.channels, model.stochastic_depth)
 
 
-@contextmanager
-def model_of(entry: str) -> Iterator[None]:
-    """Where a model is built, build the entry's."""
-    if entry == "timm":
-        with mock.patch.object(registry, "build", timm_model):
-            yield
-    else:
-        yield
-
-
-def seconds_an_epoch(settings: RunSettings) -> float:
+def seconds_an_epoch(entry: str, settings: RunSettings) -> float:
     """CPU time of one at the full size, by some steps on the data."""
-    accelerator = make_accelerator(settings)
-    settings, splits = resolve_settings(settings, load_splits(settings.data), accelerator)
-    trainer = Trainer(settings, cached(splits, settings.data, True), accelerator)
+    peer = peer_of(entry, settings)
+    settings, splits, accelerator = prepare(settings, peer)
+    trainer = Trainer(settings, cached(splits, settings.data, True), accelerator, peer)
     with batches(trainer.images, trainer.sampler, 0) as stream, StopSignals(trainer.folder) as signals:
         times = [time.process_time()]
         for batch in itertools.islice(stream, 2 + TIMED):
@@ -109,36 +98,37 @@ def seconds_an_epoch(settings: RunSettings) -> float:
     return (times[-1] - times[2]) / TIMED * trainer.steps_per_epoch
 
 
-def fit_to(settings: RunSettings, seconds: float) -> RunSettings:
-    """The settings with the epochs that the time allows, at least one, and a warm-up of the same share of them."""
+def fit_to(entry: str, settings: RunSettings, seconds: float) -> RunSettings:
+    """The settings with the epochs that the time allows, at least one, and a warm-up of the same fraction of them."""
     data = settings.data
-    epoch = seconds_an_epoch(settings.replace(**{"data.start_size": None}))
+    epoch = seconds_an_epoch(entry, settings.replace(**{"data.start_size": None}))
     if data.start_size:
-        small = seconds_an_epoch(settings.replace(**{"data.start_size": None, "data.image_size": data.start_size}))
+        small = seconds_an_epoch(
+            entry, settings.replace(**{"data.start_size": None, "data.image_size": data.start_size})
+        )
         epoch = data.full_size_from * small + (1 - data.full_size_from) * epoch
     epochs = max(1, int(seconds * (1 - SPARE) / epoch))
-    share = settings.optimizer.warmup_epochs / settings.epochs
-    fitted: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": share * epochs})
+    warmup = settings.optimizer.warmup_epochs / settings.epochs
+    fitted: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": warmup * epochs})
     return fitted
 
 
 def run(entry: str, options: argparse.Namespace) -> Row:
     """Train and evaluate."""
     budget = 60 * options.minutes
-    with model_of(entry):
-        settings = fit_to(settings_of(entry, options), budget)
-        started = time.process_time()
-        # SIGPROF comes by CPU time. What a run does when it is told to stop is to save and to end.
-        signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        signal.setitimer(signal.ITIMER_PROF, budget)
-        with suppress(InterruptedRunError):
-            convnext.train(settings)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        minutes = (time.process_time() - started) / 60
-        path = options.output / entry
-        state = checkpoint.read_state(checkpoint.find(path))
-        report = convnext.evaluate(path, workers=0)
-        parameters = count_parameters(checkpoint.load_model(checkpoint.find(path))[0])
+    settings = fit_to(entry, settings_of(entry, options), budget)
+    started = time.process_time()
+    # SIGPROF comes by CPU time. What a run does when it is told to stop is to save and to end.
+    signal.signal(signal.SIGPROF, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_PROF, budget)
+    with suppress(InterruptedRunError):
+        convnext.train(settings, model=peer_of(entry, settings))
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    minutes = (time.process_time() - started) / 60
+    path, peer = options.output / entry, peer_of(entry, settings)
+    state = checkpoint.read_state(checkpoint.find(path))
+    report = convnext.evaluate(path, workers=0, model=peer)
+    parameters = count_parameters(checkpoint.load_model(checkpoint.find(path), peer)[0])
     epochs = state.step / (len(load_splits(settings.data).train) // settings.batch_size)
     return Row(entry, parameters, epochs, minutes, report.top1, report.macro_f1)
 
