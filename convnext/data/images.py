@@ -125,20 +125,21 @@ class Picture:
             fits = (f for f in (8, 4, 2) if box_width >= margin * f * width and box_height >= margin * f * height)
             factor = next(fits, 1)
         left, top, right, bottom = (round(edge / factor) for edge in box)
-        target: dict[str, tuple[float, float]] = {"size": (height, width)}
+        size: list[int] | None = [height, width]
+        scales: list[float] | None = None
         if factor > 1 and margin > 1:
             left, top, right, bottom = box[0] // factor, box[1] // factor, -(-box[2] // factor), -(-box[3] // factor)
             # A size would squeeze in all of the last pixels, which lie outside the box in part; what comes of a scale
             # is rounded down to whole pixels, of which a rounding error must not take one.
-            scales = (factor * height / box_height, factor * width / box_width)
-            target = {"scale_factor": (scales[0] * (1 + 1e-12), scales[1] * (1 + 1e-12))}
+            above_1 = 1 + 1e-12
+            size, scales = None, [above_1 * factor * height / box_height, above_1 * factor * width / box_width]
         pixels = self._decoded(factor)[:, top:bottom, left:right]
         if pixels.shape[1:] == (height, width):
             return pixels
         # torch's kernel is fastest from HWC to HWC, the order in which images are decoded and batched.
         pixels = pixels[None].contiguous(memory_format=torch.channels_last)
         # What transforms.v2 comes to for uint8 on CPU, without the way there.
-        return interpolate(pixels, **target, mode="bicubic", antialias=True)[0]
+        return interpolate(pixels, size, scales, mode="bicubic", antialias=True)[0]
 
     def _decoded(self, factor: int) -> Tensor:
         if self._pixels is not None:

@@ -26,7 +26,6 @@ class Transform(Protocol):
         """The picture's pixels, changed."""
 
 
-_EVAL_MARGIN = 2  # see `Picture.resized`
 _RATIO = (3 / 4, 4 / 3)  # of the sides of a random area
 
 
@@ -109,14 +108,19 @@ class EvalTransform:
     """Resize the shorter side to ``image_size / center_crop`` pixels and keep the square in the middle.
 
     Called with a picture, gives ``(C, image_size, image_size)`` uint8.
+
+    Args:
+        image_size: width and height of the result in pixels.
+        center_crop: width of that square as a fraction of the shorter side.
+        margin: as in `convnext.data.images.Picture.resized`.
     """
 
-    def __init__(self, image_size: int, center_crop: float = 1.0) -> None:
-        self.image_size, self.center_crop = image_size, center_crop
+    def __init__(self, image_size: int, center_crop: float = 1.0, margin: int = 2) -> None:
+        self.image_size, self.center_crop, self.margin = image_size, center_crop, margin
 
     def __call__(self, picture: Picture) -> Tensor:
         """The middle of the picture."""
-        return _resized_center(picture, self.image_size, self.center_crop, _EVAL_MARGIN)
+        return _resized_center(picture, self.image_size, self.center_crop, self.margin)
 
 
 def _resized_center(picture: Picture, image_size: int, center_crop: float, margin: int) -> Tensor:
