@@ -176,7 +176,7 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
             lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in duplicates]
             repeated = sum(len(group.items) - 1 for group in duplicates)
             fraction = f"{100 * repeated / sum(counts.values()):.2g} %"
-            fault = split == "train" and findings.duplicate_share > MOST_DUPLICATES
+            fault = split == "train" and findings.duplicate_fraction > MOST_DUPLICATES
             headline = (
                 f"{_number(repeated, 'image')} of {split} ({fraction}) repeat{'' if repeated > 1 else 's'} others"
             )
@@ -185,10 +185,10 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
 
 def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
     from convnext.data.audit.check import FEWEST_IMAGES, MOST_IMBALANCE, MOST_NEAR
-    from convnext.data.audit.signatures import SMALLEST_SIDE
+    from convnext.data.audit.signatures import SMALLEST_SIZE
 
-    if findings.near_share > MOST_NEAR:
-        nearly = f"{100 * findings.near_share:.2g} % of the images nearly repeat others"
+    if findings.near_fraction > MOST_NEAR:
+        nearly = f"{100 * findings.near_fraction:.2g} % of the images nearly repeat others"
         yield _Section(False, f"{nearly}: look at some of them (~) before you leave them out, they may only look alike")
     counts = findings.counts["train"]
     if findings.imbalance > MOST_IMBALANCE:
@@ -210,7 +210,7 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
         ends = ", ".join(f"{count:,} {end}" for end, count in findings.ignored.items())
         yield _Section(False, f"files that are not named like images are left alone: {ends}")
     if findings.tiny:
-        yield _Section(False, f"images below {SMALLEST_SIDE} px were searched for exact copies alone")
+        yield _Section(False, f"images below {SMALLEST_SIZE} px were searched for exact copies alone")
 
 
 def _sign(exact: bool) -> str:

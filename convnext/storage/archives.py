@@ -48,13 +48,13 @@ def verify(archive: Path, md5: str, progress: bool = True) -> None:
     """Compare a file with its published checksum.
 
     Raises:
-        DamagedArchiveError: it is another file, or a part of it.
+        DamagedArchiveError: it is another file, or an incomplete one.
     """
     with Bar(f"checking {archive.name}", progress) as bar:
-        found = digest(archive, "md5", bar.report)
-    if found != md5:
+        actual = digest(archive, "md5", bar.report)
+    if actual != md5:
         raise DamagedArchiveError(
-            f"{archive} has the MD5 {found}, not {md5}: it is damaged, incomplete or another file; replace it"
+            f"{archive} has the MD5 {actual}, not {md5}: it is damaged, incomplete or another file; replace it"
         )
 
 

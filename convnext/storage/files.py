@@ -46,15 +46,15 @@ def digest(path: Path, kind: str = "sha256", report: Callable[[int, int | None],
 
     ``report`` hears of the bytes read so far, and in all.
     """
-    found = hashlib.new(kind, usedforsecurity=kind != "md5")
+    hasher = hashlib.new(kind, usedforsecurity=kind != "md5")
     size, done = path.stat().st_size, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            found.update(block)
+            hasher.update(block)
             done += len(block)
             if report is not None:
                 report(done, size)
-    return found.hexdigest()
+    return hasher.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -230,7 +230,7 @@ def test_few_duplicates_are_no_fault() -> None:
     images[1] = images[0]
     splits = Splits(("a",), source(images[:240]), None, source(images[240:]))
     findings = check(splits, workers=0)
-    assert findings.duplicate_share == 1 / 240
+    assert findings.duplicate_fraction == 1 / 240
     assert not findings.severe
     assert [item.number for item in findings.to_leave_out()["repeats another image"]] == [1]
 

@@ -1,4 +1,4 @@
-"""Decoded images are kept once, and are those of the files."""
+"""Images are decoded once, and are those of the files."""
 
 import json
 import multiprocessing
@@ -159,7 +159,7 @@ def test_changed_files_are_read_again(source: FileSource, change: str) -> None:
     assert same_pixels(after, source)
     assert not np.array_equal(after.raw(7), old)
     assert np.array_equal(before.raw(7), old)  # who began with them goes on with them
-    assert after.path == before.path  # in place of the old file
+    assert after.path == before.path  # it replaces the old file
     path.unlink()
     with pytest.raises(UnreadableImageError):
         opened(source).raw(7)

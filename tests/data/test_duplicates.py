@@ -1,4 +1,4 @@
-"""Copies of a photograph are found however they were saved, and photographs that look alike from afar are none."""
+"""Copies of a photograph are recognised however they were saved, and photographs that look alike from afar are none."""
 
 import io
 from collections.abc import Callable
@@ -89,16 +89,16 @@ def test_photographs_with_the_same_outlines_but_other_details_are_no_copies() ->
 
 
 def test_frames_of_a_film_do_not_all_hang_on_the_first() -> None:
-    """Each is like the next; those far from each other are both kept."""
+    """Each is like the next; those far from each other are both originals."""
     start, end = (np.asarray(patches()[number], float) for number in (0, 20))
     frames = [Image.fromarray((start + (end - start) * t).astype(np.uint8)) for t in np.linspace(0, 1, 15)]
     readings = np.zeros(len(frames), READING)
     for number, frame in enumerate(frames):
         readings[number] = (True, bytes([number] * 16), SIDE, SIDE, "RGB", signature(frame))
     copies = find_copies(readings, np.zeros(len(frames), np.int64), lambda *_: True, lambda blocks: blocks)
-    kept = np.flatnonzero(copies.within < 0)
-    assert 2 <= len(kept) < len(frames) / 2
-    assert np.isin(copies.within[copies.within >= 0], kept).all()
+    originals = np.flatnonzero(copies.within < 0)
+    assert 2 <= len(originals) < len(frames) / 2
+    assert np.isin(copies.within[copies.within >= 0], originals).all()
 
 
 def distinct(levels: NDArray[np.float64]) -> NDArray[np.void]:
@@ -118,14 +118,14 @@ def test_copies_are_found_wherever_they_lie_among_thousands() -> None:
     copies = generator.choice(9000, 200, replace=False)
     originals, repeats = copies[:100], copies[100:]
     levels[repeats] = levels[originals] + generator.normal(0, 4, (100, 16, 16))
-    stages = np.arange(9000) // 6000
-    found = find_copies(distinct(levels), stages, lambda *_: True, lambda blocks: blocks)
-    links = np.maximum(found.across, found.within)
+    splits = np.arange(9000) // 6000
+    copies = find_copies(distinct(levels), splits, lambda *_: True, lambda blocks: blocks)
+    links = np.maximum(copies.across, copies.within)
     pairs = {frozenset((index, int(links[index]))) for index in np.flatnonzero(links >= 0).tolist()}
     assert pairs == {frozenset(pair) for pair in zip(originals.tolist(), repeats.tolist(), strict=True)}
-    leaks = np.flatnonzero(found.across >= 0)
+    leaks = np.flatnonzero(copies.across >= 0)
     assert len(leaks) > 20
-    assert (stages[leaks] == 0).all()
+    assert (splits[leaks] == 0).all()
 
 
 def test_a_leak_is_found_where_the_test_image_is_a_copy_itself() -> None:
@@ -133,8 +133,8 @@ def test_a_leak_is_found_where_the_test_image_is_a_copy_itself() -> None:
     levels = generator.normal(0, 40, (5000, 16, 16))
     levels[1] = levels[0] + generator.normal(0, 10, (16, 16))
     levels[4999] = levels[1] + generator.normal(0, 10, (16, 16))  # too far from the first
-    stages = (np.arange(5000) < 2).astype(np.int64)
-    found = find_copies(distinct(levels), stages, lambda *_: True, lambda blocks: blocks)
-    assert found.within[1] == 0
-    assert found.across[4999] == 1
-    assert found.linked(np.arange(5000)).sum() == 2
+    splits = (np.arange(5000) < 2).astype(np.int64)
+    copies = find_copies(distinct(levels), splits, lambda *_: True, lambda blocks: blocks)
+    assert copies.within[1] == 0
+    assert copies.across[4999] == 1
+    assert copies.linked(np.arange(5000)).sum() == 2

@@ -96,7 +96,9 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
     )
 
 
-def test_batches_are_the_same_for_any_workers_and_place_and_after_an_interruption(folder: Path, server: Server) -> None:
+def test_batches_are_the_same_for_any_workers_and_location_and_after_an_interruption(
+    folder: Path, server: Server
+) -> None:
     here, there = splits_of(f"{folder}/{PATTERN}"), splits_of(server.url + PATTERN)
     expected = stream(here, workers=0)
     assert len(expected) == 14
@@ -131,14 +133,14 @@ def remote(server: Server, folder: ShardFolder, pattern: str = PATTERN) -> Split
 def test_a_broken_connection_is_tried_again(server: Server, tmp_path: Path) -> None:
     name = "digits-train-000004.tar"
     server.cuts[name] = 3
-    check(remote(server, ShardFolder(tmp_path / "kept", pause=0)))
+    check(remote(server, ShardFolder(tmp_path / "folder", pause=0)))
     assert server.fetched.count(name) == 4
 
 
 def test_a_server_that_stays_broken_ends_with_one_line(server: Server, tmp_path: Path) -> None:
-    kept = ShardFolder(tmp_path / "kept", pause=0)
-    splits = remote(server, kept)
-    for path in (tmp_path / "kept").glob("*/*.tar"):
+    folder = ShardFolder(tmp_path / "folder", pause=0)
+    splits = remote(server, folder)
+    for path in (tmp_path / "folder").glob("*/*.tar"):
         path.unlink()
     server.statuses["digits-train-000004.tar"] = 503
     server.fetched.clear()
@@ -148,34 +150,33 @@ def test_a_server_that_stays_broken_ends_with_one_line(server: Server, tmp_path:
     assert len(server.fetched) == 5
     assert splits.train.raw(0) == png(0)
     with pytest.raises(DataError, match=r"there is no shard http.*digits-train-000012\.tar"):
-        remote(server, kept, "digits-train-{000011..000012}.tar")
+        remote(server, folder, "digits-train-{000011..000012}.tar")
     server.files["digits-train-000005.tar"] += b"more"
     with pytest.raises(DataError, match="has changed on its server: start again"):
         splits.train.raw(5 * 20)
     server.shutdown()
     server.server_close()
     with pytest.raises(DataError, match=r"cannot read http.*refused.*check the address and the network"):
-        remote(server, kept)
+        remote(server, folder)
 
 
-def test_kept_shards_stay_within_their_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_shards_stay_within_their_room(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convnext.data.datasets.shard_files.SHARDS_AT_ONCE", 3)
-    monkeypatch.setattr("convnext.data.datasets.shard_files._CONNECTIONS", 1)
     size = max(map(len, server.files.values()))
-    kept = ShardFolder(tmp_path / "kept", room=3 * size)
-    splits = remote(server, kept)
+    folder = ShardFolder(tmp_path / "folder", room=3 * size, connections=1)
+    splits = remote(server, folder)
 
-    def held() -> list[Path]:
-        paths = [path for path in kept.path.glob("*/*") if path.name != "index.json"]
+    def cached() -> list[Path]:
+        paths = [path for path in folder.path.glob("*/*") if path.name != "index.json"]
         assert sum(path.stat().st_size for path in paths) <= 3 * size
         return paths
 
-    abandoned = held()[0].parent / ".abandoned.tar.part"
+    abandoned = cached()[0].parent / ".abandoned.tar.part"
     abandoned.write_bytes(bytes(size))
     os.utime(abandoned, (0, 0))
     for index in [*range(0, 240, 10), *range(40)]:
         assert splits.train.raw(index) == png(index)
-        held()
+        cached()
     assert not abandoned.exists()
     # Images of shards 0 and 1 were read last: they are not fetched again.
     server.fetched.clear()

@@ -21,7 +21,7 @@ from convnext.errors import DataError
 from convnext.storage.archives import gunzip, inside, unpack, unpack_classes, verify
 from tests.support.dataset_archives import tar, zipped
 
-FILES = {f"set/{part}/{number}.txt": f"{part} {number}".encode() * 100 for part in "abc" for number in range(4)}
+FILES = {f"set/{folder}/{number}.txt": f"{folder} {number}".encode() * 100 for folder in "abc" for number in range(4)}
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -72,11 +72,11 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from convnext.storage.archives import unpack
-def place(name):
+def destination(name):
     if name.endswith("b/2.txt"):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
     return name
-unpack(Path(sys.argv[1]), Path(sys.argv[2]), place)
+unpack(Path(sys.argv[1]), Path(sys.argv[2]), destination)
 """
 
 
@@ -126,13 +126,13 @@ def test_two_at_once_unpack_once(tmp_path: Path) -> None:
     taken: list[str] = []
     first_has_begun = threading.Event()
 
-    def place(name: str) -> str:
+    def destination(name: str) -> str:
         assert not target.exists()
         taken.append(name)
         first_has_begun.set()
         return name
 
-    threads = [threading.Thread(target=unpack, args=(archive, target, place)) for _ in range(3)]
+    threads = [threading.Thread(target=unpack, args=(archive, target, destination)) for _ in range(3)]
     for thread in threads:
         thread.start()
     assert first_has_begun.wait(20)
@@ -183,8 +183,11 @@ def test_nothing_leaves_the_folder(name: str, tmp_path: Path) -> None:
     root = tmp_path / "one" / "two"
     root.mkdir(parents=True)
     archive = written(root / name, UNSAFE[name])
-    for place in (lambda name: name, lambda name: name.removeprefix("set/")):
-        refused(lambda place=place: unpack(archive, root / "target", place), "a link or a path out of its folder")  # type: ignore[misc]
+    for destination in (lambda name: name, lambda name: name.removeprefix("set/")):
+        refused(
+            lambda destination=destination: unpack(archive, root / "target", destination),
+            "a link or a path out of its folder",
+        )  # type: ignore[misc]
         assert names(root) == [name]
         assert names(root.parent) == ["two"]
         assert names(tmp_path) == ["one"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.data.audit.duplicates import Copies, find_copies
-from convnext.data.audit.signatures import SMALLEST_SIDE, bar, read_all, same_in_detail
+from convnext.data.audit.signatures import SMALLEST_SIZE, bar, read_all, same_in_detail
 from convnext.data.sources import FileSource, ImageSource, is_image_name
 from convnext.data.splits import Splits
 
@@ -61,7 +61,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         counts: images by split and class.
@@ -97,14 +97,14 @@ class Findings:
         return [group for group in self.groups if not group.conflict]
 
     @property
-    def duplicate_share(self) -> float:
-        """Share of the training images that repeat another of their class."""
+    def duplicate_fraction(self) -> float:
+        """Fraction of the training images that repeat another of their class."""
         repeated = sum(len(group.items) - 1 for group in self.duplicates if group.items[0].split == "train")
         return repeated / max(sum(self.counts["train"].values()), 1)
 
     @property
-    def near_share(self) -> float:
-        """Share of all images that nearly repeat another: where it is large, the images may only look alike."""
+    def near_fraction(self) -> float:
+        """Fraction of all images that nearly repeat another: where it is large, the images may only look alike."""
         near = sum(not leak.exact for leak in self.leaks)
         near += sum(len(group.items) - 1 for group in self.groups if not group.exact)
         return near / max(sum(sum(counts.values()) for counts in self.counts.values()), 1)
@@ -128,10 +128,10 @@ class Findings:
         Imbalance, sizes, modes, and what the test split repeats are for the user to judge.
         """
         mendable = any(self.can_mend(group) for group in self.conflicts)
-        return bool(self.unreadable or self.leaks or mendable or self.duplicate_share > MOST_DUPLICATES)
+        return bool(self.unreadable or self.leaks or mendable or self.duplicate_fraction > MOST_DUPLICATES)
 
     def to_leave_out(self) -> dict[str, list[Item]]:
-        """Images to leave out, by reason: the side of a leak that is nearer to the training, all images of a group of
+        """Images to leave out, by reason: of a leak the one nearer to the training, all images of a group of
         several classes, all but the largest of another group; exact copies first, near ones for themselves.
 
         Test and validation images stay, but for unreadable ones and leaks from val to test; unless the test split was
@@ -187,7 +187,7 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
     """Read every image once, compare them all, and say what is wrong.
 
     Near copies are resized, recompressed, brighter or darker ones of images that are not flat, and of which the larger
-    has at least 32 px; not mirrored or rotated ones, or parts.
+    has at least 32 px; not mirrored or rotated ones, or crops.
 
     Args:
         splits: the images.
@@ -198,32 +198,32 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
     Raises:
         UserError: a source that cannot be read at all, or a process that reads was killed.
     """
-    parts = _Parts(splits)
-    readings, reasons = read_all(parts.sources, workers, progress)
+    images = _Images(splits)
+    readings, reasons = read_all(images.sources, workers, progress)
 
     def confirm(one: int, other: int) -> bool:
-        return same_in_detail(parts.load(one), parts.load(other))
+        return same_in_detail(images.load(one), images.load(other))
 
     copies = find_copies(
         readings,
-        parts.stages,
+        images.split_indices,
         confirm,
         lambda blocks: bar(blocks, len(blocks), "comparing images", progress),
     )
     return Findings(
-        counts=parts.counts(),
-        unreadable=[(parts.item(index), reason) for index, reason in reasons.items()],
-        leaks=_leaks(copies, readings, parts),
-        groups=_groups(copies, readings, parts),
-        odd_sizes=_odd_sizes(readings, parts),
+        counts=images.counts(),
+        unreadable=[(images.item(index), reason) for index, reason in reasons.items()],
+        leaks=_leaks(copies, readings, images),
+        groups=_groups(copies, readings, images),
+        odd_sizes=_odd_sizes(readings, images),
         modes=_modes(readings),
-        ignored=_ignored(parts.sources),
-        tiny=_median_side(readings) < SMALLEST_SIDE,
+        ignored=_ignored(images.sources),
+        tiny=_median_size(readings) < SMALLEST_SIZE,
         drawn=drawn,
     )
 
 
-class _Parts:
+class _Images:
     """The images of all splits, numbered through."""
 
     def __init__(self, splits: Splits) -> None:
@@ -232,17 +232,17 @@ class _Parts:
         self.sources = [source for source in (splits.train, val, splits.test) if source is not None]
         self.names = ["train", splits.test_name] if val is None else ["train", "val", "test"]
         sizes = [len(source) for source in self.sources]
-        self.stages = np.repeat(np.arange(len(sizes)), sizes)
+        self.split_indices = np.repeat(np.arange(len(sizes)), sizes)
         self.starts = np.cumsum([0, *sizes])
 
     def item(self, index: int) -> Item:
-        stage = int(self.stages[index])
-        source, place = self.sources[stage], index - int(self.starts[stage])
-        return Item(self.names[stage], place, source.image_name(place), self.classes[source.targets[place]])
+        split = int(self.split_indices[index])
+        source, number = self.sources[split], index - int(self.starts[split])
+        return Item(self.names[split], number, source.image_name(number), self.classes[source.targets[number]])
 
     def load(self, index: int) -> Image.Image:
-        stage = int(self.stages[index])
-        return self.sources[stage].load(index - int(self.starts[stage]))
+        split = int(self.split_indices[index])
+        return self.sources[split].load(index - int(self.starts[split]))
 
     def counts(self) -> dict[str, dict[str, int]]:
         return {
@@ -253,37 +253,36 @@ class _Parts:
         }
 
 
-def _leaks(copies: Copies, readings: NDArray[np.void], parts: _Parts) -> list[Leak]:
-    found = np.flatnonzero(copies.across >= 0).tolist()
-    pairs = ((index, int(copies.across[index])) for index in found)
-    return [Leak(parts.item(one), parts.item(other), _exact(readings, [one, other])) for one, other in pairs]
+def _leaks(copies: Copies, readings: NDArray[np.void], images: _Images) -> list[Leak]:
+    pairs = ((index, int(copies.across[index])) for index in np.flatnonzero(copies.across >= 0).tolist())
+    return [Leak(images.item(one), images.item(other), _exact(readings, [one, other])) for one, other in pairs]
 
 
-def _groups(copies: Copies, readings: NDArray[np.void], parts: _Parts) -> list[Group]:
+def _groups(copies: Copies, readings: NDArray[np.void], images: _Images) -> list[Group]:
     members: dict[int, list[int]] = {}
     for index in np.flatnonzero(copies.within >= 0).tolist():
         original = int(copies.within[index])
         members.setdefault(original, [original]).append(index)
-    return [Group(tuple(map(parts.item, found)), _exact(readings, found)) for found in members.values()]
+    return [Group(tuple(map(images.item, group)), _exact(readings, group)) for group in members.values()]
 
 
 def _exact(readings: NDArray[np.void], indices: list[int]) -> bool:
     return len(set(readings["digest"][indices].tolist())) == 1
 
 
-def _median_side(readings: NDArray[np.void]) -> float:
+def _median_size(readings: NDArray[np.void]) -> float:
     read = readings[readings["readable"]]
     return float(np.median(np.minimum(read["width"], read["height"]))) if len(read) else 0.0
 
 
-def _odd_sizes(readings: NDArray[np.void], parts: _Parts) -> list[tuple[Item, int, int]]:
+def _odd_sizes(readings: NDArray[np.void], images: _Images) -> list[tuple[Item, int, int]]:
     shorter = np.minimum(readings["width"], readings["height"]).astype(float)
     longer = np.maximum(readings["width"], readings["height"]).astype(float)
-    usual = _median_side(readings)
+    usual = _median_size(readings)
     odd = (shorter < SMALLEST_PIXELS) | (longer > ODD_RATIO * shorter)
     odd |= (shorter * ODD_RATIO < usual) | (shorter > ODD_RATIO * usual)
     indices = np.flatnonzero(odd & readings["readable"]).tolist()
-    return [(parts.item(index), int(readings["width"][index]), int(readings["height"][index])) for index in indices]
+    return [(images.item(index), int(readings["width"][index]), int(readings["height"][index])) for index in indices]
 
 
 def _modes(readings: NDArray[np.void]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convnext.data.audit.signatures import LEAST_CORRELATION, SMALLEST_SIDE, alike, unit_vectors
+from convnext.data.audit.signatures import LEAST_CORRELATION, SMALLEST_SIZE, alike, unit_vectors
 
 _BLOCK, _TILE = 2048, 4096  # rows and columns compared at once: 32 MB of products
 _DIMENSIONS = 30
@@ -33,9 +33,9 @@ class Copies:
     across: NDArray[np.int64]
     within: NDArray[np.int64]
 
-    def link(self, repeats: NDArray[np.int64], originals: NDArray[np.int64], stages: NDArray[np.int64]) -> None:
+    def link(self, repeats: NDArray[np.int64], originals: NDArray[np.int64], splits: NDArray[np.int64]) -> None:
         """Note what these images repeat, pair by pair."""
-        same = stages[repeats] == stages[originals]
+        same = splits[repeats] == splits[originals]
         self.within[repeats[same]] = originals[same]
         self.across[repeats[~same]] = originals[~same]
 
@@ -46,7 +46,7 @@ class Copies:
 
 def find_copies(
     readings: NDArray[np.void],
-    stages: NDArray[np.int64],
+    splits: NDArray[np.int64],
     confirm: Callable[[int, int], bool],
     tracked: Callable[[range], Iterable[int]],
 ) -> Copies:
@@ -56,33 +56,33 @@ def find_copies(
 
     Args:
         readings: ``(N,)`` `convnext.data.audit.signatures.READING`.
-        stages: ``(N,)`` the place of each image's split: 0 for training, more for later ones.
+        splits: ``(N,)`` index of each image's split: 0 for training, more for later ones.
         confirm: whether two images whose signatures are alike are copies indeed.
         tracked: shows how far the comparison is.
     """
     copies = Copies(np.full(len(readings), -1), np.full(len(readings), -1))
     areas = readings["width"].astype(np.int64) * readings["height"]
-    order = np.lexsort((-areas, -stages))
-    distinct = _link_exact(order[readings["readable"][order]], readings["digest"], stages, copies)
+    order = np.lexsort((-areas, -splits))
+    distinct = _link_exact(order[readings["readable"][order]], readings["digest"], splits, copies)
     repeats = np.flatnonzero(copies.within >= 0)
-    search = _Search(readings, stages, confirm, copies)
+    search = _Search(readings, splits, confirm, copies)
     search.run(distinct[readings["signature"][distinct].any((1, 2))], tracked)
     # What the first of a digest nearly repeats, the others of it nearly repeat, too.
     repeats = repeats[copies.linked(copies.within[repeats])]
     originals = np.maximum(copies.across, copies.within)[copies.within[repeats]]
     copies.within[repeats] = -1
-    copies.link(repeats, originals, stages)
+    copies.link(repeats, originals, splits)
     return copies
 
 
 def _link_exact(
-    order: NDArray[np.int64], digests: NDArray[np.bytes_], stages: NDArray[np.int64], copies: Copies
+    order: NDArray[np.int64], digests: NDArray[np.bytes_], splits: NDArray[np.int64], copies: Copies
 ) -> NDArray[np.int64]:
     """Link images of the same digest; returns the first of each digest, in the order."""
     _, first, group = np.unique(digests[order], return_index=True, return_inverse=True)
     originals = order[first[group]]
     repeated = originals != order
-    copies.link(order[repeated], originals[repeated], stages)
+    copies.link(order[repeated], originals[repeated], splits)
     return order[np.sort(first)]
 
 
@@ -97,16 +97,16 @@ class _Search:
     def __init__(
         self,
         readings: NDArray[np.void],
-        stages: NDArray[np.int64],
+        splits: NDArray[np.int64],
         confirm: Callable[[int, int], bool],
         copies: Copies,
     ) -> None:
-        self.signatures, self.stages, self.confirm, self.copies = readings["signature"], stages, confirm, copies
-        self.sides = np.minimum(readings["width"], readings["height"])
+        self.signatures, self.splits, self.confirm, self.copies = readings["signature"], splits, confirm, copies
+        self.sizes = np.minimum(readings["width"], readings["height"])
 
     def run(self, order: NDArray[np.int64], tracked: Callable[[range], Iterable[int]]) -> None:
         """Link the near copies among these images."""
-        if not (self.sides[order] >= SMALLEST_SIDE).any():
+        if not (self.sizes[order] >= SMALLEST_SIZE).any():
             return
         basis = self._basis(order)
         columns = torch.empty(len(order), basis.shape[1] + 2)
@@ -119,9 +119,9 @@ class _Search:
             end = count + len(block)
             columns[count:end], others[count:end] = torch.cat([points, ones, -halves], 1), block
             self._link(block, *self._alike(torch.cat([points, -halves, ones], 1), columns[:end], others[:end]))
-            kept = np.flatnonzero((self.stages[block] > 0) | ~self.copies.linked(block))
-            end = count + len(kept)
-            columns[count:end], others[count:end] = columns[count + kept], block[kept]
+            rest = np.flatnonzero((self.splits[block] > 0) | ~self.copies.linked(block))
+            end = count + len(rest)
+            columns[count:end], others[count:end] = columns[count + rest], block[rest]
             count = end
 
     def _basis(self, order: NDArray[np.int64]) -> Tensor:
@@ -133,13 +133,13 @@ class _Search:
     def _alike(
         self, rows: Tensor, columns: Tensor, others: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-        """Pairs (place in the block, index of the other image before it, how alike they are).
+        """Pairs (index in the block, index of the other image before it, how alike they are).
 
         The product of a row and a column is -d²/2 of two points at distance d. The rows are the last of the columns.
         """
         bound = LEAST_CORRELATION - 1 - 1e-4  # (x - y)² / 2 = 1 - x·y for vectors of length 1
         first = len(columns) - len(rows)
-        found = []
+        results = []
         memory = torch.empty(len(rows) * _TILE)
         for start in range(0, len(columns), _TILE):
             tile = columns[start : start + _TILE]
@@ -148,8 +148,8 @@ class _Search:
             pairs = torch.nonzero(products[near] >= bound)
             row, column = near[pairs[:, 0]].numpy(), pairs[:, 1].numpy() + start
             before = column < first + row
-            found.append(self._compared(row[before], column[before], others, first))
-        row, column, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            results.append(self._compared(row[before], column[before], others, first))
+        row, column, scores = (np.concatenate(arrays) for arrays in zip(*results, strict=True))
         return row, others[column], scores
 
     def _compared(
@@ -158,10 +158,10 @@ class _Search:
         """The pairs whose whole signatures are alike."""
         scores = np.zeros(len(row), np.float32)
         for start in range(0, len(row), _PAIRS):
-            part = slice(start, start + _PAIRS)
-            one, other = others[first + row[part]], others[column[part]]
-            scores[part] = alike(self.signatures[one], self.signatures[other])
-            scores[part][np.maximum(self.sides[one], self.sides[other]) < SMALLEST_SIDE] = 0
+            batch = slice(start, start + _PAIRS)
+            one, other = others[first + row[batch]], others[column[batch]]
+            scores[batch] = alike(self.signatures[one], self.signatures[other])
+            scores[batch][np.maximum(self.sizes[one], self.sizes[other]) < SMALLEST_SIZE] = 0
         return row[scores > 0], column[scores > 0], scores[scores > 0]
 
     def _link(
@@ -170,13 +170,13 @@ class _Search:
         """Link the images of the block, in their order, to what they repeat."""
         best_first = np.lexsort((-scores, row))
         row, other = row[best_first], other[best_first]
-        places, starts = np.unique(row, return_index=True)
-        for place, originals in zip(places, np.split(other, starts)[1:], strict=True):
-            index = int(block[place])
-            later = originals[self.stages[originals] > self.stages[index]]
-            same = originals[self.stages[originals] == self.stages[index]]
+        rows, starts = np.unique(row, return_index=True)
+        for position, originals in zip(rows, np.split(other, starts)[1:], strict=True):
+            index = int(block[position])
+            later = originals[self.splits[originals] > self.splits[index]]
+            same = originals[self.splits[originals] == self.splits[index]]
             for choice in (later, same[~self.copies.linked(same)]):
                 original = next((one for one in choice[:_TRIES] if self.confirm(index, int(one))), None)
                 if original is not None:
-                    self.copies.link(np.array([index]), np.array([original]), self.stages)
+                    self.copies.link(np.array([index]), np.array([original]), self.splits)
                     break

@@ -24,12 +24,12 @@ from convnext.errors import DataError, UserError
 
 T = TypeVar("T")
 
-SIDE = 16  # of a signature
-SMALLEST_SIDE = 32  # of the larger of two near copies: digits of 8 px look alike without being copies
+SIZE = 16  # of a signature
+SMALLEST_SIZE = 32  # of the larger of two near copies: digits of 8 px look alike without being copies
 LEAST_CORRELATION = 0.95
 _LEAST_EDGE_CORRELATION = 0.8
 _LEAST_CONTRAST = 4.0  # grey levels: what varies less looks alike too easily
-_DETAIL_SIDE = 64
+_DETAIL_SIZE = 64
 _DETAIL_NOISE = 4.0  # squared grey levels that compression may change in a pixel
 _MOST_DIFFERENT = 0.7  # of two images' fine detail: about 1 where it is unrelated
 
@@ -40,7 +40,7 @@ READING = np.dtype(
         ("width", "u4"),
         ("height", "u4"),
         ("mode", "S20"),
-        ("signature", "i1", (SIDE, SIDE)),
+        ("signature", "i1", (SIZE, SIZE)),
     ]
 )
 _Read = tuple[NDArray[np.void], str] | UserError
@@ -129,7 +129,7 @@ class _Readings(Dataset[_Read]):
 
 
 def _mode(raw: Raw) -> str:
-    """Pillow's name for how the pixels are kept."""
+    """Pillow's name for how the pixels are stored."""
     if not isinstance(raw, bytes):
         return "L" if raw.ndim == 2 or raw.shape[2] == 1 else "RGB"
     with warnings.catch_warnings():
@@ -140,23 +140,23 @@ def _mode(raw: Raw) -> str:
 
 
 def signature(image: Image.Image) -> NDArray[np.int8]:
-    """``(SIDE, SIDE)``: the image shrunk, in grey, around 0 and up to 127; zeros where it is flat or tiny."""
-    small = _shrunk(image, SIDE)
+    """``(SIZE, SIZE)``: the image shrunk, in grey, around 0 and up to 127; zeros where it is flat or tiny."""
+    small = _shrunk(image, SIZE)
     centred = small - small.mean()
-    if min(image.size) < SIDE or centred.std() < _LEAST_CONTRAST:
-        return np.zeros((SIDE, SIDE), np.int8)
+    if min(image.size) < SIZE or centred.std() < _LEAST_CONTRAST:
+        return np.zeros((SIZE, SIZE), np.int8)
     scaled: NDArray[np.int8] = np.rint(centred * (127 / np.abs(centred).max())).astype(np.int8)
     return scaled
 
 
-def _shrunk(image: Image.Image, side: int) -> NDArray[np.float32]:
-    """``(side, side)`` means of the grey levels; the first of two steps bounds the memory, the second the rounding."""
+def _shrunk(image: Image.Image, size: int) -> NDArray[np.float32]:
+    """``(size, size)`` means of the grey levels; the first of two steps bounds the memory, the second the rounding."""
     box = Image.Resampling.BOX
-    return np.asarray(image.convert("L").resize((4 * side, 4 * side), box).convert("F").resize((side, side), box))
+    return np.asarray(image.convert("L").resize((4 * size, 4 * size), box).convert("F").resize((size, size), box))
 
 
 def unit_vectors(signatures: NDArray[np.int8]) -> NDArray[np.float32]:
-    """``(N, SIDE, SIDE)`` signatures as ``(N, SIDE²)`` vectors of length 1, whose product is their correlation."""
+    """``(N, SIZE, SIZE)`` signatures as ``(N, SIZE²)`` vectors of length 1, whose product is their correlation."""
     vectors = signatures.reshape(len(signatures), -1).astype(np.float32)
     vectors -= vectors.mean(1, keepdims=True)
     return _normed(vectors)
@@ -168,13 +168,13 @@ def _normed(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def alike(one: NDArray[np.int8], other: NDArray[np.int8]) -> NDArray[np.float32]:
-    """How alike ``(N, SIDE, SIDE)`` signatures are, pair by pair: up to 1 for copies, 0 where they may not be any."""
+    """How alike ``(N, SIZE, SIZE)`` signatures are, pair by pair: up to 1 for copies, 0 where they may not be any."""
     correlation = (unit_vectors(one) * unit_vectors(other)).sum(1)
     edges = (_edges(one) * _edges(other)).sum(1)
-    found: NDArray[np.float32] = np.where(
+    scores: NDArray[np.float32] = np.where(
         (correlation >= LEAST_CORRELATION) & (edges >= _LEAST_EDGE_CORRELATION), edges, 0
     )
-    return found
+    return scores
 
 
 def _edges(signatures: NDArray[np.int8]) -> NDArray[np.float32]:
@@ -188,8 +188,8 @@ def _edges(signatures: NDArray[np.int8]) -> NDArray[np.float32]:
 
 def same_in_detail(one: Image.Image, other: Image.Image) -> bool:
     """Whether two images with signatures that are alike have the same fine detail, as far as they have any."""
-    side = min(_DETAIL_SIDE, *one.size, *other.size)
-    levels = [_shrunk(image, side) for image in (one, other)]
+    size = min(_DETAIL_SIZE, *one.size, *other.size)
+    levels = [_shrunk(image, size) for image in (one, other)]
     contrasts = [max(float(level.std()), 1.0) for level in levels]
     details = [_detail(level * (min(contrasts) / contrast)) for level, contrast in zip(levels, contrasts, strict=True)]
     energy = sum(float((detail**2).mean()) for detail in details) + 2 * _DETAIL_NOISE
@@ -197,8 +197,8 @@ def same_in_detail(one: Image.Image, other: Image.Image) -> bool:
 
 
 def _detail(levels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``(side, side)``: what the grey levels have beyond a signature."""
-    coarse = Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BOX)
+    """``(size, size)``: what the grey levels have beyond a signature."""
+    coarse = Image.fromarray(levels).resize((SIZE, SIZE), Image.Resampling.BOX)
     detail: NDArray[np.float32] = levels - np.asarray(coarse.resize(levels.shape, Image.Resampling.BICUBIC))
     return detail
 

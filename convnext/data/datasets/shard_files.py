@@ -1,11 +1,11 @@
-"""Tar files on this disk or on a web server: where each sample lies in them, and those that are kept here for a while.
+"""Tar files on this disk or on a web server: where each sample lies in them, and local copies of remote ones.
 
 A folder holds, for every shard,
 
-- ``<key>/index.json``: its samples, their places and labels; made once, in one pass over the shard;
+- ``<key>/index.json``: its samples, their offsets and labels; made once, in one pass over the shard;
 - ``<key>/<name>.tar``: a shard from the web, while there is room for it.
 
-The key is a digest of the shard's place, size and version, so that a shard that changes is indexed and fetched anew.
+The key is a digest of the shard's location, size and version, so that a shard that changes is indexed and fetched anew.
 """
 
 import json
@@ -30,14 +30,13 @@ from urllib.request import Request, urlopen
 
 from convnext.data.sources import is_image_name
 from convnext.errors import DataError
-from convnext.storage.downloads import download, remove_part
+from convnext.storage.downloads import download, remove_partial
 from convnext.storage.files import writing
 
 # A run shuffles eight shards together (`convnext.data.loading.loader`), and its workers run ahead into the next eight.
 SHARDS_AT_ONCE = 16
 _FORMAT = "1"  # of the index
-_SHARE = 4  # of the disk's free space, one part in so many is for shards
-_CONNECTIONS = 4
+_ROOM_DIVISOR = 4  # shards may take a quarter of the disk's free space
 _RETRIES = 4
 _GONE = (403, 404, 410)  # file stores answer 403 where they do not want to say 404
 _LABEL_SIZE = 1 << 20  # bytes
@@ -53,24 +52,24 @@ class Shard:
     """A tar file.
 
     Args:
-        place: its absolute path or its URL.
-        key: a digest of the place, size and version.
+        location: its absolute path or its URL.
+        key: a digest of the location, size and version.
         size: bytes.
     """
 
-    place: str
+    location: str
     key: str
     size: int
 
     @property
     def remote(self) -> bool:
         """Whether it is on a web server."""
-        return is_url(self.place)
+        return is_url(self.location)
 
     @property
     def name(self) -> str:
-        """The last part of its place."""
-        return PurePosixPath(urlsplit(self.place).path if self.remote else self.place).name
+        """Its file name."""
+        return PurePosixPath(urlsplit(self.location).path if self.remote else self.location).name
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ class Index:
     labels: list[int | str]
 
 
-def is_url(place: str) -> bool:
+def is_url(location: str) -> bool:
     """Whether it is on a web server."""
-    return urlsplit(place).scheme in ("http", "https")
+    return urlsplit(location).scheme in ("http", "https")
 
 
 @dataclass(frozen=True)
@@ -106,22 +105,24 @@ class ShardFolder:
         path: the folder.
         room: bytes for shards; None for a quarter of what the disk has free (with the shards in it counted as free).
         pause: seconds before a failed request is repeated; each next pause is twice as long.
+        connections: requests at a time, while shards are looked for and indexed.
     """
 
     path: Path
     room: int | None = None
     pause: float = 1.0
+    connections: int = 4
 
-    def find(self, places: Sequence[str]) -> list[Shard]:
-        """The shards at ``places``.
+    def find(self, locations: Sequence[str]) -> list[Shard]:
+        """The shards at ``locations``.
 
         Raises:
             DataError: one is missing, its server cannot be reached, or they need more room than there is.
         """
-        found = _in_threads(self.look, places, "Looking for shards")
-        if None in found:
-            raise DataError(f"there is no shard {places[found.index(None)]}, or it may not be read")
-        shards = [shard for shard in found if shard is not None]
+        shards_or_none = self._in_threads(self.look, locations, "Looking for shards")
+        if None in shards_or_none:
+            raise DataError(f"there is no shard {locations[shards_or_none.index(None)]}, or it may not be read")
+        shards = [shard for shard in shards_or_none if shard is not None]
         largest = sorted((shard.size for shard in shards if shard.remote), reverse=True)[:SHARDS_AT_ONCE]
         if (needed := sum(largest)) > (room := self._room_and_files()[0]):
             raise DataError(
@@ -130,25 +131,25 @@ class ShardFolder:
             )
         return shards
 
-    def look(self, place: str) -> Shard | None:
-        """The shard (or other file) at ``place``; None where nothing is there.
+    def look(self, location: str) -> Shard | None:
+        """The shard (or other file) at ``location``; None where nothing is there.
 
         Raises:
             DataError: the server cannot be reached, or does not say how long the file is.
         """
-        if is_url(place):
-            answer = _describe(place, self.pause)
+        if is_url(location):
+            answer = _describe(location, self.pause)
             if answer is None:
                 return None
             size, version = answer
         else:
             try:
-                status = Path(place).stat()
+                status = Path(location).stat()
             except OSError:
                 return None
             size, version = status.st_size, str(status.st_mtime_ns)
-        identity = "\0".join((_FORMAT, place, str(size), version)).encode("utf-8", "surrogateescape")
-        return Shard(place, blake2b(identity, digest_size=16).hexdigest(), size)
+        identity = "\0".join((_FORMAT, location, str(size), version)).encode("utf-8", "surrogateescape")
+        return Shard(location, blake2b(identity, digest_size=16).hexdigest(), size)
 
     def index_all(self, shards: Sequence[Shard]) -> list[Index]:
         """The indices of the shards, made where they are not there yet; an interruption loses none that is made.
@@ -157,7 +158,7 @@ class ShardFolder:
             DataError: a shard that is damaged or has an image without a label.
             DownloadError: one that cannot be fetched.
         """
-        return _in_threads(self.index, shards, "Indexing shards")
+        return self._in_threads(self.index, shards, "Indexing shards")
 
     def index(self, shard: Shard) -> Index:
         """The index of one shard; see `index_all`."""
@@ -166,9 +167,9 @@ class ShardFolder:
             return Index(**json.loads(path.read_text("utf-8")))
         try:
             with self.open(shard) as file:
-                index = scan(file, shard.place)
+                index = scan(file, shard.location)
         except OSError as error:
-            raise DataError(f"{shard.place} cannot be read: {error.strerror}") from error
+            raise DataError(f"{shard.location} cannot be read: {error.strerror}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path) as unfinished:
             unfinished.write_text(json.dumps(asdict(index)), "utf-8")
@@ -183,7 +184,7 @@ class ShardFolder:
             DataError: one that has changed on its server.
         """
         if not shard.remote:
-            return Path(shard.place).open("rb")
+            return Path(shard.location).open("rb")
         path = self.path / shard.key / shard.name
         while True:
             with suppress(FileNotFoundError):
@@ -195,26 +196,26 @@ class ShardFolder:
 
     def _fetch(self, shard: Shard) -> None:
         self._make_room(shard)
-        path = download(shard.place, self.path / shard.key, progress=False, retries=_RETRIES, pause=self.pause)
+        path = download(shard.location, self.path / shard.key, progress=False, retries=_RETRIES, pause=self.pause)
         with suppress(FileNotFoundError):  # another process needed the room already
             if path.stat().st_size != shard.size:
                 path.unlink()
-                raise DataError(f"{shard.place} has changed on its server: start again, to index it anew")
+                raise DataError(f"{shard.location} has changed on its server: start again, to index it anew")
 
     def _make_room(self, shard: Shard) -> None:
         room, files = self._room_and_files()
-        others = sorted(file for file in files if file[1].parent.name != shard.key)  # its own part is gone on with
+        others = sorted(file for file in files if file[1].parent.name != shard.key)  # the download of this one goes on
         total = sum(length for _, _, length in others) + shard.size
         for _, path, length in others:
             if total <= room:
                 return
-            if path.suffix == ".part" and not remove_part(path):
+            if path.suffix == ".part" and not remove_partial(path):
                 continue
             path.unlink(missing_ok=True)
             total -= length
 
     def _room_and_files(self) -> tuple[int, list[tuple[int, Path, int]]]:
-        """Bytes for shards; and those that are here, in whole or in part: when last read, the path, and the size."""
+        """Bytes for shards; and those that are here, whole or partial: when last read, the path, and the size."""
         self.path.mkdir(parents=True, exist_ok=True)
         files = []
         for path in chain(self.path.glob("*/*.tar"), self.path.glob("*/.*.tar.part")):
@@ -224,25 +225,24 @@ class ShardFolder:
         if self.room is not None:
             return self.room, files
         free = shutil.disk_usage(self.path).free + sum(length for _, _, length in files)
-        return free // _SHARE, files
+        return free // _ROOM_DIVISOR, files
+
+    def _in_threads(self, function: Callable[[T], R], items: Iterable[T], title: str) -> list[R]:
+        """What the function gives for each item, in order, with a bar on a terminal; the first error ends it."""
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        pool = ThreadPoolExecutor(self.connections)
+        try:
+            futures = [pool.submit(function, item) for item in items]
+            shown = track(futures, title, console=console, disable=not console.is_terminal, transient=True)
+            return [future.result() for future in shown]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _in_threads(function: Callable[[T], R], items: Iterable[T], title: str) -> list[R]:
-    """What the function gives for each item, in order, with a bar on a terminal; the first error ends it."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    pool = ThreadPoolExecutor(_CONNECTIONS)
-    try:
-        futures = [pool.submit(function, item) for item in items]
-        shown = track(futures, title, console=console, disable=not console.is_terminal, transient=True)
-        return [future.result() for future in shown]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def scan(file: BinaryIO, place: str) -> Index:
+def scan(file: BinaryIO, location: str) -> Index:
     """Read the headers of a tar file, and its labels.
 
     A sample is the files whose paths are the same up to the first dot of their names: an image (``.jpg``, ``.png``, …)
@@ -262,10 +262,10 @@ def scan(file: BinaryIO, place: str) -> Index:
                     samples.setdefault(f"{folder}/{stem}", {})[ending.lower()] = member.offset_data, member.size
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise DataError(f"{place} is no tar file that can be read: {error}") from error
+        raise DataError(f"{location} is no tar file that can be read: {error}") from error
     # What is no header ends the loop above too: only the mark of the end, a block of zeros, tells that all was read.
     if os.pread(file.fileno(), _BLOCK, end) != bytes(_BLOCK):
-        raise DataError(f"{place} is damaged or truncated at byte {end:,}: fetch or write it again")
+        raise DataError(f"{location} is damaged or truncated at byte {end:,}: fetch or write it again")
     index = Index([], [], [], [])
     for path, members in samples.items():
         image = next((ending for ending in members if "." not in ending and is_image_name(f"x.{ending}")), None)
@@ -275,9 +275,9 @@ def scan(file: BinaryIO, place: str) -> Index:
         index.keys.append(key)
         index.offsets.append(members[image][0])
         index.sizes.append(members[image][1])
-        index.labels.append(_label(file, members, f"{place}: sample {key}"))
+        index.labels.append(_label(file, members, f"{location}: sample {key}"))
     if not index.keys:
-        raise DataError(f"{place} has no images: expected samples such as 000.jpg with 000.cls")
+        raise DataError(f"{location} has no images: expected samples such as 000.jpg with 000.cls")
     return index
 
 
