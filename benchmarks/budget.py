@@ -33,6 +33,7 @@ from convnext.config import RunSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import batches
 from convnext.devices import keep_freed_memory
+from convnext.kernels import build
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
 from convnext.training.interruption import InterruptedRunError, StopSignals
@@ -148,6 +149,9 @@ def main() -> None:
     print(f"{options.minutes:g} minutes of CPU time, {torch.get_num_threads()} threads, {options.precision}")
     print("entry parameters epochs CPU-minutes top-1 macro-F1")
     for entry in options.entries:
+        # The peer computes as timm alone would: our kernels would serve its depthwise convolutions, too.
+        os.environ["CONVNEXT_KERNELS"] = "0" if entry == "timm" else "1"
+        build.forget()
         row = run(entry, options)
         print(f"{entry} {row.parameters:,} {row.epochs:.1f} {row.minutes:.1f} {row.top1:.4f} {row.macro_f1:.4f}")
         with (options.output / "rows.jsonl").open("a") as file:
