@@ -1,8 +1,8 @@
 """One file an experiment: its settings, what it reproduces, the number that others published, and ours.
 
-A recipe's module has a docstring, ``SETTINGS``, ``PUBLISHED`` (or None) and ``MEASURED``; its file name, with dashes,
-is the recipe's name. It may have ``BY_MODEL``, settings that go with another model than its own, and ``choose``, which
-chooses settings by the data. What several recipes have in common stands in ``common/``.
+A recipe's module has a docstring and ``SETTINGS``; its file name, with dashes, is the recipe's name. It may have
+``PUBLISHED`` and ``MEASURED``, the numbers of others and ours, ``BY_MODEL``, settings that go with another model than
+its own, and ``choose``, which chooses settings by the data. What several recipes share stands in ``common/``.
 """
 
 import importlib
@@ -107,8 +107,8 @@ def get(name: str) -> Recipe:
         name=name,
         docs=(module.__doc__ or "").strip(),
         settings=module.SETTINGS.replace(recipe=name, name=name),
-        published=module.PUBLISHED,
-        measured=module.MEASURED,
+        published=getattr(module, "PUBLISHED", None),
+        measured=getattr(module, "MEASURED", ()),
         by_model=getattr(module, "BY_MODEL", {}),
         choose=getattr(module, "choose", None),
     )

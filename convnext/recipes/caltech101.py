@@ -9,6 +9,4 @@ Command: ``convnext train caltech101 --data.root DIR``, where DIR gets the downl
 
 from convnext.recipes import imagenette
 
-SETTINGS = imagenette.SETTINGS.replace(epochs=200, **{"data.name": "caltech101", "data.val_fraction": 0.1})
-PUBLISHED = None
-MEASURED = ()
+SETTINGS = imagenette.SETTINGS.replace(epochs=200, data={"name": "caltech101", "val_fraction": 0.1})

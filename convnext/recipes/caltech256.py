@@ -7,6 +7,4 @@ Command: ``convnext train caltech256 --data.root DIR``, where DIR gets the downl
 
 from convnext.recipes import imagenette
 
-SETTINGS = imagenette.SETTINGS.replace(**{"data.name": "caltech256", "data.val_fraction": 0.05})
-PUBLISHED = None
-MEASURED = ()
+SETTINGS = imagenette.SETTINGS.replace(data={"name": "caltech256", "val_fraction": 0.05})

@@ -9,13 +9,8 @@ from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=60,
-    **{
-        "model.stochastic_depth": 0.05,
-        "data.name": "cifar100",
-        "augment.policy": "trivialaugment",
-        "augment.random_erasing": 0.1,
-        "optimizer.warmup_epochs": 3.0,
-    },
+    model={"stochastic_depth": 0.05},
+    data={"name": "cifar100"},
+    augment={"policy": "trivialaugment", "random_erasing": 0.1},
+    optimizer={"warmup_epochs": 3.0},
 )
-PUBLISHED = None
-MEASURED = ()

@@ -34,4 +34,3 @@ SETTINGS = RunSettings(
 )
 SOURCE = "filipbasara0/simple-convnext, GitHub"
 PUBLISHED = Published({"convnext_tiny": 0.92}, "F1", "test", SOURCE)
-MEASURED = ()

@@ -33,8 +33,6 @@ SETTINGS = RunSettings(
     augment=AugmentSettings(crop_scale=(0.35, 1.0), policy="trivialaugment", random_erasing=0.1),
     optimizer=OptimizerSettings(lr=1e-3, reference_batch_size=64, warmup_epochs=5, clip_norm=1.0),
 )
-PUBLISHED = None
-MEASURED = ()
 
 _SIZES_READ = 200  # images whose headers are read
 _SMALL = 40  # pixels up to which images keep their own size, and have three stages

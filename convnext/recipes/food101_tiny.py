@@ -10,11 +10,7 @@ Command: ``convnext train food101-tiny --data.root DIR``, where DIR gets the dow
 from convnext.recipes import Published, imagenet1k_tiny
 
 SETTINGS = imagenet1k_tiny.SETTINGS.replace(
-    epochs=100,
-    batch_size=256,
-    ema_decay=None,
-    **{"data.name": "food101", "optimizer.clip_norm": 5.0},
+    epochs=100, batch_size=256, ema_decay=None, data={"name": "food101"}, optimizer={"clip_norm": 5.0}
 )
 SOURCE = "others; the run's author is not known to us"
 PUBLISHED = Published({"convnext_tiny": 74}, "top-1", "test", SOURCE, about=True)
-MEASURED = ()

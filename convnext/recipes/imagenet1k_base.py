@@ -3,12 +3,10 @@
 Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545): the settings of ``imagenet1k-tiny`` with more
 stochastic depth. What differs from the authors' training is said there.
 
-Command: ``convnext train imagenet1k-base --data.root DIR``, on few GPUs with
-``--gradient-accumulation 16`` or more.
+Command: ``convnext train imagenet1k-base --data.root DIR``, on few GPUs with ``--gradient-accumulation 16`` or more.
 """
 
 from convnext.recipes import Published, imagenet1k_tiny
 
-SETTINGS = imagenet1k_tiny.SETTINGS.replace(**{"model.name": "convnext_base", "model.stochastic_depth": 0.5})
+SETTINGS = imagenet1k_tiny.SETTINGS.replace(model={"name": "convnext_base", "stochastic_depth": 0.5})
 PUBLISHED = Published({"convnext_base": 83.8}, "top-1", "val", imagenet1k_tiny.SOURCE)
-MEASURED = ()

@@ -5,9 +5,9 @@ Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545, section
 square in its middle is kept.
 
 Command: ``convnext train imagenet1k-finetune-384 --data.root DIR`` for ConvNeXt-B (on few GPUs with
-``--gradient-accumulation 16`` or more); or ``--model.name convnext_tiny`` (``_small``, ``_large``, ``_xlarge``). From the weights of ImageNet-1K,
-where the authors reach 85.1 % (B) and 85.5 % (L): ``--model.weights in1k --optimizer.layer-decay 0.7
---model.stochastic-depth 0.8`` (L: 0.95).
+``--gradient-accumulation 16`` or more); or ``--model.name convnext_tiny`` (``_small``, ``_large``, ``_xlarge``). From
+the weights of ImageNet-1K, where the authors reach 85.1 % (B) and 85.5 % (L): ``--model.weights in1k
+--optimizer.layer-decay 0.7 --model.stochastic-depth 0.8`` (L: 0.95).
 """
 
 from typing import Any
@@ -32,4 +32,3 @@ _TOP1 = {
     "convnext_xlarge": 87.8,
 }
 PUBLISHED = Published(_TOP1, "top-1", "val", imagenet1k_tiny.SOURCE)
-MEASURED = ()

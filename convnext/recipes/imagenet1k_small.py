@@ -3,12 +3,10 @@
 Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545): the settings of ``imagenet1k-tiny`` with more
 stochastic depth. What differs from the authors' training is said there.
 
-Command: ``convnext train imagenet1k-small --data.root DIR``, on few GPUs with
-``--gradient-accumulation 16`` or more.
+Command: ``convnext train imagenet1k-small --data.root DIR``, on few GPUs with ``--gradient-accumulation 16`` or more.
 """
 
 from convnext.recipes import Published, imagenet1k_tiny
 
-SETTINGS = imagenet1k_tiny.SETTINGS.replace(**{"model.name": "convnext_small", "model.stochastic_depth": 0.4})
+SETTINGS = imagenet1k_tiny.SETTINGS.replace(model={"name": "convnext_small", "stochastic_depth": 0.4})
 PUBLISHED = Published({"convnext_small": 83.1}, "top-1", "val", imagenet1k_tiny.SOURCE)
-MEASURED = ()

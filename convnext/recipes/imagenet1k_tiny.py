@@ -4,8 +4,7 @@ Reproduces "A ConvNet for the 2020s" (Liu et al. 2022, arXiv 2201.03545, section
 torchvision's RandAugment counts magnitudes to 30 and always applies its 2 operations, where the authors' library counts
 to 10, varies the magnitude and applies each of 2 half the time; and erased rectangles have the mean colour, not noise.
 
-Command: ``convnext train imagenet1k-tiny --data.root DIR``, on few GPUs with
-``--gradient-accumulation 8`` or more.
+Command: ``convnext train imagenet1k-tiny --data.root DIR``, on few GPUs with ``--gradient-accumulation 8`` or more.
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
@@ -34,4 +33,3 @@ SETTINGS = RunSettings(
     optimizer=OptimizerSettings(lr=4e-3, reference_batch_size=4096, min_lr=1e-6, warmup_epochs=20, weight_decay=0.05),
 )
 PUBLISHED = Published({"convnext_tiny": 82.1}, "top-1", "val", SOURCE)
-MEASURED = ()

@@ -5,9 +5,8 @@ the authors' training guide, from their weights: 30 epochs of AdamW at 5e-5, lay
 Mixup or CutMix, and a classifier that starts close to zero. Other sizes bring their own stochastic depth and averaging;
 RandAugment differs as ``imagenet1k-tiny`` says.
 
-Command: ``convnext train imagenet1k-xlarge-22k-ft --data.root DIR``, on few GPUs with
-``--gradient-accumulation 32`` or more; or
-``--model.name convnext_tiny`` (``_small``, ``_base``, ``_large``).
+Command: ``convnext train imagenet1k-xlarge-22k-ft --data.root DIR``, on few GPUs with ``--gradient-accumulation 32`` or
+more; or ``--model.name convnext_tiny`` (``_small``, ``_base``, ``_large``).
 """
 
 from typing import Any
@@ -18,18 +17,14 @@ SETTINGS = imagenet1k_tiny.SETTINGS.replace(
     epochs=30,
     batch_size=512,
     ema_decay=0.9999,
-    **{
-        "model.name": "convnext_xlarge",
-        "model.weights": "in22k",
-        "model.stochastic_depth": 0.4,
-        "model.head_init_scale": 0.001,
-        "augment.mixup": 0.0,
-        "augment.cutmix": 0.0,
-        "optimizer.lr": 5e-5,
-        "optimizer.reference_batch_size": 512,
-        "optimizer.warmup_epochs": 0.0,
-        "optimizer.weight_decay": 1e-8,
-        "optimizer.layer_decay": 0.8,
+    model={"name": "convnext_xlarge", "weights": "in22k", "stochastic_depth": 0.4, "head_init_scale": 0.001},
+    augment={"mixup": 0.0, "cutmix": 0.0},
+    optimizer={
+        "lr": 5e-5,
+        "reference_batch_size": 512,
+        "warmup_epochs": 0.0,
+        "weight_decay": 1e-8,
+        "layer_decay": 0.8,
     },
 )
 BY_MODEL: dict[str, dict[str, Any]] = {
@@ -46,4 +41,3 @@ _TOP1 = {
     "convnext_xlarge": 87.0,
 }
 PUBLISHED = Published(_TOP1, "top-1", "val", imagenet1k_tiny.SOURCE)
-MEASURED = ()

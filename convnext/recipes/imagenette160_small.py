@@ -7,6 +7,5 @@ Command: ``convnext train imagenette160-small --data.root DIR``, where DIR gets 
 
 from convnext.recipes import Published, imagenette160_tiny
 
-SETTINGS = imagenette160_tiny.SETTINGS.replace(**{"model.name": "convnext_small"})
+SETTINGS = imagenette160_tiny.SETTINGS.replace(model={"name": "convnext_small"})
 PUBLISHED = Published({"convnext_small": 85.172}, "top-1", "val", imagenette160_tiny.SOURCE)
-MEASURED = ()

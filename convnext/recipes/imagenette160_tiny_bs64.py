@@ -9,4 +9,3 @@ from convnext.recipes import Published, imagenette160_tiny
 
 SETTINGS = imagenette160_tiny.SETTINGS.replace(batch_size=64)
 PUBLISHED = Published({"convnext_tiny": 83.312}, "top-1", "val", imagenette160_tiny.SOURCE)
-MEASURED = ()

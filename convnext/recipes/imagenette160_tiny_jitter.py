@@ -7,6 +7,5 @@ Command: ``convnext train imagenette160-tiny-jitter --data.root DIR``, where DIR
 
 from convnext.recipes import Published, imagenette160_tiny
 
-SETTINGS = imagenette160_tiny.SETTINGS.replace(label_smoothing=0.2, **{"augment.color_jitter": 0.5})
+SETTINGS = imagenette160_tiny.SETTINGS.replace(label_smoothing=0.2, augment={"color_jitter": 0.5})
 PUBLISHED = Published({"convnext_tiny": 85.885}, "top-1", "val", imagenette160_tiny.SOURCE)
-MEASURED = ()

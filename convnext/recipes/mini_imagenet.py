@@ -10,17 +10,8 @@ from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
     epochs=60,
-    **{
-        "model.depths": (2, 4, 2),
-        "model.patch_size": 4,
-        "model.stochastic_depth": 0.05,
-        "data.name": "mini-imagenet",
-        "data.image_size": 80,
-        "augment.crop": "resized",
-        "augment.crop_scale": (0.25, 1.0),
-        "augment.policy": "trivialaugment",
-        "optimizer.warmup_epochs": 3.0,
-    },
+    model={"depths": (2, 4, 2), "patch_size": 4, "stochastic_depth": 0.05},
+    data={"name": "mini-imagenet", "image_size": 80},
+    augment={"crop": "resized", "crop_scale": (0.25, 1.0), "policy": "trivialaugment"},
+    optimizer={"warmup_epochs": 3.0},
 )
-PUBLISHED = None
-MEASURED = ()

@@ -8,13 +8,5 @@ Command: ``convnext train mnist --data.root DIR``, where DIR gets the download.
 from convnext.recipes.common import small as _small
 
 SETTINGS = _small.SETTINGS.replace(
-    epochs=6,
-    **{
-        "model.dims": (32, 64, 128),
-        "data.name": "mnist",
-        "augment.crop_padding": 3,
-        "augment.flip": 0.0,
-    },
+    epochs=6, model={"dims": (32, 64, 128)}, data={"name": "mnist"}, augment={"crop_padding": 3, "flip": 0.0}
 )
-PUBLISHED = None
-MEASURED = ()

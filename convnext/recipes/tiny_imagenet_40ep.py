@@ -14,18 +14,10 @@ SETTINGS = imagenet1k_tiny.SETTINGS.replace(
     epochs=40,
     batch_size=128,
     ema_decay=None,
-    **{
-        "model.patch_size": 2,
-        "data.name": "tiny-imagenet",
-        "data.image_size": 64,
-        "data.center_crop": 1.0,
-        "augment.policy": "autoaugment",
-        "augment.autoaugment": "imagenet",
-        "optimizer.lr": 5e-4,
-        "optimizer.reference_batch_size": 128,
-        "optimizer.warmup_epochs": 5.0,
-    },
+    model={"patch_size": 2},
+    data={"name": "tiny-imagenet", "image_size": 64, "center_crop": 1.0},
+    augment={"policy": "autoaugment", "autoaugment": "imagenet"},
+    optimizer={"lr": 5e-4, "reference_batch_size": 128, "warmup_epochs": 5.0},
 )
 SOURCE = "others; the comparison's author is not known to us"
 PUBLISHED = Published({"convnext_tiny": 60.17, "resnet50": 54.72}, "top-1", "test", SOURCE)
-MEASURED = ()

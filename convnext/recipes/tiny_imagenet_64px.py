@@ -11,18 +11,9 @@ from convnext.recipes import Published, cifar10_64px
 SETTINGS = cifar10_64px.SETTINGS.replace(
     epochs=100,
     batch_size=128,
-    **{
-        "model.depths": (3, 3, 9, 3),
-        "model.dims": (96, 192, 384, 768),
-        "model.patch_size": 2,
-        "model.stochastic_depth": 0.1,
-        "data.name": "tiny-imagenet",
-        "augment.mix_probability": 0.6,
-        "optimizer.lr": 2e-3,
-        "optimizer.reference_batch_size": 128,
-        "optimizer.min_lr": 8e-9,
-        "optimizer.weight_decay": 0.05,
-    },
+    model={"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768), "patch_size": 2, "stochastic_depth": 0.1},
+    data={"name": "tiny-imagenet"},
+    augment={"mix_probability": 0.6},
+    optimizer={"lr": 2e-3, "reference_batch_size": 128, "min_lr": 8e-9, "weight_decay": 0.05},
 )
 PUBLISHED = Published({"convnext_tiny": 0.64}, "F1", "val", cifar10_64px.SOURCE)
-MEASURED = ()
