@@ -129,7 +129,7 @@ class Picture:
         scales: list[float] | None = None
         if factor > 1 and margin > 1:
             left, top, right, bottom = box[0] // factor, box[1] // factor, -(-box[2] // factor), -(-box[3] // factor)
-            # A size would squeeze in all of the last pixels, which lie outside the box in part; what comes of a scale
+            # A size would squeeze in all of the last pixels, which lie partly outside the box; what comes of a scale
             # is rounded down to whole pixels, of which a rounding error must not take one.
             above_1 = 1 + 1e-12
             size, scales = None, [above_1 * factor * height / box_height, above_1 * factor * width / box_width]

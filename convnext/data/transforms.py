@@ -26,7 +26,7 @@ class Transform(Protocol):
         """The picture's pixels, changed."""
 
 
-_RATIO = (3 / 4, 4 / 3)  # of the sides of a random area
+_RATIO = (3 / 4, 4 / 3)  # width over height of a random area
 
 
 class TrainTransform:
@@ -36,7 +36,7 @@ class TrainTransform:
 
     Args:
         settings: what to do.
-        image_size: side of the result in pixels.
+        image_size: width and height of the result in pixels.
         mean: channel means on a scale of 0 to 1, the colour of erased rectangles.
     """
 
@@ -105,13 +105,13 @@ def _policy(settings: AugmentSettings, fill: list[int]) -> list[nn.Module]:
 
 
 class EvalTransform:
-    """Resize the shorter side to ``image_size / center_crop`` pixels and keep the square in the middle.
+    """Resize the shorter edge to ``image_size / center_crop`` pixels and keep the square in the middle.
 
     Called with a picture, gives ``(C, image_size, image_size)`` uint8.
 
     Args:
         image_size: width and height of the result in pixels.
-        center_crop: width of that square as a fraction of the shorter side.
+        center_crop: width of that square as a fraction of the shorter edge.
         margin: as in `convnext.data.images.Picture.resized`.
     """
 
@@ -129,8 +129,8 @@ def _resized_center(picture: Picture, image_size: int, center_crop: float, margi
         return picture.resized((0, 0, width, height), width, height)
     shorter = round(image_size / center_crop)
     scale = shorter / min(width, height)
-    sides = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
-    pixels = picture.resized((0, 0, width, height), *sides, margin)
+    size = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
+    pixels = picture.resized((0, 0, width, height), *size, margin)
     middle: Tensor = functional.center_crop_image(pixels, [image_size, image_size])
     return middle
 
@@ -167,7 +167,7 @@ def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
 
     Returns:
         A module from float images ``(N, C, H, W)`` and labels ``(N,)`` to images of the same shape and either those
-        labels or, where it mixed, shares of each class ``(N, num_classes)``. Draws from torch's global generator.
+        labels or, where it mixed, fractions of each class ``(N, num_classes)``. Draws from torch's global generator.
     """
     if not settings.mix_probability or not (settings.mixup or settings.cutmix):
         return None
@@ -200,22 +200,22 @@ class ElementMix(nn.Module):
         self.probability, self.num_classes = probability, num_classes
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, C, H, W)`` and ``(N,)`` to mixed images and ``(N, num_classes)`` shares."""
+        """``(N, C, H, W)`` and ``(N,)`` to mixed images and ``(N, num_classes)`` class fractions."""
         count, _, height, width = images.shape
         # Drawn on the CPU, so that all devices draw the same.
         kind = torch.multinomial((self.alphas > 0).float(), count, replacement=True)
         alpha = self.alphas[kind]
-        share = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[:, 0]  # Beta(alpha, alpha), as torchvision
-        share[torch.rand(count) >= self.probability] = 1.0
-        rows, columns = _boxes(share, height, width)
+        lam = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[:, 0]  # Beta(alpha, alpha), as torchvision
+        lam[torch.rand(count) >= self.probability] = 1.0
+        rows, columns = _boxes(lam, height, width)
         inside = rows[:, :, None] & columns[:, None, :]
         cut = kind == 1
-        share = torch.where(cut, 1 - inside.float().mean((1, 2)), share)
-        keep = torch.where(cut[:, None, None], (~inside).float(), share[:, None, None])
-        keep, share = keep[:, None].to(images.device, images.dtype), share[:, None].to(images.device)
+        lam = torch.where(cut, 1 - inside.float().mean((1, 2)), lam)
+        keep = torch.where(cut[:, None, None], (~inside).float(), lam[:, None, None])
+        keep, lam = keep[:, None].to(images.device, images.dtype), lam[:, None].to(images.device)
         one_hot = nn.functional.one_hot(labels, self.num_classes).float()
         mixed = torch.lerp(_rolled(images), images, keep)
-        return mixed, torch.lerp(_rolled(one_hot), one_hot, share)
+        return mixed, torch.lerp(_rolled(one_hot), one_hot, lam)
 
 
 def _rolled(x: Tensor) -> Tensor:
@@ -223,13 +223,13 @@ def _rolled(x: Tensor) -> Tensor:
     return torch.cat([x[-1:], x[:-1]])
 
 
-def _boxes(share: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows ``(N, H)`` and columns ``(N, W)`` of a box a sample that covers ``1 - share``, cut off at the border."""
-    half = 0.5 * torch.sqrt(1 - share)
+def _boxes(lam: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows ``(N, H)`` and columns ``(N, W)`` of a box a sample that covers ``1 - lam``, cut off at the border."""
+    half = 0.5 * torch.sqrt(1 - lam)
 
-    def covered(side: int) -> Tensor:
-        center = torch.rand(len(share)) * side
-        pixel = torch.arange(side) + 0.5
-        return (pixel - center[:, None]).abs() < (half * side)[:, None]
+    def covered(length: int) -> Tensor:
+        center = torch.rand(len(lam)) * length
+        pixel = torch.arange(length) + 0.5
+        return (pixel - center[:, None]).abs() < (half * length)[:, None]
 
     return covered(height), covered(width)

@@ -63,7 +63,7 @@ def compute_logits(
     between_batches: Callable[[], None] = lambda: None,
     accelerator: "Accelerator | None" = None,
 ) -> SplitLogits:
-    """The model's logits for every image of ``source``, in order; where several processes train, each computes a share
+    """The model's logits for every image of ``source``, in order; where several processes train, each computes some
     and gets all.
 
     Args:
@@ -85,7 +85,7 @@ def compute_logits(
     normalize = Normalize(info.mean, info.std).to(device)
     dataset = AugmentedImages(source, [EvalTransform(info.image_size, info.center_crop)], seed=0)
     rank, world_size = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    # Empty tensors first, so that a process without images has something of the right shape to share.
+    # Empty tensors first, so that a process without images has something of the right shape to gather.
     logits, indices = [torch.empty(0, len(info.classes))], [torch.empty(0, dtype=torch.int64)]
     unreadable = list[str]()
     sampler = EvalSampler(len(source), batch_size, rank, world_size)

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics over one split; shares are fractions between 0 and 1.
+    """Metrics over one split; fractions are between 0 and 1.
 
     Attributes:
-        top1: share of images whose most probable class is the true one.
-        top5: share whose true class is among the five most probable (or all, where there are fewer).
+        top1: fraction of images whose most probable class is the true one.
+        top5: fraction whose true class is among the five most probable (or all, where there are fewer).
         macro_f1: mean over the classes of the harmonic mean of precision and recall.
         loss: mean cross-entropy, in nats.
         count: images that were evaluated.

@@ -20,13 +20,13 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if argument == "-" or path.is_file():
             paths.append(argument)
         elif path.is_dir():
-            found = sorted(str(file) for file in path.rglob("*") if is_image_name(file.name) and file.is_file())
-            if not found:
+            matches = sorted(str(file) for file in path.rglob("*") if is_image_name(file.name) and file.is_file())
+            if not matches:
                 raise DataError(f"folder {argument} has no images")
-            paths += found
+            paths += matches
         else:
-            found = sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file())
-            if not found:
+            matches = sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file())
+            if not matches:
                 raise DataError(f"{argument} is not there, and matches nothing as a pattern")
-            paths += found
+            paths += matches
     return paths

@@ -34,8 +34,8 @@ def test_digits_splits_are_stratified_seeded_and_disjoint() -> None:
     assert splits.val is not None
     assert len(splits.train) + len(splits.val) + len(splits.test) == 1797
     assert len(splits.test) == 360
-    shares = np.bincount(splits.test.targets) / 360
-    assert np.abs(shares - np.bincount(splits.train.targets) / len(splits.train)).max() < 0.01
+    fractions = np.bincount(splits.test.targets) / 360
+    assert np.abs(fractions - np.bincount(splits.train.targets) / len(splits.train)).max() < 0.01
     images = [identities(source) for source in (splits.train, splits.val, splits.test)]
     assert sum(map(len, images)) == len(set.union(*images)) == 1797
     assert load_splits(digits()).fingerprints() == splits.fingerprints()
@@ -170,9 +170,9 @@ def test_an_epoch_shows_each_image_at_most_once_and_epochs_differ() -> None:
 
 def test_processes_share_each_batch() -> None:
     whole = list(TrainSampler(100, 32, epochs=1, seed=0))
-    shares = [list(TrainSampler(100, 32, epochs=1, seed=0, rank=rank, world_size=3)) for rank in range(3)]
+    by_rank = [list(TrainSampler(100, 32, epochs=1, seed=0, rank=rank, world_size=3)) for rank in range(3)]
     for step, batch in enumerate(whole):
-        assert sorted(key for share in shares for key in share[step]) == sorted(batch)
+        assert sorted(key for process in by_rank for key in process[step]) == sorted(batch)
     seen = [index for rank in range(3) for batch in EvalSampler(50, 8, rank, 3) for _, index, _ in batch]
     assert sorted(seen) == list(range(50))
 
@@ -210,16 +210,16 @@ def test_no_augmentation_is_the_evaluation_transform(colour_image: Image.Image) 
     assert torch.equal(TrainTransform(settings, 24, (0.5,) * 3)(Picture(colour_image, 3)), expected)
 
 
-def test_mixing_keeps_the_shares_of_the_classes() -> None:
+def test_mixing_keeps_the_fractions_of_the_classes() -> None:
     images, labels = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8).clone(), torch.tensor([0, 1, 2, 2])
     assert batch_mix(AugmentSettings(), 3) is None
     mixup = batch_mix(AugmentSettings(mixup=0.8), 3)
     assert mixup is not None
-    mixed, shares = mixup(images, labels)
-    assert shares.shape == (4, 3)
-    assert torch.allclose(shares.sum(1), torch.ones(4))
-    share = shares[1, 1].item()  # image 1 is mixed with image 0
-    assert mixed[1, 0, 0, 0].item() == pytest.approx(share * 1 + (1 - share) * 0)
+    mixed, fractions = mixup(images, labels)
+    assert fractions.shape == (4, 3)
+    assert torch.allclose(fractions.sum(1), torch.ones(4))
+    fraction = fractions[1, 1].item()  # image 1 is mixed with image 0
+    assert mixed[1, 0, 0, 0].item() == pytest.approx(fraction * 1 + (1 - fraction) * 0)
 
     torch.manual_seed(0)
     half = batch_mix(AugmentSettings(mixup=0.8, cutmix=1.0, mix_probability=0.5), 3)

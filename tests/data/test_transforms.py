@@ -58,9 +58,11 @@ def test_a_crop_is_pillows_crop(photograph: Image.Image, shrink: float) -> None:
     assert error.max() < (3 if shrink < 2 else 60)
 
 
-@pytest.mark.parametrize(("margin", "sides"), [(1, (1280, 1280, 640, 320, 160)), (2, (1280, 1280, 1280, 640, 320))])
+@pytest.mark.parametrize(
+    ("margin", "decoded_widths"), [(1, (1280, 1280, 640, 320, 160)), (2, (1280, 1280, 1280, 640, 320))]
+)
 def test_a_crop_that_is_shrunk_is_decoded_at_reduced_size(
-    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch, margin: int, sides: tuple[int, ...]
+    photograph: Image.Image, monkeypatch: pytest.MonkeyPatch, margin: int, decoded_widths: tuple[int, ...]
 ) -> None:
     raw, widths = jpeg(photograph), []
 
@@ -72,7 +74,7 @@ def test_a_crop_that_is_shrunk_is_decoded_at_reduced_size(
     monkeypatch.setattr("convnext.data.images.decode_jpeg", spy)
     for size in (854, 428, 427, 213, 106):
         Picture(raw, 3).resized((0, 0, 854, 854), size, size, margin)
-    assert tuple(widths) == sides
+    assert tuple(widths) == decoded_widths
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
@@ -132,8 +134,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "train" / name).mkdir(parents=True)
         image = Image.fromarray(load_sample_image(f"{name}.jpg"))
         for number in range(16):
-            part = image.crop((number, number, 600 + number, 400 + number))
-            (root / "train" / name / f"{number}.jpg").write_bytes(jpeg(part))
+            crop = image.crop((number, number, 600 + number, 400 + number))
+            (root / "train" / name / f"{number}.jpg").write_bytes(jpeg(crop))
     return root
 
 
@@ -196,10 +198,10 @@ def test_mixing_by_element_draws_for_every_image(kind: str) -> None:
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)  # each pixel is its label
     out, targets = mixed(images, labels, **{kind: 1.0})
     assert torch.allclose(targets.sum(1), torch.ones(64))
-    # The mean pixel is the mean label under the shares, for a mixture and for a pasted box alike.
+    # The mean pixel is the mean label under the fractions, for a mixture and for a pasted box alike.
     assert torch.allclose(out.mean((1, 2, 3)), (targets * torch.arange(5)).sum(1), atol=1e-4)
-    shares = targets.gather(1, labels[:, None])[:, 0]
-    assert len(set(shares.tolist())) > 30
+    fractions = targets.gather(1, labels[:, None])[:, 0]
+    assert len(set(fractions.tolist())) > 30
     whole_pixels = (out == out.round()).all()
     assert whole_pixels == (kind == "cutmix")
 
@@ -238,8 +240,8 @@ def test_repeated_augmentation_shows_fewer_images_in_more_views(photographs: Pat
     first, *others = (images[key] for key in keys[0][:3])
     assert isinstance(first, tuple)
     assert not any(isinstance(other, tuple) and torch.equal(first[0], other[0]) for other in others)
-    shares = [list(TrainSampler(len(source), 9, 2, 0, rank=rank, world_size=2, repeats=3)) for rank in range(2)]
-    assert sorted(shares[0][0] + shares[1][0]) == sorted(keys[0])
+    by_rank = [list(TrainSampler(len(source), 9, 2, 0, rank=rank, world_size=2, repeats=3)) for rank in range(2)]
+    assert sorted(by_rank[0][0] + by_rank[1][0]) == sorted(keys[0])
 
 
 def test_groups_are_read_a_few_at_a_time() -> None:

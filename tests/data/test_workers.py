@@ -1,4 +1,4 @@
-"""Processes that read images may die at any moment: what is said is the same."""
+"""Processes that read images may die at any moment: the error is the same."""
 
 import multiprocessing
 import os
@@ -54,8 +54,8 @@ def test_workers_killed_at_many_moments() -> None:
 def read(numbers: "DataLoader[Tensor | UserError]", moment: int) -> None:
     """Read all, and kill the workers after item ``moment``."""
     with reading(numbers, lambda: ["image 7"]) as stream:
-        for place, _ in enumerate(stream):
-            if place == moment:
+        for index, _ in enumerate(stream):
+            if index == moment:
                 kill_workers()
 
 
@@ -103,7 +103,7 @@ def read_from_workers_that_hang_up(killing: bool) -> None:
         killing: whether the workers die after the loader has found them alive, which is when it looks whether the
             reason is too many open files.
     """
-    # Whether they live is asked then, and not told by the kernel.
+    # Whether they live is asked then, and the kernel does not signal it.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     own = os.getpid()
 

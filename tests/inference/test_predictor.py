@@ -21,9 +21,9 @@ def test_predictions_are_ranked_and_right(digits_run: convnext.Run, digits_image
     right = 0
     for path, result in zip(paths, results, strict=True):
         assert isinstance(result, list)
-        shares = [share for _, share in result]
-        assert shares == sorted(shares, reverse=True)
-        assert 0 < sum(shares) <= 1.0001
+        probabilities = [probability for _, probability in result]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1.0001
         right += result[0].class_name == path.parent.name
     assert right / len(paths) == pytest.approx(digits_run.report.top1)
 

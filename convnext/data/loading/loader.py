@@ -178,7 +178,7 @@ class TrainSampler(Sampler[list[Key]]):
         groups: numbers of the files that images lie in together, or None; see `ImageSource.groups`.
 
     Attributes:
-        most: images of this process's share of a batch.
+        most: images of this process's fraction of a batch.
 
     Raises:
         SettingsError: a batch larger than the training set.
@@ -224,9 +224,11 @@ class TrainSampler(Sampler[list[Key]]):
         for epoch in range(first_epoch, self.epochs):
             order = self._order(epoch)[: -(-self.length // self.repeats)].repeat_interleave(self.repeats)
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
-                places = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
-                indices = order[places.start : places.stop : places.step].tolist()
-                yield [(epoch, index, place % self.repeats) for index, place in zip(indices, places, strict=True)]
+                positions = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
+                indices = order[positions.start : positions.stop : positions.step].tolist()
+                yield [
+                    (epoch, index, position % self.repeats) for index, position in zip(indices, positions, strict=True)
+                ]
 
 
 def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[float]) -> AugmentedImages:
@@ -238,7 +240,7 @@ def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[f
 
 
 def training_sampler(settings: RunSettings, source: ImageSource, rank: int, world_size: int) -> TrainSampler:
-    """The batches of a run, of which this process takes its share.
+    """The batches of a run, of which this process takes its fraction.
 
     Raises:
         SettingsError: a batch larger than the training set.

@@ -55,14 +55,14 @@ class Slots:
         """Put a batch, ``(n, *shape)`` uint8, into the next slot of the worker that calls; it must fit."""
         worker = get_worker_info()
         assert worker is not None
-        slot, self._next = self._next, (self._next + 1) % self._memory.shape[1]
-        place = Slot(worker.id, slot, (len(images), *images[0].shape))
-        torch.stack(list(images), out=self.batch(place))
-        return place
+        number, self._next = self._next, (self._next + 1) % self._memory.shape[1]
+        slot = Slot(worker.id, number, (len(images), *images[0].shape))
+        torch.stack(list(images), out=self.batch(slot))
+        return slot
 
-    def batch(self, place: Slot) -> Tensor:
+    def batch(self, slot: Slot) -> Tensor:
         """The memory of a batch, ``(n, *shape)`` uint8: a view."""
         size = 1
-        for side in place.shape:
-            size *= side
-        return self._memory[place.worker, place.slot, :size].view(place.shape)
+        for length in slot.shape:
+            size *= length
+        return self._memory[slot.worker, slot.slot, :size].view(slot.shape)

@@ -1,4 +1,4 @@
-"""Processes that read images for this one, and what is said where one of them dies."""
+"""Processes that read images for this one, and the error where one of them dies."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
             iterator = iter(loader)
             yield _items(iterator)
         finally:
-            # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the
+            # Workers ignore signals, so they must be ended also where the traceback of an error keeps the
             # iterator, and killed where the death of one of them, raised anywhere, interrupts that.
             try:
                 if shut_down := getattr(iterator, "_shutdown_workers", None):
