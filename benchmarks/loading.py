@@ -89,6 +89,7 @@ def main() -> None:
     torch.set_num_threads(1)  # a second thread would wait for work by spinning, on a core that a worker needs
     with tempfile.TemporaryDirectory() as temporary:
         folder = folder_of(options.images, options.repeat, Path(temporary))
+        os.environ["CONVNEXT_CACHE"] = temporary
         source = scan_folder(folder, class_folders(folder))
         cached = open_cache(source, image_size=256)
         loaders: dict[str, Callable[[], int]] = {

@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.config import AugmentSettings
+from convnext.config import AugmentSettings, RunSettings
 from convnext.data.cache.source import CachedSource, CacheError, open_cache
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 from convnext.data.transforms import EvalTransform, TrainTransform
+from convnext.runs.checkpoint import read_json
 from tests.support.caching import FORK, SIZE, forked, make_images, opened, same_pixels
 
 
@@ -219,3 +220,11 @@ def test_memory_does_not_grow_with_epochs_and_workers(tmp_path: Path) -> None:
         worker.join()
     assert all(grown < size / 5 for grown in growth), growth
     assert own_memory() - before < size / 5
+
+
+def test_a_run_that_cached_in_memory_can_still_be_read(tmp_path: Path) -> None:
+    """Up to format 3 there was a cache "ram"."""
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"data": {"cache": "ram", "cache_side": 100}}))
+    settings: RunSettings = read_json(path, RunSettings)
+    assert (settings.data.cache, settings.data.cache_image_size) == ("disk", 100)

@@ -115,8 +115,8 @@ def test_copies_are_found_wherever_they_lie_among_thousands() -> None:
     """In another block, another tile and another split."""
     generator = np.random.default_rng(0)
     levels = generator.normal(0, 40, (9000, 16, 16))
-    copies = generator.choice(9000, 200, replace=False)
-    originals, repeats = copies[:100], copies[100:]
+    chosen = generator.choice(9000, 200, replace=False)
+    originals, repeats = chosen[:100], chosen[100:]
     levels[repeats] = levels[originals] + generator.normal(0, 4, (100, 16, 16))
     splits = np.arange(9000) // 6000
     copies = find_copies(distinct(levels), splits, lambda *_: True, lambda blocks: blocks)

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,10 +185,7 @@ def test_nothing_leaves_the_folder(name: str, tmp_path: Path) -> None:
     root.mkdir(parents=True)
     archive = written(root / name, UNSAFE[name])
     for destination in (lambda name: name, lambda name: name.removeprefix("set/")):
-        refused(
-            lambda destination=destination: unpack(archive, root / "target", destination),
-            "a link or a path out of its folder",
-        )  # type: ignore[misc]
+        refused(partial(unpack, archive, root / "target", destination), "a link or a path out of its folder")
         assert names(root) == [name]
         assert names(root.parent) == ["two"]
         assert names(tmp_path) == ["one"]
