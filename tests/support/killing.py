@@ -146,7 +146,7 @@ class Started:
         self.process.join(_TIMEOUT)
         if self.process.exitcode is None:
             self.process.kill()
-            raise TimeoutError(f"the process hangs; it said: {self._log.read_text()}")
+            raise TimeoutError(f"the process hangs; its output: {self._log.read_text()}")
         return Ended(self.process.exitcode, self._log.read_text())
 
 
@@ -182,21 +182,21 @@ def last_line(ended: Ended) -> str:
 def result(run: Path) -> dict[str, Any]:
     """All that two runs of the same settings must agree on: digests of every tensor of the last and the best
     checkpoint, how training stands, the metrics of every epoch and the test report."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name in ("last", "best"):
         if name == "best" and not (run / "checkpoints" / "best").is_symlink():
             continue  # no validation split
         folder = checkpoint.find(run, name)
         assert checkpoint.is_complete(folder)
         for file in sorted(folder.glob("*.safetensors")):
-            found |= {f"{name} {file.stem} {key}": digest(tensor) for key, tensor in load_file(file).items()}
+            values |= {f"{name} {file.stem} {key}": digest(tensor) for key, tensor in load_file(file).items()}
         state = json.loads((folder / "training.json").read_text())
-        kept = ("step", "loss_sum", "correct", "images", "best_step", "best_top1", "skipped_in_all", "fingerprints")
-        found |= {f"{name} {key}": state[key] for key in kept}
-        found[f"{name} metrics"] = without_clock(state["metrics"])
-    found["metrics"] = [without_clock(line) for line in read_metrics(run)]
-    found["report"] = json.loads((run / "test_report.json").read_text())
-    compared: dict[str, Any] = json.loads(json.dumps(found), parse_constant=str)  # a nan is none but itself
+        names = ("step", "loss_sum", "correct", "images", "best_step", "best_top1", "skipped_in_all", "fingerprints")
+        values |= {f"{name} {key}": state[key] for key in names}
+        values[f"{name} metrics"] = without_clock(state["metrics"])
+    values["metrics"] = [without_clock(line) for line in read_metrics(run)]
+    values["report"] = json.loads((run / "test_report.json").read_text())
+    compared: dict[str, Any] = json.loads(json.dumps(values), parse_constant=str)  # a nan is none but itself
     return compared
 
 
