@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,14 +44,12 @@ def origin(model: nn.Module, images: Tensor) -> str:
             return f"weight {name}"
     layers: list[str] = []
 
-    def hook_for(name: str) -> "torch.utils.hooks.RemovableHandle":
-        def check(_: nn.Module, __: object, output: object) -> None:
-            if not layers and isinstance(output, Tensor) and not output.isfinite().all():
-                layers.append(name)
+    def check(name: str, _: nn.Module, __: object, output: object) -> None:
+        if not layers and isinstance(output, Tensor) and not output.isfinite().all():
+            layers.append(name)
 
-        return model.get_submodule(name).register_forward_hook(check)
-
-    hooks = [hook_for(name) for name, module in model.named_modules() if name and not list(module.children())]
+    leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
+    hooks = [module.register_forward_hook(partial(check, name)) for name, module in leaves]
     try:
         with torch.no_grad():
             model(images)

@@ -4,7 +4,7 @@ import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +15,7 @@ from convnext.data.loading.loader import EvalSampler
 
 
 class InterruptedRunError(Exception):
-    """A run stopped by a signal, after its step was finished and saved.
-
-    Attributes:
-        folder: the run's folder.
-        signal: the signal's number.
-    """
+    """A run in ``folder`` stopped by the signal of that number, after its step was finished and saved."""
 
     def __init__(self, folder: Path, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; everything is saved in {folder}")
@@ -29,11 +24,8 @@ class InterruptedRunError(Exception):
 
 
 class StopSignals:
-    """While active, SIGTERM, SIGHUP and the first SIGINT are kept in `received`, and SIGUSR1 in `save`.
-
-    Args:
-        folder: the run's folder.
-    """
+    """While active, SIGTERM, SIGHUP and the first SIGINT to the run in ``folder`` are kept in `received`, and SIGUSR1
+    in `save`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,11 +44,7 @@ class StopSignals:
         return self
 
     def stop(self) -> NoReturn:
-        """Stop here, because a signal asked this process or another one of the run for it.
-
-        Raises:
-            InterruptedRunError: always.
-        """
+        """Raise InterruptedRunError, because a signal asked this process or another one of the run for it."""
         raise InterruptedRunError(self.folder, self.received or signal.SIGTERM)
 
     def _note(self, number: int, _: FrameType | None) -> None:
@@ -67,9 +55,7 @@ class StopSignals:
     def _note_save(self, _: int, __: FrameType | None) -> None:
         self.save = True
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -77,12 +63,12 @@ class StopSignals:
 def stopping_together(
     accelerator: Accelerator, signals: StopSignals, images: int, batch_size: int
 ) -> Callable[[], None]:
-    """What to call before each batch of an evaluation, to stop all processes at the same one where a signal asked any
-    of them to stop.
+    """What to call before each batch of an evaluation, to stop all processes at the same one, with an
+    `InterruptedRunError`, where a signal asked any of them to stop.
 
     Args:
         accelerator: the processes.
-        signals: asked; what is called raises the `InterruptedRunError`.
+        signals: asked.
         images: of all processes together.
         batch_size: images of a process at a time.
     """

@@ -16,29 +16,26 @@ from convnext.training.faults import TrainingError, no_memory
 _FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
 _STATES = 4  # times the weights: gradient, two moments, moving average
 
-Autocast = Callable[[], AbstractContextManager[object]]
-
 
 def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accelerator: Accelerator) -> RunSettings:
-    """The settings with ``gradient_accumulation`` a number, the same on every process.
-
-    Raises:
-        TrainingError: not even one image fits.
-    """
+    """The settings with ``gradient_accumulation`` a number, the same on every process; see `micro_batches_that_fit`."""
     if settings.gradient_accumulation != "auto":
         return settings
     channels, size = settings.model.in_channels or 3, settings.data.image_size
     images = -(-settings.batch_size // accelerator.num_processes)
-    micro_batches = micro_batches_that_fit(
-        model, (channels, size, size), images, accelerator.device, accelerator.autocast
-    )
-    everyones = accelerator.gather(torch.tensor([micro_batches], device=accelerator.device))
+    device = accelerator.device
+    micro_batches = micro_batches_that_fit(model, (channels, size, size), images, device, accelerator.autocast)
+    everyones = accelerator.gather(torch.tensor([micro_batches], device=device))
     settled: RunSettings = settings.replace(gradient_accumulation=int(everyones.max()))
     return settled
 
 
 def micro_batches_that_fit(
-    model: nn.Module, shape: tuple[int, int, int], batch_size: int, device: torch.device, autocast: Autocast
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> int:
     """The fewest micro-batches into which a batch must be split for forward and backward pass to fit into memory.
 
@@ -55,13 +52,17 @@ def micro_batches_that_fit(
     Raises:
         TrainingError: not even one image fits.
     """
+
+    def run(count: int) -> None:
+        """The forward and backward pass of so many images."""
+        images = torch.zeros(count, *shape, device=device)
+        with autocast():
+            logits = model(images)
+        logits.float().square().mean().backward()
+
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        images = (
-            _by_trying(model, shape, batch_size, device, autocast)
-            if device.type == "cuda"
-            else _by_computing(model, shape, device, autocast)
-        )
+        images = _by_trying(run, model, batch_size) if device.type == "cuda" else _by_computing(run, model)
     finally:
         model.zero_grad()
         for name, buffer in model.named_buffers():
@@ -71,19 +72,10 @@ def micro_batches_that_fit(
     return -(-batch_size // min(images, batch_size))
 
 
-def _pass(model: nn.Module, images: Tensor, autocast: Autocast) -> None:
-    with autocast():
-        logits = model(images)
-    logits.float().square().mean().backward()
-
-
-def _by_trying(
-    model: nn.Module, shape: tuple[int, int, int], batch_size: int, device: torch.device, autocast: Autocast
-) -> int:
-    images = batch_size
+def _by_trying(run: Callable[[int], None], model: nn.Module, images: int) -> int:
     while images:
         try:
-            _try(model, torch.zeros(images, *shape, device=device), autocast)
+            _try(run, model, images)
             return images
         except RuntimeError as error:
             if not no_memory(error):
@@ -95,15 +87,15 @@ def _by_trying(
     return 0
 
 
-def _try(model: nn.Module, images: Tensor, autocast: Autocast) -> None:
+def _try(run: Callable[[int], None], model: nn.Module, images: int) -> None:
     """A pass beside what a step keeps: in a function of its own, so that all is free again where it fails."""
     states = [torch.empty_like(p) for p in model.parameters() for _ in range(_STATES - 1)]
-    _pass(model, images, autocast)
+    run(images)
     del states
 
 
-def _by_computing(model: nn.Module, shape: tuple[int, int, int], device: torch.device, autocast: Autocast) -> int:
-    few, more = (_saved_bytes(model, torch.zeros(count, *shape, device=device), autocast) for count in (2, 4))
+def _by_computing(run: Callable[[int], None], model: nn.Module) -> int:
+    few, more = (_saved_bytes(run, count) for count in (2, 4))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     free = available() * _FRACTION - _STATES * weights
     return int(free / max(1, (more - few) / 2))
@@ -148,7 +140,7 @@ def _left(group: Path, limit: str, usage: str, reclaimable: str, otherwise: int)
     return max(0, int(most) - used)
 
 
-def _saved_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:
+def _saved_bytes(run: Callable[[int], None], images: int) -> int:
     """Bytes that the forward pass keeps for the backward pass, each block of memory once."""
     saved: dict[int, int] = {}
 
@@ -158,5 +150,5 @@ def _saved_bytes(model: nn.Module, images: Tensor, autocast: Autocast) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        _pass(model, images, autocast)
+        run(images)
     return sum(saved.values())

@@ -15,17 +15,13 @@ from convnext.errors import CheckpointError, SettingsError
 from convnext.models.convnext import ConvNeXt
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
-_Named: TypeAlias = tuple[str, nn.Parameter]
 
 _BLOCKS_TOGETHER = 3  # blocks of a stage that share a learning rate under layer-wise decay, as in the authors' code
 
 
 def configure(model: nn.Module, settings: RunSettings) -> None:
-    """Freeze the first stages, and set activation checkpointing, as the settings ask.
-
-    Raises:
-        SettingsError: another model than ConvNeXt, or more stages than it has.
-    """
+    """Freeze the first stages, and set activation checkpointing, as the settings ask; SettingsError where they ask it
+    of another model than ConvNeXt, or of more stages than it has."""
     if not isinstance(model, ConvNeXt):
         for name in ("freeze", "checkpoint_activations"):
             if getattr(settings, name):
@@ -47,44 +43,34 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     Raises:
         SettingsError: ``layer_decay`` for a model that is no ConvNeXt; Muon for one without such linear layers.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scales = _lr_scales(model, settings.layer_decay)
-    options: dict[str, Any] = {"lr": settings.lr, "fused": True}
+
+    def groups(parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in parameters.items():
+            alike.setdefault((parameter.ndim > 1, scales.get(name, 1.0)), []).append(parameter)
+        return [
+            {"params": group, "weight_decay": settings.weight_decay * decayed, "lr_scale": scale}
+            for (decayed, scale), group in alike.items()
+        ]
+
+    lr, momentum = settings.lr, settings.momentum
     if settings.name == "sgd":
-        groups = _groups(named, settings.weight_decay, scales)
-        return [SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0, **options)]
-    if settings.name == "adamw":
-        return [AdamW(_groups(named, settings.weight_decay, scales), betas=settings.betas, **options)]
-    matrices = [(name, parameter) for name, parameter in named if _is_hidden_matrix(name, parameter)]
-    if not matrices:
-        kind = type(model).__name__
-        raise SettingsError(
-            f"optimizer.name: muon is for linear layers, and {kind} has none of them to train: use adamw"
-        )
-    chosen = {name for name, _ in matrices}
-    rest = [(name, parameter) for name, parameter in named if name not in chosen]
+        return [SGD(groups(named), lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)]
+    matrices: dict[str, nn.Parameter] = {}
+    if settings.name == "muon":
+        matrices = {name: p for name, p in named.items() if p.ndim == 2 and not name.startswith(("head", "fc"))}
+        if not matrices:
+            kind = type(model).__name__
+            raise SettingsError(
+                f"optimizer.name: muon is for linear layers, and {kind} has none of them to train: use adamw"
+            )
+    rest = {name: parameter for name, parameter in named.items() if name not in matrices}
+    adamw = AdamW(groups(rest), lr=lr, betas=settings.betas, fused=True)
     # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
-    muon = Muon(
-        _groups(matrices, settings.weight_decay, scales),
-        lr=settings.lr,
-        momentum=settings.momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, AdamW(_groups(rest, settings.weight_decay, scales), betas=settings.betas, **options)]
-
-
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and not name.startswith(("head", "fc"))
-
-
-def _groups(named: Iterable[_Named], weight_decay: float, scales: dict[str, float]) -> list[dict[str, Any]]:
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        groups.setdefault((parameter.ndim > 1, scales.get(name, 1.0)), []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
-        for (decayed, scale), parameters in groups.items()
-    ]
+    options: dict[str, Any] = {"lr": lr, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
+    return [Muon(groups(matrices), **options), adamw] if matrices else [adamw]
 
 
 def _lr_scales(model: nn.Module, decay: float) -> dict[str, float]:

@@ -58,11 +58,7 @@ def prepare(
 
 @torch.no_grad()
 def check_output(model: nn.Module, splits: Splits, image_size: int) -> None:
-    """Refuse a model that does not give a logit for each class.
-
-    Raises:
-        SettingsError: what it gives, and what it should give.
-    """
+    """Refuse, with a SettingsError, a model that does not give a logit for each class."""
     parameter = next(model.parameters(), torch.empty(0))
     images = torch.zeros(2, splits.channels, image_size, image_size, device=parameter.device)
     before = model.training

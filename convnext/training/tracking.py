@@ -5,7 +5,6 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from convnext.config import RunSettings
@@ -38,8 +37,7 @@ class Tracker:
 
     Args:
         run: the run's folder.
-        step: optimizer step from which the run goes on; lines from after it are dropped, since those epochs will
-            be computed again.
+        step: from which the run goes on; lines from after it are dropped, since those epochs are computed again.
         settings: the run's.
         main: False on all processes but the first, which write nothing.
 
@@ -66,9 +64,7 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -89,23 +85,14 @@ class Tracker:
         self._tell(lambda backend: backend.log(metrics["step"], values))
 
     def finish(self, report: "Report", pictures: Sequence[Path]) -> None:
-        """Pass the numbers of the test and the run's pictures on; to be called after the last epoch.
-
-        Args:
-            report: of the test split.
-            pictures: PNG files, which are called by their names.
-        """
+        """Pass the report of the test split and the run's pictures, PNG files, on; after the last epoch."""
         values = {f"test/{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
         named = {f"pictures/{path.stem}": path for path in pictures}
         step = self.history[-1]["step"] if self.history else 0
         self._tell(lambda backend: backend.finish(step, values, named))
 
     def close(self, failed: bool = False) -> None:
-        """Finish the backends' files; once is enough.
-
-        Args:
-            failed: whether the run stops before its end.
-        """
+        """Finish the backends' files, of a run that ``failed`` where it stops before its end; once is enough."""
         self._tell(lambda backend: backend.close(failed))
         self._backends.clear()
 
@@ -135,7 +122,8 @@ class _TensorBoard:
         self._writer: Any = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._writer.add_text("settings", f"```\n{settings.model_dump_json(indent=2)}\n```", step)
         # The writer's own add_hparams would make a second run, beside the one that has the curves.
-        values = {name: _plain(value) for name, value in flatten(settings).items()}
+        plain = bool | int | float | str
+        values = {name: value if isinstance(value, plain) else str(value) for name, value in flatten(settings).items()}
         self._writer.file_writer.add_summary(hparams_pb(values, trial_id=run.name))  # type: ignore[attr-defined]
         self._writer.flush()
 
@@ -155,11 +143,6 @@ class _TensorBoard:
 
     def close(self, _: bool) -> None:
         self._writer.close()
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    """A setting as TensorBoard can show it."""
-    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class _WandB:

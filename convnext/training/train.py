@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -77,9 +76,10 @@ def train(
         with distributed.first_on_machine(accelerator):
             splits = cached(splits, settings.data, accelerator.is_local_main_process)
         trainer = Trainer(settings, splits, accelerator, model)
-        folder, was_there = _choose_folder(accelerator, settings, resume)
+        before = distributed.from_main(accelerator, lambda: folder_to_resume(settings) if resume else None)
+        folder = before or distributed.from_main(accelerator, lambda: new_folder(settings.output, settings.name))
     main = accelerator.is_main_process
-    if resume and not was_there and main:
+    if resume and before is None and main:
         print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
     try:
         with (
@@ -93,20 +93,6 @@ def train(
                 report = trainer.finish(signals)
             return Run(folder, trainer.settings, report, splits.test_name, list(trainer.unreadable))
     except Exception:
-        if main and not was_there and not (folder / "checkpoints").exists() and not read_metrics(folder):
+        if main and before is None and not (folder / "checkpoints").exists() and not read_metrics(folder):
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
         raise
-
-
-def _choose_folder(accelerator: Accelerator, settings: RunSettings, resume: bool) -> tuple[Path, bool]:
-    """The run's folder, made or found by the main process, and whether it was there before.
-
-    Raises:
-        UserError: it cannot be made, or has other settings; on every process.
-    """
-
-    def choose() -> tuple[Path, bool]:
-        before = folder_to_resume(settings) if resume else None
-        return before or new_folder(settings.output, settings.name), before is not None
-
-    return distributed.from_main(accelerator, choose)

@@ -31,13 +31,7 @@ from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress, snapshot
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.memory import settle_gradient_accumulation
-from convnext.training.optimizers import (
-    average_weights,
-    configure,
-    make_optimizers,
-    set_learning_rate,
-    step_all,
-)
+from convnext.training.optimizers import average_weights, configure, make_optimizers, set_learning_rate, step_all
 from convnext.training.tracking import Tracker
 from convnext.weights.loading import start_from
 
@@ -105,13 +99,8 @@ class Trainer:
         self.display = progress.Display(self.total_steps, 0, shown=False)
 
     def open(self, folder: Path) -> None:
-        """Take ``folder`` as the run's, and go on from its newest whole checkpoint where it has one.
-
-        The main process has locked it.
-
-        Raises:
-            CheckpointError: its checkpoints are damaged or of other classes.
-        """
+        """Take ``folder``, locked by the main process, as the run's, and go on from its newest whole checkpoint where
+        it has one. Raises CheckpointError: its checkpoints are damaged or of other classes."""
         self.folder = folder
         newest = distributed.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
         if newest is not None:
@@ -170,19 +159,14 @@ class Trainer:
                     signals.stop()
 
     def finish(self, signals: StopSignals) -> Report:
-        """Evaluate the last weights on the test split, and draw the pictures.
-
-        Args:
-            signals: asked between batches whether to stop.
-        """
+        """Evaluate the last weights on the test split, and draw the pictures; stops as `predict` does."""
         predictions = self.predict("test", signals)
-        if self.main:
-            curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
-            report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
-            names = ("curves", *(f"{self.splits.test_name}_{name}" for name in ("confusion_matrix", "predictions")))
-            self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
-        else:
-            report = self._report(predictions)
+        if not self.main:
+            return self._report(predictions)
+        curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
+        report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
+        names = ("curves", *(f"{self.splits.test_name}_{name}" for name in ("confusion_matrix", "predictions")))
+        self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
         return report
 
     def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
@@ -245,15 +229,7 @@ class Trainer:
         self.state.skipped, self._fault = 0, ""
 
     def _skip(self, images: Tensor, buffers: list[Tensor]) -> None:
-        """Leave the step out.
-
-        Args:
-            images: of the step.
-            buffers: the model's before it.
-
-        Raises:
-            TrainingError: too many in a row.
-        """
+        """Leave out the step on ``images``, before which the model had these buffers; too many in a row end the run."""
         self._fault = self._fault or faults.origin(self.raw_model, images)
         for buffer, before in zip(self._buffers, buffers, strict=True):
             buffer.copy_(before)
@@ -270,8 +246,7 @@ class Trainer:
     def _end_epoch(self, save: bool, signals: StopSignals) -> None:
         """Validate, log, and save where it is due.
 
-        Raises:
-            InterruptedRunError: a signal asked to stop during the validation, which is done first when the run goes on.
+        A signal that stops the validation raises InterruptedRunError; it is done first when the run goes on.
         """
         state, settings = self.state, self.settings
         epoch = state.step // self.steps_per_epoch
@@ -308,12 +283,8 @@ class Trainer:
     def predict(self, split: str, signals: StopSignals) -> SplitLogits:
         """The logits of the weights to use for every image of ``"val"`` or ``"test"``.
 
-        Args:
-            split: which images.
-            signals: asked between batches whether to stop.
-
         Raises:
-            InterruptedRunError: a signal asked to stop.
+            InterruptedRunError: ``signals``, asked between batches, have one that says to stop.
         """
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
