@@ -113,7 +113,7 @@ def kill_again_and_again(
 
 def left_alone(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
     """What the runs end with that are not killed, and the seconds that the last of them took."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     seconds = 0.0
     for name, options in VARIANTS.items():
         started = time.perf_counter()
@@ -121,8 +121,8 @@ def left_alone(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
         seconds = time.perf_counter() - started
         if ended.status:
             raise RuntimeError(f"ended with status {ended.status}: {ended.text}")
-        found[name] = result(folder / name / RUN)
-    return found, seconds
+        results[name] = result(folder / name / RUN)
+    return results, seconds
 
 
 def main() -> int:

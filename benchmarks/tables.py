@@ -116,13 +116,13 @@ def runs(results: Path = ROOT / "results") -> dict[str, Run]:
     Raises:
         TableError: a ``run.json`` does not fit.
     """
-    found = {}
+    by_folder = {}
     for path in sorted(results.rglob("run.json")):
         try:
-            found[path.parent.relative_to(results).as_posix()] = Run.model_validate_json(path.read_bytes())
+            by_folder[path.parent.relative_to(results).as_posix()] = Run.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise TableError(f"{path}: {error}") from None
-    return found
+    return by_folder
 
 
 def reports(folder: Path, run: Run) -> list[Path]:
@@ -133,8 +133,8 @@ def reports(folder: Path, run: Run) -> list[Path]:
 
 def settings(folder: Path) -> dict[str, Any]:
     """The settings that a folder holds; of the first seed where it has several."""
-    found: dict[str, Any] = json.loads(next(iter(sorted(folder.rglob("settings.json")))).read_bytes())
-    return found
+    settings: dict[str, Any] = json.loads(next(iter(sorted(folder.rglob("settings.json")))).read_bytes())
+    return settings
 
 
 def percent(values: Sequence[Number], decimals: int = 2) -> str:
@@ -200,13 +200,13 @@ def _measured_folders() -> list[tuple[str, str]]:
     Raises:
         TableError: the folder has no ``run.json``.
     """
-    found = []
+    folders = []
     for name in recipes.names():
         for stated in recipes.get(name).measured:
-            found.append((name, stated.folder.removeprefix("results/")))
-            if found[-1][1] not in runs():
+            folders.append((name, stated.folder.removeprefix("results/")))
+            if folders[-1][1] not in runs():
                 raise TableError(f"the recipe {name} names {stated.folder}, which has no run.json")
-    return found
+    return folders
 
 
 Link = Callable[[str, str], str]
@@ -224,9 +224,9 @@ def measured(link: Link) -> str:
 
 def thirty_minutes(link: Link) -> str:
     """The entries of each data set, the best first."""
-    found = [(where, run) for where, run in runs().items() if where.startswith("thirty-minutes/")]
+    rows_of_budget = [(where, run) for where, run in runs().items() if where.startswith("thirty-minutes/")]
     rows = []
-    for where, run in sorted(found, key=lambda each: (_name_of_data(each[1]), -each[1].values("top1")[0])):
+    for where, run in sorted(rows_of_budget, key=lambda each: (_name_of_data(each[1]), -each[1].values("top1")[0])):
         entry = where.rpartition("/")[2]
         name = ENTRIES.get(entry) or f"settings of `{settings(ROOT / 'results' / where)['recipe']}`"
         (parameters,), (epochs,), (minutes,) = (run.values(key) for key in ("parameters", "epochs", "cpu_minutes"))
@@ -247,8 +247,8 @@ def _number(key: str, value: Number) -> str:
 
 
 def _numbers(run: Run, wanted: Callable[[str], bool]) -> str:
-    found = [_number(key, value) for key in run.numbers if wanted(key) for value in run.values(key)]
-    return ", ".join(found)
+    numbers = [_number(key, value) for key in run.numbers if wanted(key) for value in run.values(key)]
+    return ", ".join(numbers)
 
 
 def speed(link: Link) -> str:
@@ -280,10 +280,10 @@ def recipe_list(_: Link) -> str:
     """Every recipe and what is known of it."""
     rows = []
     for name in recipes.names():
-        found = recipes.get(name)
-        published = found.published.text() if found.published else ""
-        ours = "; ".join(stated.text for stated in found.measured)
-        rows.append([f"`{name}`", found.summary.rstrip("."), published, ours])
+        recipe = recipes.get(name)
+        published = recipe.published.text() if recipe.published else ""
+        ours = "; ".join(stated.text for stated in recipe.measured)
+        rows.append([f"`{name}`", recipe.summary.rstrip("."), published, ours])
     return _grid(["recipe", "what it is", "published, not run here", "measured"], rows)
 
 
@@ -338,15 +338,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
     try:
-        found = stale(root)
-        for path in found:
+        outdated = stale(root)
+        for path in outdated:
             print(path.relative_to(root))
             if not options.check:
                 path.write_text(filled(path, root), encoding="utf-8")
     except TableError as error:
         print(error, file=sys.stderr)
         return 1
-    return 1 if options.check and found else 0
+    return 1 if options.check and outdated else 0
 
 
 if __name__ == "__main__":

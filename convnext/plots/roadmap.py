@@ -53,12 +53,12 @@ def _bars(axes: "Axes", rows: "Sequence[Step]", values: Sequence[float | None], 
     known = [value for value in values if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 100.0)
     room = max(high - low, 1.0)
-    places = [place for place, value in enumerate(values) if value is not None]
-    bars = axes.barh(places, known, color=color, alpha=0.85, label=label)
-    for place, value, bar in zip(places, known, bars, strict=True):
-        if not rows[place].adopted:
+    rows_shown = [row for row, value in enumerate(values) if value is not None]
+    bars = axes.barh(rows_shown, known, color=color, alpha=0.85, label=label)
+    for row, value, bar in zip(rows_shown, known, bars, strict=True):
+        if not rows[row].adopted:
             bar.set(hatch="//", edgecolor="white")
-        axes.text(value, place, f" {value:.2f}", va="center", fontsize=8)
+        axes.text(value, row, f" {value:.2f}", va="center", fontsize=8)
     axes.set(xlim=(max(low - 0.4 * room, 0), high + 0.25 * room), xlabel="top-1 accuracy, %")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
