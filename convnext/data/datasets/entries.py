@@ -19,11 +19,11 @@ class File:
 
     Attributes:
         name: the file's name.
-        becomes: what it is unpacked to, relative to ``data.root``; until then the file lies beside that.
+        becomes: what it is unpacked to, relative to ``data.root``; until then the file lies beside that. An archive has
+            a folder of that name, whose contents are taken.
         md5: its checksum.
         size: in bytes; None where it is not known for certain.
         mirrors: URLs of the folders that have it, in the order to try; none where an account is needed.
-        holds: path in the archive of the folder that is meant; empty for a single file.
         within: path in the archive of the archive that holds it; empty for none.
     """
 
@@ -32,7 +32,6 @@ class File:
     md5: str
     size: int | None
     mirrors: tuple[str, ...] = ()
-    holds: str = ""
     within: str = ""
 
 
@@ -78,6 +77,7 @@ class Dataset:
         return sum(file.size or 0 for file in self.files) or None
 
 
+Settings: TypeAlias = "DataSettings"  # whose import would make `convnext datasets` slow
 Loader: TypeAlias = "Callable[[Dataset, DataSettings], Splits]"
 Fetcher: TypeAlias = Callable[[Dataset, Path], None]
 

@@ -56,8 +56,8 @@ def preparing(entry: Dataset, root: Path) -> Iterator[None]:
 def _unpack(file: File, root: Path, keep: bool) -> None:
     archive, target = archive_path(file, root), root / file.becomes
     try:
-        if file.holds:
-            archives.unpack(archive, target, archives.inside(file.holds), file.within)
+        if ".tar" in file.name or archive.suffix != ".gz":
+            archives.unpack(archive, target, archives.inside(target.name), file.within)
         else:
             archives.gunzip(archive, target)
     except archives.DamagedArchiveError:

@@ -1,83 +1,63 @@
 """CIFAR-10 and CIFAR-100."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
-from convnext.data.datasets.entries import Dataset, File, register_dataset, same_names
+from convnext.data.datasets.entries import Dataset, File, Settings, register_dataset, same_names
 from convnext.data.datasets.fetching import find
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
 
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
+_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 
-
-def _entry(
-    classes: int,
-    folder: str,
-    md5: str,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    class_names: Mapping[str, str],
-) -> Dataset:
-    name = f"cifar-{classes}-python.tar.gz"
-    return Dataset(
-        title=f"CIFAR-{classes}",
-        summary="small photographs of animals and vehicles" if classes == 10 else "small photographs of 100 things",
-        images="colour, 32x32 px",
-        licence="none stated; cite Krizhevsky 2009",
-        home="https://www.cs.toronto.edu/~kriz/cifar.html",
-        reported="test: the 10,000 test images",
-        classes=classes,
-        splits={"train": 50_000, "test": 10_000},
-        files=(File(name, folder, md5, size, ("https://www.cs.toronto.edu/~kriz/",), holds=folder),),
-        class_names=class_names,
-        mean=mean,
-        std=std,
-    )
-
-
-@register_dataset(
-    "cifar10",
-    _entry(
-        *(10, "cifar-10-batches-py", "c58f30108f718f92721af3b95e74349a", 170_498_071),
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-        class_names=same_names(
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
+CIFAR10 = Dataset(
+    title="CIFAR-10",
+    summary="small photographs of animals and vehicles",
+    images="colour, 32x32 px",
+    licence="none stated; cite Krizhevsky 2009",
+    home="https://www.cs.toronto.edu/~kriz/cifar.html",
+    reported="test: the 10,000 test images",
+    classes=10,
+    splits={"train": 50_000, "test": 10_000},
+    files=(
+        File(
+            *("cifar-10-python.tar.gz", "cifar-10-batches-py", "c58f30108f718f92721af3b95e74349a", 170_498_071),
+            mirrors=_MIRRORS,
         ),
     ),
-)
-def cifar10(entry: Dataset, settings: "DataSettings") -> Splits:
-    """CIFAR-10."""
-    from torchvision.datasets import CIFAR10
-
-    return _load(entry, settings, CIFAR10)
-
-
-@register_dataset(
-    "cifar100",
-    _entry(
-        *(100, "cifar-100-python", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-        class_names={},
+    class_names=same_names(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
     ),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
 )
-def cifar100(entry: Dataset, settings: "DataSettings") -> Splits:
-    """CIFAR-100, with its 100 fine labels."""
-    from torchvision.datasets import CIFAR100
+CIFAR100 = replace(
+    CIFAR10,
+    title="CIFAR-100",
+    summary="small photographs of 100 things",
+    classes=100,
+    files=(
+        File(
+            *("cifar-100-python.tar.gz", "cifar-100-python", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),
+            mirrors=_MIRRORS,
+        ),
+    ),
+    class_names={},
+    mean=(0.5071, 0.4865, 0.4409),
+    std=(0.2673, 0.2564, 0.2762),
+)
 
-    return _load(entry, settings, CIFAR100)
 
-
-def _load(entry: Dataset, settings: "DataSettings", kind: Any) -> Splits:
+@register_dataset("cifar10", CIFAR10)
+@register_dataset("cifar100", CIFAR100)
+def cifar(entry: Dataset, settings: Settings) -> Splits:
+    """CIFAR-10, or CIFAR-100 with its 100 fine labels."""
     import numpy as np
+    from torchvision import datasets
 
     from convnext.data.sources import ArraySource
 
+    kind = datasets.CIFAR10 if entry.classes == 10 else datasets.CIFAR100
     name, meta = kind.base_folder, kind.meta["filename"]
     folder = find(entry, root_of(settings), lambda root: root.name == name and (root / meta).is_file())
     try:

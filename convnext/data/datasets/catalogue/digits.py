@@ -1,12 +1,7 @@
 """Digits, which come with scikit-learn."""
 
-from typing import TYPE_CHECKING
-
-from convnext.data.datasets.entries import Dataset, register_dataset, same_names
+from convnext.data.datasets.entries import Dataset, Settings, register_dataset, same_names
 from convnext.data.splits import Splits, make_splits
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 
 @register_dataset(
@@ -23,7 +18,7 @@ if TYPE_CHECKING:
         class_names=same_names(*"0123456789"),
     ),
 )
-def digits(entry: Dataset, settings: "DataSettings") -> Splits:
+def digits(entry: Dataset, settings: Settings) -> Splits:
     """Scikit-learn's digits, with a stratified test split."""
     import numpy as np
     from sklearn.datasets import load_digits

@@ -1,14 +1,10 @@
 """Any folder of class folders."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from convnext.data.datasets.entries import Dataset, register_dataset
+from convnext.data.datasets.entries import Dataset, Settings, register_dataset
 from convnext.data.splits import SPLIT_BY_SPELLING, Splits, make_splits, root_of
 from convnext.errors import DataError
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 
 @register_dataset(
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
         reported="test: test/, else val/, else a stratified fifth (data.test_fraction) held out by a fixed seed",
     ),
 )
-def folder(_: Dataset, settings: "DataSettings") -> Splits:
+def folder(_: Dataset, settings: Settings) -> Splits:
     """``<root>/train/<class>/*`` with optional val/ and test/, or ``<root>/<class>/*``.
 
     Raises:

@@ -1,15 +1,10 @@
 """Food-101."""
 
-from typing import TYPE_CHECKING
-
-from convnext.data.datasets.entries import Dataset, File, register_dataset
+from convnext.data.datasets.entries import Dataset, File, Settings, register_dataset
 from convnext.data.datasets.fetching import find
 from convnext.data.datasets.listing import file_source
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 
 @register_dataset(
@@ -27,12 +22,11 @@ if TYPE_CHECKING:
             File(
                 *("food-101.tar.gz", "food-101", "85eeb15f3717b99a5da872d97d918f87", 4_996_278_331),
                 mirrors=("http://data.vision.ee.ethz.ch/cvl/",),
-                holds="food-101",
             ),
         ),
     ),
 )
-def food101(entry: Dataset, settings: "DataSettings") -> Splits:
+def food101(entry: Dataset, settings: Settings) -> Splits:
     """Food-101, with its own split; torchvision knows the files' names and labels."""
     from torchvision.datasets import Food101
 

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convnext.data.datasets.entries import (
     IMAGENET_MEAN,
@@ -11,6 +10,7 @@ from convnext.data.datasets.entries import (
     IMAGENET_TERMS,
     Dataset,
     File,
+    Settings,
     register_dataset,
 )
 from convnext.data.datasets.fetching import archive_path, preparing
@@ -18,9 +18,6 @@ from convnext.data.datasets.listing import human_names, list_images, subfolders,
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
 from convnext.storage import archives
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 _CLASSES = 1000
 
@@ -73,7 +70,7 @@ def prepare(entry: Dataset, root: Path) -> None:
     ),
     fetcher=prepare,
 )
-def imagenet(entry: Dataset, settings: "DataSettings") -> Splits:
+def imagenet(entry: Dataset, settings: Settings) -> Splits:
     """ImageNet-1K, tested on its validation images; classes that train/ lacks are left out of val/."""
     root = root_of(settings)
     prepare(entry, root)

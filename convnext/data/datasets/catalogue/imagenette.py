@@ -1,7 +1,6 @@
 """Imagenette and Imagewoof, each in three sizes. Checksums of Imagewoof are those that several projects verify."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convnext.data.datasets.entries import (
     IMAGENET_MEAN,
@@ -9,15 +8,13 @@ from convnext.data.datasets.entries import (
     IMAGENET_TERMS,
     Dataset,
     File,
+    Settings,
     register_dataset,
 )
 from convnext.data.datasets.fetching import find
 from convnext.data.datasets.listing import human_names, list_images, subfolders
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 _NETTE_NAMES = {
     "n01440764": "tench",
@@ -58,7 +55,7 @@ def _entry(title: str, shorter_edge: int | None, md5: str, size: int) -> Dataset
         reported="val: all validation images; there is no test split",
         classes=10,
         splits={"train": 9_469, "val": 3_925} if nette else {"train": 9_025, "val": 3_929},
-        files=(File(f"{folder}.tgz", folder, md5, size, mirrors, holds=folder),),
+        files=(File(f"{folder}.tgz", folder, md5, size, mirrors),),
         class_names=_NETTE_NAMES if nette else _WOOF_NAMES,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -71,7 +68,7 @@ def _entry(title: str, shorter_edge: int | None, md5: str, size: int) -> Dataset
 @register_dataset("imagewoof", _entry("Imagewoof", None, "9aafe18bcdb1632c4249a76c458465ba", 1_343_715_595))
 @register_dataset("imagewoof320", _entry("Imagewoof", 320, "0f46d997ec2264e97609196c95897a44", 328_387_740))
 @register_dataset("imagewoof160", _entry("Imagewoof", 160, "3d200a7be99704a0d7509be2a9fbfe15", 92_612_825))
-def imagenette(entry: Dataset, settings: "DataSettings") -> Splits:
+def imagenette(entry: Dataset, settings: Settings) -> Splits:
     """Imagenette or Imagewoof: ``train/<wnid>/`` and ``val/<wnid>/``, tested on val/."""
 
     def known(folder: Path) -> bool:

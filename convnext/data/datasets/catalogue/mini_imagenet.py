@@ -2,16 +2,12 @@
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convnext.data.datasets.catalogue.folder import folder
-from convnext.data.datasets.entries import IMAGENET_TERMS, Dataset, register_dataset
+from convnext.data.datasets.entries import IMAGENET_TERMS, Dataset, Settings, register_dataset
 from convnext.data.datasets.listing import file_source, human_names, read_lines, synset_names
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 
 @register_dataset(
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
         "and label), or a folder a class, into data.root",
     ),
 )
-def mini_imagenet(entry: Dataset, settings: "DataSettings") -> Splits:
+def mini_imagenet(entry: Dataset, settings: Settings) -> Splits:
     """All classes of the lists together, of which a stratified fraction is the test.
 
     The lists of few-shot learning (train.csv, val.csv and test.csv) have different classes each, so they are no split

@@ -1,15 +1,10 @@
 """Tiny ImageNet. Its publishers state no checksum: it is the one that several projects verify the file with."""
 
-from typing import TYPE_CHECKING
-
-from convnext.data.datasets.entries import IMAGENET_TERMS, Dataset, File, register_dataset
+from convnext.data.datasets.entries import IMAGENET_TERMS, Dataset, File, Settings, register_dataset
 from convnext.data.datasets.fetching import find
 from convnext.data.datasets.listing import file_source, human_names, list_images, read_lines, subfolders, synset_names
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
-
-if TYPE_CHECKING:
-    from convnext.config import DataSettings
 
 
 @register_dataset(
@@ -27,12 +22,11 @@ if TYPE_CHECKING:
             File(
                 *("tiny-imagenet-200.zip", "tiny-imagenet-200", "90528d7ca1a48142e341f4ef8d21d0de", 248_100_043),
                 mirrors=("http://cs231n.stanford.edu/",),
-                holds="tiny-imagenet-200",
             ),
         ),
     ),
 )
-def tiny_imagenet(entry: Dataset, settings: "DataSettings") -> Splits:
+def tiny_imagenet(entry: Dataset, settings: Settings) -> Splits:
     """Tiny ImageNet, or some of its classes: those that wnids.txt lists and train/ has. Tested on val/."""
     root = find(entry, root_of(settings), lambda root: (root / "wnids.txt").is_file())
     there = set(subfolders(root, "train"))
