@@ -212,7 +212,7 @@ def test_settings_that_would_change_the_result_are_refused(stopped: Path) -> Non
     ended = run([*TINY, *changed, "--resume"], stopped)
     assert ended.status == 2
     assert ended.text.count("\n") == 1
-    assert "cannot be resumed with other settings: accumulate was 2, now 1; ema_decay was 0.9, now 0.8" in ended.text
+    assert "with other settings: gradient_accumulation was 2, now 1; ema_decay was 0.9, now 0.8" in ended.text
     assert "and 1 more" in ended.text
     assert (stopped / RUN / "settings.json").read_bytes() == before
 
