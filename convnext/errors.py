@@ -19,6 +19,14 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, incomplete, or made for something else."""
 
 
+def reason(error: object) -> str:
+    """The first line of what an error says, without its number or the file's name."""
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that names the close matches of ``name``, or all of ``known`` where none is close."""
     import difflib

@@ -42,7 +42,17 @@ def main(args: Sequence[str]) -> int:
     elif options.download is None and options.to_folder is None:
         _show(options.name)
     else:
-        _get(options.name, options.download, options.to_folder, options.root)
+        from convnext.config import DataSettings
+        from convnext.data.datasets.load import export_folder, obtain, read_splits
+
+        if options.download is not None:
+            obtain(options.name, options.download)
+            print(options.download)
+        if options.to_folder is not None:
+            # No validation images are held out: they would lie among the training images anyway.
+            settings = DataSettings(name=options.name, root=options.root or options.download)
+            export_folder(read_splits(settings), options.to_folder)
+            print(options.to_folder)
     return 0
 
 
@@ -87,19 +97,6 @@ def _show(name: str) -> None:
     for file in entry.files:
         where = " or ".join(mirror + file.name for mirror in file.mirrors) or file.name
         print(", ".join(filter(None, (f"file: {where}", _megabytes(file.size), f"MD5 {file.md5}"))))
-
-
-def _get(name: str, download: Path | None, to_folder: Path | None, root: Path | None) -> None:
-    from convnext.config import DataSettings
-    from convnext.data.datasets.load import export_folder, obtain, read_splits
-
-    if download is not None:
-        obtain(name, download)
-        print(download)
-    if to_folder is not None:
-        # No validation images are held out: they would lie among the training images anyway.
-        export_folder(read_splits(DataSettings(name=name, root=root or download)), to_folder)
-        print(to_folder)
 
 
 def _megabytes(size: int | None) -> str:

@@ -14,8 +14,7 @@ from convnext.commands.terminal import parse
 from convnext.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
-    from convnext.data.audit.check import Findings, Item, Leak
-    from convnext.data.splits import Splits
+    from convnext.data.audit.check import Findings, Group, Item, Leak
 
 _SHOWN = 10
 
@@ -50,10 +49,13 @@ def main(args: Sequence[str]) -> int:
         raise SettingsError("fix lists all images to leave out: give it without --exclude")
     if options.fix is not None and (options.fix.is_dir() or not options.fix.parent.is_dir()):
         raise SettingsError(f"fix: {options.fix} is a folder, or its own folder is not there: choose a file")
-    splits = _load(options)
+    from convnext.config import DataSettings
     from convnext.data.audit.check import check
+    from convnext.data.datasets.load import exclude_images, read_splits
     from convnext.data.sources import FileSource
 
+    settings = DataSettings(name=options.name, root=options.root, exclude=options.exclude, workers=options.workers)
+    splits = exclude_images(read_splits(settings), settings)
     folders = [source.root if isinstance(source, FileSource) else None for source in (splits.train, splits.test)]
     files = None not in folders
     if options.fix is not None and not files:
@@ -78,14 +80,6 @@ def main(args: Sequence[str]) -> int:
     return int(findings.severe)
 
 
-def _load(options: _Check) -> "Splits":
-    from convnext.config import DataSettings
-    from convnext.data.datasets.load import exclude_images, read_splits
-
-    settings = DataSettings(name=options.name, root=options.root, exclude=options.exclude, workers=options.workers)
-    return exclude_images(read_splits(settings), settings)
-
-
 def _write(findings: "Findings", path: Path, root: Path) -> None:
     """Write the images to leave out, a path relative to ``root`` a line, under the reason.
 
@@ -95,18 +89,20 @@ def _write(findings: "Findings", path: Path, root: Path) -> None:
     from convnext.storage.files import writing
 
     lines = ["# images to leave out, found by convnext datasets check, for --data.exclude"]
-    total = 0
-    for reason, items in findings.to_leave_out().items():
+    unwanted = findings.to_leave_out()
+    for reason, items in unwanted.items():
         lines.append(f"# {reason}: {len(items)}")
         for item in items:
             name = os.path.relpath(item.name, root)
             if "\n" in name or "\r" in name:
                 raise DataError(f"{item.name!r} has a line break in its name, which a list cannot hold: rename it")
             lines.append(f"./{name}" if name.startswith("#") else name)
-        total += len(items)
     with writing(path) as unfinished:
         unfinished.write_bytes(os.fsencode("\n".join(lines) + "\n"))
-    print(f"{path}: {_number(total, 'image')} to leave out; train with --data.exclude {path}", file=sys.stderr)
+    print(
+        f"{path}: {_number(sum(map(len, unwanted.values())), 'image')} to leave out; train with --data.exclude {path}",
+        file=sys.stderr,
+    )
 
 
 def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> str:
@@ -117,12 +113,7 @@ def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> 
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
         counts_by_split.append(f"{split} {sum(counts.values()):,} ({each} a class)")
     total, classes = sum(sum(counts.values()) for counts in findings.counts.values()), len(findings.counts["train"])
-    sections = [
-        *_damage(findings, name),
-        *_leaks(findings, name),
-        *_repeats(findings, name),
-        *_oddities(findings, name),
-    ]
+    sections = [section for kind in (_damage, _leaks, _repeats, _oddities) for section in kind(findings, name)]
     clean = "" if any(section.fault for section in sections) else "; no faults"
     lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(counts_by_split)}{clean}"]
     for section in sorted(sections, key=lambda section: not section.fault):
@@ -165,22 +156,23 @@ def _leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Sec
 def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
     from convnext.data.audit.check import MOST_DUPLICATES
 
+    def lines(groups: "Sequence[Group]") -> list[str]:
+        return [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in groups]
+
     for split, counts in findings.counts.items():
-        conflicts = [group for group in findings.conflicts if group.items[0].split == split]
-        if conflicts:
-            lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in conflicts]
-            headline = f"{_number(len(lines), 'image')} of {split} {_are(len(lines))} there under several classes"
-            yield _Section(findings.can_mend(conflicts[0]), headline, lines)
-        duplicates = [group for group in findings.duplicates if group.items[0].split == split]
-        if duplicates:
-            lines = [f" {_sign(group.exact)} ".join(map(name, group.items)) for group in duplicates]
+        if conflicts := [group for group in findings.conflicts if group.items[0].split == split]:
+            headline = (
+                f"{_number(len(conflicts), 'image')} of {split} {_are(len(conflicts))} there under several classes"
+            )
+            yield _Section(findings.can_mend(conflicts[0]), headline, lines(conflicts))
+        if duplicates := [group for group in findings.duplicates if group.items[0].split == split]:
             repeated = sum(len(group.items) - 1 for group in duplicates)
             fraction = f"{100 * repeated / sum(counts.values()):.2g} %"
             fault = split == "train" and findings.duplicate_fraction > MOST_DUPLICATES
             headline = (
                 f"{_number(repeated, 'image')} of {split} ({fraction}) repeat{'' if repeated > 1 else 's'} others"
             )
-            yield _Section(fault, f"{headline}, exactly (=) or nearly (~)", lines)
+            yield _Section(fault, f"{headline}, exactly (=) or nearly (~)", lines(duplicates))
 
 
 def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:

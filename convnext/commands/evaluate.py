@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Flag, parse, print_table, table
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,20 @@ class _Evaluate:
     """Processes that read images; None chooses."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    flip: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    flip: Flag = False
     """Average each image's logits with those of its mirror image, at twice the cost."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Flag = False
     """Print one JSON object in place of tables."""
 
 
 def main(args: Sequence[str]) -> int:
     """Measure a run on its test split: accuracy, macro-F1, a report by class, pictures."""
-    options = parse(_Evaluate, args, "evaluate")
+    options = asdict(parse(_Evaluate, args, "evaluate"))
+    as_json = options.pop("json")
     from convnext.evaluation.evaluator import evaluate
 
-    report = evaluate(
-        options.run,
-        split=options.split,
-        checkpoint=options.checkpoint,
-        root=options.root,
-        batch_size=options.batch_size,
-        device=options.device,
-        workers=options.workers,
-        flip=options.flip,
-    )
-    if options.json:
+    report = evaluate(**options)
+    if as_json:
         print(json.dumps(report.as_dict()))
         return 0
     rows = table("class", "precision", "recall", "F1", "images")
@@ -63,5 +55,5 @@ def main(args: Sequence[str]) -> int:
         f"loss {report.loss:.4f} over {report.count:,} images"
         + (f"; {report.unreadable} unreadable left out" if report.unreadable else "")
     )
-    print(f"report and pictures: {options.run}")
+    print(f"report and pictures: {options['run']}")
     return 0

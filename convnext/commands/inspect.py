@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from convnext.commands.terminal import assignments, parse, percent, print_table, table
+from convnext.commands.terminal import Flag, assignments, parse, percent, print_table, table
 
 if TYPE_CHECKING:
     from convnext.runs.inspection import Contents
@@ -24,7 +24,7 @@ class _Inspect:
     """Folder of the run, or of a checkpoint."""
     checkpoint: Literal["last", "best"] = "last"
     """Which of the run's checkpoints."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Flag = False
     """Print one JSON object in place of a table and lines."""
 
 
@@ -42,7 +42,8 @@ def main(args: Sequence[str]) -> int:
     for one in stored:
         rows.add_row(one.path.name, one.condition, f"{one.size / 1e6:,.1f} MB", ", ".join(one.links))
     print_table(rows)
-    for fact, value in _facts(contents).items():
+    facts = {"checkpoint": f"{contents.path}, format {contents.format}"}
+    for fact, value in (facts | _about_model(contents) | _about_training(contents)).items():
         if value:
             print(f"{fact}: {value}")
     for problem in contents.problems:
@@ -50,13 +51,8 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _facts(contents: "Contents") -> dict[str, str]:
-    """Lines of a checkpoint, by what they are about; empty ones are not known."""
-    facts = {"checkpoint": f"{contents.path}, format {contents.format}"}
-    return facts | _about_model(contents) | _about_training(contents)
-
-
 def _about_model(contents: "Contents") -> dict[str, str]:
+    """Lines of a checkpoint, by what they are about; empty ones are not known."""
     from convnext.models import registry
 
     if (info := contents.info) is None:
@@ -83,11 +79,7 @@ def _about_training(contents: "Contents") -> dict[str, str]:
         step += f" of {per_epoch * settings.epochs:,} (epoch {state.step / per_epoch:.4g} of {settings.epochs})"
     recipe = settings.recipe if settings else str(contents.values.get("recipe", ""))
     changes = assignments(contents.changes) or ("as in the recipe" if settings and settings.recipe else "the defaults")
-    best = (
-        ""
-        if state.best_step is None
-        else f"top-1 {percent(state.best_top1)} on validation, at step {state.best_step:,}"
-    )
+    best = f"top-1 {percent(state.best_top1)} on validation, at step {state.best_step:,}" if state.best_step else ""
     return {
         "step": step,
         "last epoch": assignments({name: f"{value:.4g}" for name, value in state.metrics.items()}),

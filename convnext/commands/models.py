@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Flag, parse, print_table, table
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
 from convnext.models import registry
@@ -27,7 +27,7 @@ class _Models:
     """Model to show."""
     image_size: int = _STATED_SIZE
     """Side of the images in pixels."""
-    throughput: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    throughput: Flag = False
     """Measure images per second of the model named, on this machine, in evaluation."""
     library: Literal["timm", "torchvision"] | None = None
     """List the names of that library's models instead."""

@@ -5,11 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Flag, parse, print_table, table
 from convnext.errors import SettingsError
 
 
@@ -27,7 +27,7 @@ class _Predict:
     """Which weights."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Flag = False
     """Print a JSON list in place of tables."""
 
 
@@ -53,10 +53,8 @@ def main(args: Sequence[str]) -> int:
             predictions.append((path, result))
     if options.json:
         keys = ("class", "probability")
-        objects = [
-            {"path": path, "predictions": [dict(zip(keys, p, strict=True)) for p in best]} for path, best in predictions
-        ]
-        print(json.dumps(objects))
+        lists = [(path, [dict(zip(keys, one, strict=True)) for one in best]) for path, best in predictions]
+        print(json.dumps([{"path": path, "predictions": best} for path, best in lists]))
     elif predictions:
         rows = table("image", *(f"{rank}." for rank in range(1, len(predictions[0][1]) + 1)))
         for path, best in predictions:

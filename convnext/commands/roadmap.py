@@ -63,13 +63,10 @@ def _train_step(step: "Step", options: _Roadmap) -> float:
     """Test top-1 in percent of one step under the recipe."""
     from convnext.training.train import train
 
-    changes: dict[str, object] = {"output": options.output, "seed": options.seed}
-    changes |= {"model.name": "roadmap", "model.step": step.number}
-    if options.epochs is not None:
-        changes["epochs"] = options.epochs
-    if options.root is not None:
-        changes["data.root"] = options.root
     assert options.train is not None
-    changes["name"] = f"roadmap-{options.train}-{step.number:02d}"
+    changes: dict[str, object] = {"output": options.output, "seed": options.seed}
+    changes |= {"name": f"roadmap-{options.train}-{step.number:02d}", "model.name": "roadmap"}
+    optional = {"model.step": step.number, "epochs": options.epochs, "data.root": options.root}
+    changes |= {name: value for name, value in optional.items() if value is not None}
     print(f"step {step.number}: {step.name}", file=sys.stderr)
     return 100 * train(recipes.recipe(options.train, **changes), resume=True).report.top1

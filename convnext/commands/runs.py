@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import tyro
 
-from convnext.commands.terminal import assignments, parse, percent, print_table, table
+from convnext.commands.terminal import Flag, assignments, parse, percent, print_table, table
 from convnext.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class _Runs:
     """Runs, by name or folder, to list alone and whose curves to draw."""
     output: Path = Path("runs.png")
     """Picture to write."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Flag = False
     """Print a JSON list in place of a table."""
 
 
@@ -74,15 +74,12 @@ def _plot(runs: "Sequence[Summary]", path: Path) -> None:
     from convnext.plots.curves import compare
     from convnext.runs.folder import read_metrics
 
-    histories = {_label(run, runs): read_metrics(run.path) for run in runs}
+    names = [run.path.name for run in runs]  # a folder is the label of those whose name several have
+    labels = [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+    histories = {label: read_metrics(run.path) for label, run in zip(labels, runs, strict=True)}
     if not any(histories.values()):
         raise SettingsError(f"nothing to draw: no epoch has ended in {', '.join(histories)}")
     compare(histories, path)
-
-
-def _label(run: "Summary", runs: "Sequence[Summary]") -> str:
-    """The run's name, or where several have it its folder."""
-    return run.path.name if [other.path.name for other in runs].count(run.path.name) == 1 else str(run.path)
 
 
 def _age(seconds: float) -> str:

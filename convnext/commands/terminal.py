@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import tyro
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""An option without a value, and without one of the opposite."""
 
 
 def parse(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from convnext import recipes
-from convnext.commands.terminal import parse
+from convnext.commands.terminal import Flag, parse
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class _Train:
     settings: Annotated[RunSettings, tyro.conf.arg(name="")]
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: Flag = False
     """Go on with the newest run of this name, from its last checkpoint."""
     base: Annotated[Path | None, tyro.conf.arg(name="settings")] = None
     """A run's settings.json, or a part of one, whose values take the place of the recipe's."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: Flag = False
     """Print settings, model, splits, steps and an estimate of the time; write nothing."""
 
 
@@ -59,11 +59,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _explain(args: Sequence[str]) -> int:
-    """The usage, where that was asked for.
-
-    Raises:
-        SettingsError: it was not, and no recipe was named.
-    """
+    """The usage, where that was asked for; else a SettingsError, since no recipe was named."""
     usage = "usage: convnext train RECIPE [--resume] [--dry-run] [--settings FILE] [settings]\n\nRecipes"
     usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
     width = max(map(len, recipes.names()))
@@ -76,18 +72,19 @@ def _explain(args: Sequence[str]) -> int:
 
 
 def _settings_file(args: Sequence[str]) -> dict[str, Any]:
-    """The values of the file that ``--settings`` names, which the other options are to change; none without it.
-
-    Raises:
-        UserError: it cannot be read, or has other settings than there are.
-    """
-    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("--settings=") else [arg])]
+    """The values of the file that ``--settings`` names, which the other options are to change; none without it."""
+    words = _words(args, "--settings")
     path = next((Path(value) for name, value in pairwise(words) if name == "--settings"), None)
     if path is None:
         return {}
     from convnext.runs.checkpoint import read_settings
 
     return read_settings(path / "settings.json" if path.is_dir() else path)
+
+
+def _words(args: Sequence[str], *names: str) -> list[str]:
+    """The arguments, with ``NAME=VALUE`` of these names as two."""
+    return [word for arg in args for word in (arg.split("=", 1) if arg.split("=")[0] in names else [arg])]
 
 
 def _given(args: Sequence[str]) -> set[str]:
@@ -117,7 +114,7 @@ def _print_plan(settings: RunSettings) -> int:
 def _automatic_batch(args: Sequence[str]) -> list[str]:
     """``--batch-size auto`` in other words: the recipe's batch, in as few micro-batches as fit into memory."""
     names = ("--batch-size", "--batch_size")
-    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith(names) else [arg])]
+    words = _words(args, *names)
     for index, (name, value) in enumerate(pairwise(words)):
         if name in names and value == "auto":
             words[index] = "--gradient-accumulation"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from convnext.config import RunSettings
+from convnext.config import DataSettings, RunSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
@@ -63,8 +63,8 @@ def compute_logits(
     between_batches: Callable[[], None] = lambda: None,
     accelerator: "Accelerator | None" = None,
 ) -> SplitLogits:
-    """The model's logits for every image of ``source``, in order; where several processes train, each computes some
-    and gets all.
+    """The model's logits for every image of ``source``, in order; where several processes train, each computes some and
+    gets all.
 
     Args:
         model: from normalized images to logits.
@@ -100,28 +100,19 @@ def compute_logits(
             with autocast():
                 logits.append(model(normalize(images)).float().cpu())
             indices.append(batch.indices)
-    return _together(source, torch.cat(indices), torch.cat(logits), unreadable, accelerator)
-
-
-def _together(
-    source: ImageSource, indices: Tensor, logits: Tensor, unreadable: list[str], accelerator: "Accelerator | None"
-) -> SplitLogits:
+    all_indices, all_logits = torch.cat(indices), torch.cat(logits)
     if accelerator is not None:
         from convnext import distributed
 
-        indices, logits = distributed.gather_images(accelerator, indices, indices, logits)
+        all_indices, all_logits = distributed.gather_images(accelerator, all_indices, all_indices, all_logits)
         unreadable = distributed.gather_lines(accelerator, unreadable)
-    if not len(logits):
+    if not len(all_logits):
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
-    return SplitLogits(logits, torch.from_numpy(source.targets)[indices], indices, unreadable)
+    return SplitLogits(all_logits, torch.from_numpy(source.targets)[all_indices], all_indices, unreadable)
 
 
 class FlipAverage(nn.Module):
-    """The mean logits of each image and of its mirror image.
-
-    Args:
-        model: from ``(N, C, H, W)`` to logits ``(N, K)``.
-    """
+    """The mean logits of each image and of its mirror image, of a model from ``(N, C, H, W)`` to logits ``(N, K)``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,8 +162,8 @@ def evaluate(
     run = Path(run)
     folder = checkpoints.find(run, checkpoint)
     model, info = checkpoints.load_model(folder, model)
-    settings: RunSettings = checkpoints.read_json(run / "settings.json", RunSettings)
-    changed = settings.data if root is None else settings.data.replace(root=Path(root))
+    trained = checkpoints.read_json(run / "settings.json", RunSettings).data
+    changed: DataSettings = trained if root is None else trained.replace(root=Path(root))
     splits = load_splits(changed) if data is None else own_splits(data, info.classes, changed)
     check_classes(info, splits, folder)
     if split not in ("train", "val", "test"):
@@ -213,11 +204,8 @@ def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root
 
 
 def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
-    """Refuse data with other classes than the checkpoint's.
-
-    Raises:
-        CheckpointError: the first few differences.
-    """
+    """Refuse data with other classes than the checkpoint's, with a CheckpointError that has the first few
+    differences."""
     if info.classes == splits.classes:
         return
     missing = [name for name in info.classes if name not in splits.classes]

@@ -37,14 +37,8 @@ class Report:
 
 
 def compute_report(logits: Tensor, targets: Tensor, classes: Sequence[str], unreadable: int = 0) -> Report:
-    """Metrics of predictions against true labels.
-
-    Args:
-        logits: ``(N, K)`` float, N at least 1.
-        targets: ``(N,)`` int64.
-        classes: the K class names.
-        unreadable: images that are missing from both.
-    """
+    """Metrics of predictions ``(N, K)``, N at least 1, against true labels ``(N,)`` of the K classes; ``unreadable``
+    images are missing from both."""
     from sklearn.metrics import precision_recall_fscore_support
 
     truth, guess = targets.numpy(), logits.argmax(1).numpy()

@@ -47,13 +47,8 @@ class Backbone(nn.Module):
 
 
 class FPNBackbone(nn.Module):
-    """A `Backbone` with torchvision's feature pyramid: what its detectors take as ``backbone``.
-
-    Args:
-        model: as of `Backbone`.
-        out_indices: as of `Backbone`.
-        out_channels: channels of every level.
-    """
+    """A `Backbone`, of the same arguments, with torchvision's feature pyramid, of ``out_channels`` at every level: what
+    its detectors take as ``backbone``."""
 
     def __init__(self, model: ConvNeXt, out_indices: Sequence[int] = (0, 1, 2, 3), out_channels: int = 256) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ def swin_t(
     num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4, stochastic_depth: float = 0.0
 ) -> nn.Module:
     """Swin-T, from images ``(N, C, H, W)`` to logits ``(N, num_classes)``; see the module."""
-    _check("swin_t", patch_size)
+    _check_patch_size("swin_t", patch_size)
     window = 7 if patch_size == 4 else 4
     model: Any = models.SwinTransformer(
         patch_size=[patch_size, patch_size],
@@ -50,7 +50,7 @@ def swin_t(
 
 
 def _with_stem(model: Any, in_channels: int, patch_size: int) -> nn.Module:
-    _check("a ResNet", patch_size)
+    _check_patch_size("a ResNet", patch_size)
     if patch_size < 4:
         model.conv1 = nn.Conv2d(in_channels, 64, 3, stride=patch_size, padding=1, bias=False)
         model.maxpool = nn.Identity()
@@ -60,6 +60,6 @@ def _with_stem(model: Any, in_channels: int, patch_size: int) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _check(name: str, patch_size: int) -> None:
+def _check_patch_size(name: str, patch_size: int) -> None:
     if patch_size not in (1, 2, 4):
         raise SettingsError(f"model.patch_size: {name} has stems for 1, 2 and 4, got {patch_size}")

@@ -16,11 +16,7 @@ from convnext.errors import SettingsError, UserError
 
 
 def names(library: str) -> list[str]:
-    """The classifiers of ``timm`` or ``torchvision``.
-
-    Raises:
-        UserError: the library is not installed.
-    """
+    """The classifiers of ``timm`` or ``torchvision``; UserError where the library is not installed."""
     if library == "timm":
         return list(_timm().list_models())
     from torchvision import models
@@ -39,11 +35,8 @@ def _timm() -> Any:
 
 @cache
 def builder(library: str, name: str) -> Callable[..., nn.Module]:
-    """A function ``(num_classes, in_channels=3)`` for a library's model, with ``stochastic_depth=0.0`` where it has it.
-
-    Args:
-        library: ``timm`` or ``torchvision``.
-        name: of the model there.
+    """A function ``(num_classes, in_channels=3)`` for a model of ``timm`` or ``torchvision``, with
+    ``stochastic_depth=0.0`` where it has it.
 
     Raises:
         SettingsError: no such model; the message names close matches.
@@ -71,11 +64,7 @@ def builder(library: str, name: str) -> Callable[..., nn.Module]:
 
 
 def check_image_size(library: str, name: str, image_size: int) -> None:
-    """Refuse images of a side that the model does not take, by giving it one on the meta device.
-
-    Raises:
-        SettingsError: it does not take them.
-    """
+    """Refuse, with a SettingsError, images of a side that the model does not take: it gets one on the meta device."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]), torch.inference_mode():
         model = builder(library, name)(num_classes=2).eval()
         try:

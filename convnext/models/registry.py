@@ -42,12 +42,8 @@ _FREE_BESIDE_WEIGHTS = {"name", "in_channels", "stochastic_depth", "head_init_sc
 
 @dataclass(frozen=True)
 class Model:
-    """What a name stands for.
-
-    Attributes:
-        builder: called with ``num_classes`` and the settings in ``defaults``, by name.
-        defaults: the fields of `ModelSettings` that the model takes, each with the value where it is left open.
-    """
+    """What a name stands for: a function of ``num_classes`` and the settings in ``defaults``, the fields of
+    `ModelSettings` that the model takes, each with the value where it is left open."""
 
     builder: "Callable[..., nn.Module]"
     defaults: Mapping[str, Any]
@@ -55,13 +51,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a model without building it.
-
-    Attributes:
-        source: where it is published.
-        parameters: their number with 1,000 classes and 3 channels; None where nobody stated it.
-        gmacs: multiply-adds for one image of 224 px, in 1e9; None where nobody stated it.
-    """
+    """What is known of a model without building it: where it is published, its parameters with 1,000 classes and 3
+    channels, and its multiply-adds for one image of 224 px, in 1e9; None where nobody stated it."""
 
     source: str = ""
     parameters: int | None = None
@@ -75,15 +66,10 @@ _entries: dict[str, Entry] = {}
 def register_model(
     name: str, *, source: str = "", parameters: int | None = None, gmacs: float | None = None
 ) -> "Callable[[B], B]":
-    """Decorate a function or class ``(num_classes, **settings) -> nn.Module`` to be known as model ``name``.
+    """Decorate a function or class ``(num_classes, **settings) -> nn.Module`` to be known as model ``name``, which has
+    no colon, with what an `Entry` says of it.
 
     In a file of ``convnext/models/`` all arguments are literals, for they are read without running the file.
-
-    Args:
-        name: without a colon.
-        source: where the model is published.
-        parameters: as of `Entry`; for the table of ``convnext models``.
-        gmacs: as of `Entry`.
 
     Raises:
         SettingsError: the name belongs to another model.
@@ -140,15 +126,9 @@ def entries() -> dict[str, Entry]:
 
 
 def list_models(library: Literal["timm", "torchvision"] | None = None) -> list[str]:
-    """Names for `create_model`, ``--model.name`` and ``convnext models``.
-
-    Args:
-        library: whose classifiers to list, as ``timm:NAME`` or ``torchvision:NAME``; None for our own and those that
-            the program registered.
-
-    Raises:
-        UserError: the library is not installed.
-    """
+    """Names for `create_model`, ``--model.name`` and ``convnext models``: our own and those that the program
+    registered, or the classifiers of a library, as ``timm:NAME`` or ``torchvision:NAME``; UserError where it is not
+    installed."""
     if library is None:
         return list(dict.fromkeys([*VARIANTS, *_files(), *_models]))
     from convnext.models import libraries
@@ -157,12 +137,8 @@ def list_models(library: Literal["timm", "torchvision"] | None = None) -> list[s
 
 
 def find(name: str) -> Model:
-    """The model of that name.
-
-    Raises:
-        SettingsError: there is none; the message names close matches.
-        UserError: it is of a library that is not installed.
-    """
+    """The model of that name; SettingsError, with close matches, where there is none; UserError where its library is
+    not installed."""
     if (variant := published(name)) is not None:
         fields = ModelSettings.model_fields
         free = {key: field.default for key, field in fields.items() if key not in ("name", "weights", "step")}
@@ -227,12 +203,8 @@ def _is_open(name: str, value: object) -> bool:
 def check_given(settings: ModelSettings, given: Collection[str]) -> None:
     """Refuse settings that the user gave, and that the named model does not take.
 
-    Args:
-        settings: of the model.
-        given: dotted names of the user's, such as ``model.depths``.
-
     Raises:
-        SettingsError: there are such; or an unknown name.
+        SettingsError: ``given``, dotted names such as ``model.depths``, has such; or the model's name is unknown.
     """
     known = {"name", "weights", *find(settings.name).defaults}
     for name, field in ModelSettings.model_fields.items():
@@ -252,11 +224,7 @@ def describe(settings: ModelSettings) -> str:
 
 
 def check_image_size(settings: ModelSettings, image_size: int) -> None:
-    """Refuse images too small for the model, as far as that is known beforehand.
-
-    Args:
-        settings: resolved settings.
-        image_size: side of the images in pixels.
+    """Refuse images too small for the model of these resolved settings, as far as that is known beforehand.
 
     Raises:
         SettingsError: the last stage's feature map would be empty, or a library's model does not take that size.
@@ -280,13 +248,8 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
 
 
 def cost(settings: ModelSettings, image_size: int = 224, num_classes: int = 1000) -> tuple[int, int]:
-    """Parameters of a model, and its multiply-adds for one image; of a ConvNeXt without importing torch.
-
-    Args:
-        settings: resolved settings.
-        image_size: side of the image in pixels.
-        num_classes: classes of the classifier.
-    """
+    """Parameters of the model of these resolved settings, and its multiply-adds for one square image of so many pixels
+    a side; of a ConvNeXt without importing torch."""
     if settings.name in VARIANTS:
         return convnext_cost(settings, image_size, num_classes)
     import torch
@@ -299,11 +262,7 @@ def cost(settings: ModelSettings, image_size: int = 224, num_classes: int = 1000
 
 
 def build(settings: ModelSettings, num_classes: int) -> "nn.Module":
-    """The model of the settings, with random weights.
-
-    Raises:
-        SettingsError: as of `resolve`.
-    """
+    """The model of the settings, with random weights; errors are those of `resolve`."""
     settings, model = resolve(settings), find(settings.name)
     return model.builder(num_classes=num_classes, **{name: getattr(settings, name) for name in model.defaults})
 

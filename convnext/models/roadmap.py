@@ -123,7 +123,7 @@ class Pointwise(nn.Linear):
 
 
 class RoadmapBlock(nn.Module):
-    """The residual block of every step (figures 3 and 4).
+    """The residual block of every step (figures 3 and 4), from ``in_dim`` over ``hidden`` to ``dim`` channels.
 
     The layers are named by their role, after ConvNeXt's block: ``pwconv1`` and ``pwconv2`` are the 1x1 convolutions,
     ``dwconv`` the spatial one (dense before step 3), ``norm`` the norm behind it, ``pwnorm1`` and ``pwnorm2`` those

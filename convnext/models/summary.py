@@ -1,6 +1,7 @@
 """What a model costs, and its shapes stage by stage, counted without computing anything."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,8 @@ from convnext.models.convnext import ConvNeXt
 
 @dataclass(frozen=True)
 class Row:
-    """One layer, or group of layers, of a model.
-
-    Attributes:
-        name: the module's name.
-        output: shape of its output for one image, without the batch.
-        parameters: their number.
-        gmacs: multiply-adds for one image, in 1e9.
-    """
+    """One layer, or group of layers, of a model: its name, the shape of its output without the batch, its parameters,
+    and its multiply-adds for one image, in 1e9."""
 
     name: str
     output: tuple[int, ...]
@@ -32,13 +27,8 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_gmacs(model: nn.Module, image_size: int = 224, channels: int = 3) -> float:
-    """Multiply-adds of convolutions and matrix products for one image, in 1e9: what the papers call GFLOPs.
-
-    Args:
-        model: on any device; on the meta device nothing is computed.
-        image_size: side of the image in pixels.
-        channels: channels of the image.
-    """
+    """Multiply-adds of convolutions and matrix products for one square image, in 1e9: what the papers call GFLOPs. On
+    the meta device nothing is computed."""
     return float(_count(model, image_size, channels).get_total_flops()) / 2e9
 
 
@@ -58,15 +48,10 @@ def stage_rows(model: ConvNeXt, image_size: int = 224, channels: int = 3) -> lis
         layers |= {f"downsample_layers.{index}": downsample, f"stages.{index}": stage}
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> None:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            shapes[name] = tuple(output.shape[1:])
+    def note(name: str, _module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes[name] = tuple(output.shape[1:])
 
-        handles.append(layers[name].register_forward_hook(hook))
-
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    for name in layers:
-        note(name)
+    handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
     try:
         counter = _count(model, image_size, channels)
     finally:

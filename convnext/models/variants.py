@@ -31,13 +31,7 @@ ConvNeXtName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Variant:
-    """A published configuration of `convnext.models.convnext.ConvNeXt`.
-
-    Attributes:
-        depths: blocks of each stage.
-        dims: channels of each stage.
-        source: where it is published.
-    """
+    """A published configuration of `convnext.models.convnext.ConvNeXt`, and where it is published."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
@@ -96,13 +90,8 @@ def published(name: str) -> Variant | None:
 
 
 def convnext_cost(settings: ModelSettings, image_size: int = 224, num_classes: int = 1000) -> tuple[int, int]:
-    """Parameters of a ConvNeXt, and its multiply-adds for one image, layer by layer.
-
-    Args:
-        settings: resolved, of a ConvNeXt.
-        image_size: side of the image in pixels.
-        num_classes: classes of the classifier.
-    """
+    """Parameters of the ConvNeXt of these resolved settings, and its multiply-adds for one square image, layer by
+    layer."""
     depths, dims = settings.depths or (), settings.dims or ()
     patch_size, kernel_size = settings.patch_size or 0, settings.kernel_size or 0
     parameters = macs = 0

@@ -20,15 +20,8 @@ Choice: TypeAlias = Callable[[RunSettings, Collection[str]], tuple[RunSettings, 
 
 @dataclass(frozen=True)
 class Published:
-    """A number that others reached; not run here.
-
-    Attributes:
-        values: by model name: percent for top-1, a share for F1 (the mean over classes).
-        metric: what was measured.
-        split: on which images.
-        source: who published it, and where.
-        about: whether the number was given as about that.
-    """
+    """A number that others reached on a split, not run here, and who published it where: by model name percent for
+    top-1, a fraction for F1 (the mean over the classes); ``about`` where it was given as about that."""
 
     values: Mapping[str, float]
     metric: Literal["top-1", "F1"]
@@ -46,12 +39,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of a run of ours.
-
-    Attributes:
-        text: the number, with its metric and split.
-        folder: the folder of ``results/`` with that run.
-    """
+    """A number of a run of ours, with its metric and split, and the folder of ``results/`` with that run."""
 
     text: str
     folder: str
@@ -62,14 +50,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An experiment: `convnext train NAME`.
+    """An experiment: `convnext train NAME`, with its text, the number that it reproduces and our runs of it.
 
     Attributes:
-        name: what it is called.
-        docs: its text.
-        settings: of the run.
-        published: the number that it reproduces, if it reproduces one.
-        measured: our runs of it.
         by_model: by model name, the settings that go with another model than its own.
         choose: from settings, and the names of those that the user gave, to those chosen by the data, with a line for
             each choice.
@@ -95,11 +78,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        SettingsError: there is none; the message names close matches.
-    """
+    """The recipe of that name; SettingsError, with close matches, where there is none."""
     if name not in names():
         raise SettingsError(f"no recipe is called {name!r}: {did_you_mean(name, names())}")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
@@ -134,11 +113,8 @@ def given_names(changes: Mapping[str, Any]) -> set[str]:
 
 
 def complete(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, list[str]]:
-    """Let settings that the user did not give follow those that he did, and the data where the recipe chooses by them.
-
-    Args:
-        settings: a recipe's, with the user's in their place.
-        given: dotted names of the user's; these stay as they are, also where they equal the recipe's.
+    """Let settings that the user did not give (``given`` has the dotted names of his, which stay as they are, also
+    where they equal the recipe's) follow those that he did, and the data where the recipe chooses by them.
 
     Returns:
         The settings, and lines that say what was chosen by the data and why.

@@ -41,13 +41,8 @@ _LONG = 100  # epochs from which on an image is seen often enough to be learned 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the choices depend on.
-
-    Attributes:
-        images: to train with, without those held out.
-        classes: their number.
-        shorter_edge: median of the images' shorter sides, in pixels.
-    """
+    """What the choices depend on: images to train with, without those held out, and the median of their shorter sides
+    in pixels."""
 
     images: int
     classes: int
@@ -60,19 +55,14 @@ _Rule: TypeAlias = Callable[[RunSettings, _Facts], tuple[dict[str, Any], str]]
 
 
 def choose(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, list[str]]:
-    """Choose the settings that the user did not give by the images.
-
-    Args:
-        settings: the recipe's, with the user's in their place.
-        given: dotted names of the user's.
+    """Choose the settings that are not among the user's (``given``, dotted names) by the images.
 
     Returns:
         The settings, and a line for each choice; unchanged and none where there is no folder of images to look at, or
         no image in it whose size can be read.
 
     Raises:
-        DataError: a folder that cannot be trained on.
-        SettingsError: an unknown model.
+        UserError: a folder that cannot be trained on, or an unknown model.
     """
     if settings.data.name != "folder" or settings.data.root is None:
         return settings, []

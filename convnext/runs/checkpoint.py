@@ -11,16 +11,18 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, RootModel
 
 from convnext.config import ModelSettings, RunSettings
-from convnext.errors import CheckpointError, DataError, SettingsError
+from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.storage.files import digest, sync
 
 if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
     from torch import Tensor, nn
+
+M = TypeVar("M", bound=BaseModel)
 
 FORMAT = 3
 READABLE = (2, 3)  # formats that a run can go on from
@@ -145,7 +147,7 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write checkpoint {target}: {_reason(error)}; the one before is untouched: free space, "
+            f"cannot write checkpoint {target}: {reason(error)}; the one before is untouched: free space, "
             f"then continue with --resume"
         ) from error
     kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
@@ -159,9 +161,15 @@ def save(
 def point_links(target: Path, state: TrainingState) -> None:
     """Point ``last`` at a checkpoint, and ``best`` where it is the best; a kill right after it was written may have
     left that out."""
-    _point(target.parent / "last", target)
-    if state.best_step == state.step:
-        _point(target.parent / "best", target)
+    for name in ("last", "best") if state.best_step == state.step else ("last",):
+        link = target.with_name(name)
+        if link.is_symlink() and link.readlink() == Path(target.name):
+            continue
+        unfinished = link.with_name(f".{name}.tmp")
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(target.name, target_is_directory=True)
+        unfinished.replace(link)
+        sync(link.parent)
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -183,12 +191,9 @@ def is_complete(folder: Path) -> bool:
 
 
 def newest_complete(run: Path) -> Path | None:
-    """The checkpoint to go on from; None where the run has none.
+    """The checkpoint to go on from; None where the run has none; CheckpointError where all are damaged.
 
     One that a broken disk or a power cut damaged is put aside as ``damaged-…``, with a line on standard error.
-
-    Raises:
-        CheckpointError: the run has checkpoints, and all are damaged.
     """
     folder = run / "checkpoints"
     damaged: list[Path] = []
@@ -208,30 +213,16 @@ def newest_complete(run: Path) -> Path | None:
 
 def _unused(path: Path) -> Path:
     """``path``, or a numbered one beside it: a folder that a link may point at is never changed."""
-    candidates = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return path if not path.exists() else next(other for other in candidates if not other.exists())
+    names = (f"{path.name}-{number}" if number > 1 else path.name for number in itertools.count(1))
+    return next(other for other in map(path.with_name, names) if not other.exists())
 
 
 def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
 
-def _point(link: Path, target: Path) -> None:
-    if link.is_symlink() and link.readlink() == Path(target.name):
-        return
-    unfinished = link.with_name(f".{link.name}.tmp")
-    unfinished.unlink(missing_ok=True)
-    unfinished.symlink_to(target.name, target_is_directory=True)
-    unfinished.replace(link)
-    sync(link.parent)
-
-
 def find(run: Path, name: str = "last") -> Path:
-    """The folder of a run's checkpoint ``name``.
-
-    Raises:
-        CheckpointError: no such run, or it has no such checkpoint.
-    """
+    """The folder of a run's checkpoint ``name``; CheckpointError where the run or the checkpoint is not there."""
     if not run.is_dir():
         raise CheckpointError(f"run folder {run} is {'not a folder' if run.exists() else 'not there'}")
     folder = run / "checkpoints" / name
@@ -244,60 +235,43 @@ def find(run: Path, name: str = "last") -> Path:
 
 
 def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Module, ModelInfo]":
-    """The model of a checkpoint, with its weights, in evaluation mode, on the CPU.
-
-    Args:
-        folder: the checkpoint's.
-        model: where the weights go, if a program trained a module of its own; None builds that of the settings.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the model.
-    """
+    """The model of a checkpoint's folder, with its weights, in evaluation mode, on the CPU: ``model``, if a program
+    trained a module of its own, or else that of the settings. CheckpointError where a file is missing, damaged, or does
+    not fit."""
     from convnext.models import registry
+    from convnext.weights.loading import load_state
 
     info = read_json(folder / "model.json", ModelInfo)
     model = registry.build(info.model, len(info.classes)) if model is None else model
-    load_weights(model, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    load_state(model, read_tensors(path), path)
     return model.eval(), info
 
 
-def load_weights(model: "nn.Module", path: Path) -> None:
-    """Load a safetensors file into the model, every name and shape as the model has it.
-
-    Raises:
-        CheckpointError: missing, damaged or other tensors; the message names the first few.
-    """
-    from convnext.weights.loading import load_state
-
-    load_state(model, read_tensors(path), path)
-
-
 def read_tensors(path: Path) -> "dict[str, Tensor]":
-    """A safetensors file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
+    """A safetensors file; CheckpointError where it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
 
 
-def read_json(path: Path, kind: type[Any]) -> Any:
-    """A JSON file as the pydantic model ``kind``.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or of another version.
-    """
+def read_json(path: Path, kind: type[M]) -> M:
+    """A JSON file as the pydantic model ``kind``; CheckpointError where it is missing, damaged, or of another
+    version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
-    except (OSError, ValueError, ValidationError, SettingsError) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from None
+    except (OSError, ValueError, SettingsError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object, of whatever version; CheckpointError where it is missing or damaged."""
+    return read_json(path, RootModel[dict[str, Any]]).root
 
 
 def renamed(value: Any) -> Any:
@@ -311,12 +285,8 @@ def renamed(value: Any) -> Any:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A run's ``settings.json``, or a part of one, under today's names; for `convnext.config.Settings.replace`.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        SettingsError: a setting that does not exist, or a value out of its bounds; the message has the path.
-    """
-    values: dict[str, Any] = renamed(read_json(path, RootModel[dict[str, Any]]).root)
+    CheckpointError where it cannot be read; SettingsError, with its path, for settings that cannot be."""
+    values: dict[str, Any] = renamed(read_object(path))
     try:
         RunSettings().replace(**values)
     except SettingsError as error:
@@ -325,29 +295,20 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> TrainingState:
-    """Where the run of a checkpoint stands.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of another version's format.
-    """
+    """Where the run of a checkpoint stands; CheckpointError where it cannot be read, or is of another format."""
     path = folder / "training.json"
-    found = read_json(path, RootModel[dict[str, Any]]).root.get("format")
-    if found not in READABLE:
+    written = read_object(path).get("format")
+    if written not in READABLE:
         raise CheckpointError(
-            f"{folder} has checkpoint format {found}, and this version goes on from format {FORMAT}: its weights can "
+            f"{folder} has checkpoint format {written}, and this version goes on from format {FORMAT}: its weights can "
             f"be evaluated and used as they are; to train on, use the version that wrote it, or start from them with "
             f"--model.weights {folder / 'model.safetensors'}"
         )
-    state: TrainingState = read_json(path, TrainingState)
-    return state
+    return read_json(path, TrainingState)
 
 
 def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: Path) -> None:
-    """Refuse to go on with other images than before.
-
-    Raises:
-        DataError: those of a split have changed.
-    """
+    """Refuse, with a DataError, to go on with other images than before."""
     changed = [name for name, digest in fingerprints.items() if state.fingerprints.get(name) != digest]
     if changed:
         raise DataError(
@@ -357,17 +318,6 @@ def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: P
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
-    """Digests of the images that the run of a checkpoint had, by split; of a checkpoint of any format.
-
-    Raises:
-        CheckpointError: its ``training.json`` is missing or damaged.
-    """
-    state: dict[str, Any] = read_json(folder / "training.json", RootModel[dict[str, Any]]).root
-    fingerprints: dict[str, str] = state.get("fingerprints", {})
+    """Digests of the images that the run of a checkpoint, of any format, had, by split."""
+    fingerprints: dict[str, str] = read_object(folder / "training.json").get("fingerprints", {})
     return fingerprints
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "it is not there"
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]

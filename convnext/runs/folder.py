@@ -21,11 +21,7 @@ _FREE = {
 
 
 def new_folder(output: Path, name: str) -> Path:
-    """Make ``output/name``, or where it exists ``output/name-2``, ``-3`` and so on.
-
-    Raises:
-        UserError: it cannot be made there.
-    """
+    """Make ``output/name``, or where it exists ``output/name-2``, ``-3`` and so on; UserError where that cannot be."""
     folder = output
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -44,21 +40,15 @@ def new_folder(output: Path, name: str) -> Path:
 def folders(output: Path, name: str) -> list[Path]:
     """The folders that `new_folder` made for this name, newest first."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
-    found = [
-        (int(match[1] or 1), path)
-        for path in (output.iterdir() if output.is_dir() else ())
-        if path.is_dir() and (match := pattern.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
+    matches = {path: pattern.fullmatch(path.name) for path in output.glob("*") if path.is_dir()}
+    numbers = {path: int(match[1] or 1) for path, match in matches.items() if match}
+    return sorted(numbers, key=lambda path: (numbers[path], path), reverse=True)
 
 
 def folder_to_resume(settings: RunSettings) -> Path | None:
-    """The run that the same command goes on with: of those with these settings the newest that is not finished and
-    that no process is working on; else the newest. None where there is no run of the name.
-
-    Raises:
-        SettingsError: there are runs of the name, but all have other settings.
-    """
+    """The run that the same command goes on with: of those with these settings the newest that is not finished and that
+    no process is working on; else the newest. None where no run has the name; SettingsError where all have other
+    settings."""
     candidates = folders(settings.output, settings.name)
     if not candidates:
         return None
@@ -84,11 +74,8 @@ def _is_finished(folder: Path, settings: RunSettings) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's ``metrics.jsonl``; a last line cut short by a kill is left out.
-
-    Raises:
-        CheckpointError: a line that is no JSON object.
-    """
+    """The lines of a run's ``metrics.jsonl``, without a last one cut short by a kill; CheckpointError where one is
+    damaged."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
@@ -103,19 +90,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def check_same_settings(folder: Path, settings: RunSettings) -> None:
-    """Refuse to go on under settings that would change the result.
-
-    Raises:
-        SettingsError: some differ; the message names the first few, with both values.
-        CheckpointError: the run's settings cannot be read.
-    """
+    """Refuse, with a SettingsError that has the first few with both values, to go on under settings that change the
+    result."""
     path = folder / "settings.json"
     if all(path.name.startswith(".") for path in folder.iterdir()):  # killed right after it was made
         return
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
-    before: RunSettings = read_json(path, RunSettings)
-    old, new = flatten(before), flatten(settings)
+    old, new = flatten(read_json(path, RunSettings)), flatten(settings)
     keys = [key for key in new if key not in _FREE and old[key] != new[key] and new[key] != "auto"]
     changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
     if changed:
@@ -129,11 +111,8 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
 
 
 def changed_since(folder: Path, settings: RunSettings) -> list[str]:
-    """What is not as when the run in ``folder`` was last started, of the settings that may change.
-
-    Raises:
-        CheckpointError: the run's settings cannot be read.
-    """
+    """What is not as when the run in ``folder`` was last started, of the settings that may change; CheckpointError
+    where those of then cannot be read."""
     path = folder / "settings.json"
     if not path.exists():  # killed right after the folder was made
         return []

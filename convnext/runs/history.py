@@ -5,13 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from pydantic import RootModel
-
 from convnext import recipes
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, UserError, did_you_mean
 from convnext.models import registry
-from convnext.runs.checkpoint import read_json
+from convnext.runs.checkpoint import read_json, read_object
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.locks import in_use
 
@@ -63,11 +61,7 @@ class Summary:
 
 
 def list_runs(folder: Path) -> list[Summary]:
-    """The runs in a folder, newest first; one where the folder is itself a run's.
-
-    Raises:
-        CheckpointError: there is no such folder.
-    """
+    """The runs in a folder, newest first; one where it is itself a run's; CheckpointError where it is not there."""
     if not folder.is_dir():
         raise CheckpointError(f"folder {folder} is {'not a folder' if folder.exists() else 'not there'}")
     runs = [folder] if _is_run(folder) else [path for path in folder.iterdir() if _is_run(path)]
@@ -75,19 +69,16 @@ def list_runs(folder: Path) -> list[Summary]:
 
 
 def find_runs(names: Sequence[str], folder: Path) -> list[Path]:
-    """The folders of runs, each by its path or by its name in ``folder``.
-
-    Raises:
-        CheckpointError: there is no run of a name; the message has close matches.
-    """
-    found = []
+    """The folders of runs, each by its path or by its name in ``folder``; CheckpointError, with close matches, where
+    there is no run of a name."""
+    runs = []
     for name in names:
         path = next((path for path in (folder / name, Path(name)) if _is_run(path)), None)
         if path is None:
             known = [path.name for path in folder.iterdir() if _is_run(path)] if folder.is_dir() else []
             raise CheckpointError(f"no run is called {name!r} in {folder}: {did_you_mean(name, known)}")
-        found.append(path)
-    return found
+        runs.append(path)
+    return runs
 
 
 def _is_run(path: Path) -> bool:
@@ -131,16 +122,6 @@ def attempt(read: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object, of whatever version.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    values: dict[str, Any] = read_json(path, RootModel[dict[str, Any]]).root
-    return values
-
-
 def _status(run: Path, damaged: bool, finished: bool) -> Status:
     if in_use(run):
         return "running"
@@ -152,10 +133,8 @@ def _status(run: Path, damaged: bool, finished: bool) -> Status:
 def differences(settings: RunSettings) -> dict[str, Any]:
     """Settings of a run, by dotted name, that are not its recipe's, or without a recipe not the defaults.
 
-    What a recipe leaves open counts only where the variant of the model would have it otherwise.
-
-    Raises:
-        SettingsError: a recipe or a model that this version does not have.
+    What a recipe leaves open counts only where the variant of the model would have it otherwise. SettingsError for a
+    recipe or a model that this version does not have.
     """
     base = recipes.get(settings.recipe).settings if settings.recipe else RunSettings()
     model, ours = base.model, settings.model

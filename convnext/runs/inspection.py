@@ -12,8 +12,8 @@ from convnext.errors import CheckpointError, SettingsError
 from convnext.models import registry
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
-from convnext.runs.checkpoint import ModelInfo, TrainingState
-from convnext.runs.history import attempt, differences, read_object
+from convnext.runs.checkpoint import ModelInfo, TrainingState, read_object
+from convnext.runs.history import attempt, differences
 
 Condition: TypeAlias = Literal["whole", "damaged", "no digests"]
 
@@ -22,13 +22,9 @@ _WITHOUT_DIGESTS = {1}  # formats
 
 @dataclass(frozen=True)
 class Stored:
-    """One checkpoint's folder.
+    """One checkpoint's folder, of ``size`` bytes, with those of the ``links`` last and best that point at it.
 
-    Attributes:
-        path: of the folder.
-        links: which of ``last`` and ``best`` point at it.
-        condition: ``"whole"``, as it was written; ``"damaged"``; or ``"no digests"``, of a format without them.
-        size: in bytes.
+    Its condition is ``"whole"``, as it was written; ``"damaged"``; or ``"no digests"``, of a format without them.
     """
 
     path: Path
@@ -89,14 +85,11 @@ class Contents:
 
 
 def find(folder: Path, name: str = "last") -> tuple[Path, list[Stored]]:
-    """The checkpoint that is meant, and all that the run has, the newest last.
+    """The checkpoint that is meant, and all that the run has, the newest last; CheckpointError where there is none.
 
     Args:
         folder: of a run, or of a checkpoint, which is then the only one.
         name: which checkpoint of a run: ``"last"`` or ``"best"``.
-
-    Raises:
-        CheckpointError: there is none.
     """
     if _is_checkpoint(folder):
         return folder, [_describe(folder)]
@@ -114,15 +107,15 @@ def _describe(path: Path) -> Stored:
     links = sorted(link.name for link in folder.parent.iterdir() if link.is_symlink() and link.resolve() == folder)
     condition: Condition = "whole"
     if not checkpoint.is_complete(folder):
-        found = attempt(lambda: read_object(folder / "training.json"), []) or {}
-        condition = "no digests" if found.get("format") in _WITHOUT_DIGESTS else "damaged"
+        state = attempt(lambda: read_object(folder / "training.json"), []) or {}
+        condition = "no digests" if state.get("format") in _WITHOUT_DIGESTS else "damaged"
     return Stored(path, tuple(links), condition, sum(file.stat().st_size for file in folder.iterdir()))
 
 
 def read(path: Path) -> Contents:
     """What a checkpoint's folder says, as far as this version reads it."""
     problems: list[str] = []
-    info: ModelInfo | None = attempt(lambda: checkpoint.read_json(path / "model.json", ModelInfo), problems)
+    info = attempt(lambda: checkpoint.read_json(path / "model.json", ModelInfo), problems)
     raw = attempt(lambda: read_object(path / "training.json"), problems) or {}
     if raw and raw.get("format") not in checkpoint.READABLE:
         attempt(lambda: checkpoint.read_state(path), problems)  # which says what can still be done with it

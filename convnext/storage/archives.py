@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeAlias
 
 from convnext.errors import DataError
-from convnext.storage.downloads import Bar
+from convnext.storage.downloads import progress_bar
 from convnext.storage.files import digest, sync, writing
 from convnext.storage.locks import alone
 
@@ -50,8 +50,8 @@ def verify(archive: Path, md5: str, progress: bool = True) -> None:
     Raises:
         DamagedArchiveError: it is another file, or an incomplete one.
     """
-    with Bar(f"checking {archive.name}", progress) as bar:
-        actual = digest(archive, "md5", bar.report)
+    with progress_bar(f"checking {archive.name}", progress) as report:
+        actual = digest(archive, "md5", report)
     if actual != md5:
         raise DamagedArchiveError(
             f"{archive} has the MD5 {actual}, not {md5}: it is damaged, incomplete or another file; replace it"
@@ -207,8 +207,8 @@ def _make(target: Path, fill: Callable[[Path], None], resumable: bool = False) -
 def _reading(archive: Path, progress: bool) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
     """The open archive, and what to call now and then, for a bar of how much of it has been read."""
     size = archive.stat().st_size
-    with archive.open("rb") as file, Bar(f"unpacking {archive.name}", progress) as bar:
-        yield file, lambda: bar.report(file.tell(), size)
+    with archive.open("rb") as file, progress_bar(f"unpacking {archive.name}", progress) as report:
+        yield file, lambda: report(file.tell(), size)
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[_Member]:

@@ -24,7 +24,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from convnext.errors import UserError
+from convnext.errors import UserError, reason
 from convnext.storage.files import digest, sync
 from convnext.storage.locks import alone, remove_idle
 
@@ -52,11 +52,7 @@ def offline() -> Iterator[None]:
 
 
 def refuse_offline(what: str) -> None:
-    """Raise where nothing may be fetched.
-
-    Raises:
-        DownloadError: within `offline`; the message says that ``what`` would have been fetched.
-    """
+    """Raise, within `offline`, a DownloadError that says that ``what`` would have been fetched."""
     if _is_offline.get():
         raise DownloadError(f"{what} is not there yet, and --dry-run fetches nothing: leave it out, or fetch it first")
 
@@ -119,8 +115,8 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         with alone(_lock_of(partial)):
             if not target.is_file():  # another process may have finished it while we waited
-                with FileIO(partial, "a") as file, Bar(name, progress) as bar:
-                    transfer = _Transfer(url, file, partial, bar.report, timeout)
+                with FileIO(partial, "a") as file, progress_bar(name, progress) as report:
+                    transfer = _Transfer(url, file, partial, report, timeout)
                     transfer.finish(target, checksums, retries, pause, keep_partial)
     except OSError as error:
         raise _disk_error(url, folder, error) from error
@@ -148,14 +144,9 @@ def _choose(folder: Path) -> str:
 
 
 class _Transfer:
-    """One file on its way, in a partial file that no other process writes.
+    """One file on its way, in a partial file, open for appending, that no other process writes.
 
-    Args:
-        url: where it comes from.
-        file: the partial file, open for appending.
-        path: its path.
-        report: called with the bytes so far and in all.
-        timeout: seconds without a byte.
+    Its `report` is called with the bytes so far and in all; after `timeout` seconds without a byte it is broken.
     """
 
     def __init__(self, url: str, file: FileIO, path: Path, report: Report, timeout: float) -> None:
@@ -212,14 +203,14 @@ class _Transfer:
                 ) from None
             return f"the server answers {error.code} {error.reason}"
         except (HTTPException, OSError) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not self.size:
+            cause = error.reason if isinstance(error, URLError) else error
+            if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError) and not self.size:
                 # Waiting mends neither; with some bytes here the network was there a moment ago.
                 raise DownloadError(
-                    f"cannot download {self.url}: cannot reach {urlsplit(self.url).hostname}: {_line(reason)}; check "
+                    f"cannot download {self.url}: cannot reach {urlsplit(self.url).hostname}: {reason(cause)}; check "
                     f"the network, or put the file into the folder by hand"
                 ) from None
-            return f"cannot reach the server, or lost it: {_line(reason)}"
+            return f"cannot reach the server, or lost it: {reason(cause)}"
         if expected is not None and self.size != expected:
             return f"the connection broke after {self.size} of {expected} bytes"
         return None
@@ -286,35 +277,15 @@ def _version(headers: Message) -> str:
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 
 
-def _line(error: object) -> str:
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0]
+@contextmanager
+def progress_bar(name: str, shown: bool) -> Iterator[Report]:
+    """A bar beside ``name``, on standard error where that is a terminal, unless not ``shown``; yields what is to be
+    called with the bytes so far, and in all where that is known."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-class Bar:
-    """A progress bar of bytes, on standard error where that is a terminal.
-
-    Args:
-        name: what it says.
-        shown: False for none.
-    """
-
-    def __init__(self, name: str, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
-        self._task = self._bar.add_task(name, total=None)
-
-    def report(self, done: int, total: int | None) -> None:
-        """Bytes so far, and in all where that is known."""
-        self._bar.update(self._task, completed=done, total=total)
-
-    def __enter__(self) -> "Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

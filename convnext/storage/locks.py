@@ -16,11 +16,8 @@ _PATIENCE = 0.2  # seconds: who asks whether a folder is `in_use` has its lock f
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder`` while the context lasts. A child of this process does not keep the lock.
-
-    Raises:
-        UserError: another process has it.
-    """
+    """Keep other processes out of ``folder`` while the context lasts; UserError where another process has it. A child
+    of this process does not keep the lock."""
     from filelock import Timeout
 
     path = folder / ".lock"
@@ -50,12 +47,8 @@ def in_use(folder: Path) -> bool:
 
 @contextmanager
 def alone(lock: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Let one process at a time do something; the others wait. The file ``lock`` is there meanwhile.
-
-    Args:
-        lock: a file of no other use, in a folder that exists.
-        waiting: called before waiting for another process.
-    """
+    """Let one process at a time do something; the others call ``waiting`` and wait. The file ``lock``, of no other use,
+    is there meanwhile, in a folder that exists."""
     from filelock import Timeout
 
     file_lock = _lock(lock)

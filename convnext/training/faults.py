@@ -30,13 +30,8 @@ def no_memory(error: Exception) -> bool:
 
 
 def origin(model: nn.Module, images: Tensor) -> str:
-    """Where numbers stop being finite: in the images, a weight, the first layer in the order of computation, or only
-    in the gradient.
-
-    Args:
-        model: as it was when the step went wrong.
-        images: ``(N, C, H, W)`` of that step.
-    """
+    """Where numbers stop being finite, of a model as it was when the step on ``images (N, C, H, W)`` went wrong: in the
+    images, a weight, the first layer in the order of computation, or only in the gradient."""
     if not images.isfinite().all():
         return "the images"
     for name, parameter in model.named_parameters():
@@ -73,32 +68,25 @@ def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> Tr
         f"loss or gradient was not a finite number in {settings.max_skipped_steps + 1} steps in a row, up to step "
         f"{step}, first in {where}: lower optimizer.lr (now {settings.peak_lr:.3g} at its peak), lengthen the warm-up, "
         f"or {clip}, in a new run (--resume does not change these)"
-        + (weights if last.exists() else f"; {_last_checkpoint(folder)}")
+        + (weights if last.exists() else "; no checkpoint was saved before")
     )
-
-
-def _last_checkpoint(folder: Path) -> str:
-    """What is left of the run."""
-    last = folder / "checkpoints" / "last"
-    return f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
 
 
 @contextmanager
 def explained(settings: RunSettings, folder: Path) -> Iterator[None]:
-    """Turn what the machine did to a run into what the user can do about it.
-
-    Raises:
-        TrainingError: memory ran out, or another process of the run was lost.
-    """
+    """Turn what the machine did to a run (out of memory, another process lost) into a TrainingError that says what to
+    do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if no_memory(error):
+            last = folder / "checkpoints" / "last"
+            saved = f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
             raise TrainingError(
                 f"memory ran out: set --checkpoint-activations, with which --resume goes on; or in a new run let "
                 f"--batch-size auto find how much fits, split the batch with --gradient-accumulation "
                 f"(now {settings.gradient_accumulation}), or lower batch_size ({settings.batch_size}) or "
-                f"data.image_size ({settings.data.image_size}); {_last_checkpoint(folder)}"
+                f"data.image_size ({settings.data.image_size}); {saved}"
             ) from error
         if isinstance(error, torch.distributed.DistError) or re.search(r"gloo/|Gloo", str(error)):
             raise TrainingError(

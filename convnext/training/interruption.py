@@ -63,15 +63,8 @@ class StopSignals:
 def stopping_together(
     accelerator: Accelerator, signals: StopSignals, images: int, batch_size: int
 ) -> Callable[[], None]:
-    """What to call before each batch of an evaluation, to stop all processes at the same one, with an
-    `InterruptedRunError`, where a signal asked any of them to stop.
-
-    Args:
-        accelerator: the processes.
-        signals: asked.
-        images: of all processes together.
-        batch_size: images of a process at a time.
-    """
+    """What to call before each batch of an evaluation, of all processes' ``images`` in batches of ``batch_size``, to
+    stop all at the same one, with an `InterruptedRunError`, where a signal asked any of them to stop."""
     last = accelerator.num_processes - 1
     common = len(EvalSampler(images, batch_size, last, accelerator.num_processes))
     calls = itertools.count(1)

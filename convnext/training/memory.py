@@ -37,17 +37,11 @@ def micro_batches_that_fit(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> int:
-    """The fewest micro-batches into which a batch must be split for forward and backward pass to fit into memory.
+    """The fewest micro-batches into which this process's ``batch_size`` images ``(C, H, W)`` must be split for forward
+    and backward pass to fit into memory; the model, on its device, is left as it was.
 
     On CUDA passes are tried, with fewer and fewer images; elsewhere, where running out of memory would end the process
     or push others out, it is computed from what a few images keep for the backward pass.
-
-    Args:
-        model: on its device; it is left as it was.
-        shape: ``(C, H, W)`` of the images.
-        batch_size: images that this process takes of a step.
-        device: the model's.
-        autocast: makes the context of the forward pass.
 
     Raises:
         TrainingError: not even one image fits.
@@ -103,12 +97,8 @@ def _by_computing(run: Callable[[int], None], model: nn.Module) -> int:
 
 def available(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of memory that this process may still take: those of the machine, or fewer where a container, a service or
-    a cluster's job limits it.
-
-    Args:
-        groups: where Linux shows control groups, of version 2 or 1.
-        own: which of them this process is in, a line each.
-    """
+    a cluster's job limits it. Linux shows control groups, of version 2 or 1, in ``groups``, and our ``own`` a line
+    each."""
     free: int = psutil.virtual_memory().available
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, group = line.split(":", 2)

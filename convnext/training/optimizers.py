@@ -38,10 +38,8 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     """Fused AdamW or SGD for all weights; or Muon for the linear layers of the blocks, with AdamW for the rest.
 
     Vectors (norms, biases, layer scale) are not decayed. Each group has an ``lr_scale``, its factor on
-    `RunSettings.learning_rate`, which sets the groups' rates at every step.
-
-    Raises:
-        SettingsError: ``layer_decay`` for a model that is no ConvNeXt; Muon for one without such linear layers.
+    `RunSettings.learning_rate`, which sets the groups' rates at every step. SettingsError for ``layer_decay`` and a
+    model that is no ConvNeXt, and for Muon and one without such linear layers.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scales = _lr_scales(model, settings.layer_decay)
@@ -130,11 +128,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict
 
 
 def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` gave; learning rates are not part of it.
-
-    Raises:
-        CheckpointError: the tensors are those of another model's optimizer.
-    """
+    """Restore what `optimizer_tensors` gave, without learning rates; CheckpointError where it is of another model."""
     states: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

@@ -21,15 +21,8 @@ _ENOUGH = 20.0  # seconds after which no further step is measured
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts.
-
-    Attributes:
-        settings: resolved, as ``settings.json`` would have them.
-        lines: what the run would say of itself.
-        steps: optimizer steps in all.
-        step_seconds: of one step at the full image size, as measured.
-        minutes: an estimate for the whole run, with its evaluations.
-    """
+    """A run before it starts: its resolved settings, what it would say of itself, its optimizer steps, the measured
+    time of one at the full image size, and an estimate for the whole, with its evaluations."""
 
     settings: RunSettings
     lines: tuple[str, ...]
@@ -39,12 +32,9 @@ class Plan:
 
 
 def plan(settings: RunSettings) -> Plan:
-    """Resolve the settings, build the model, load the splits, and time a few steps; nothing is written.
+    """Resolve the settings, build the model, load the splits, and time a few steps; nothing is written or downloaded.
 
     Weights to start from are not loaded, and images not cached: they make no step faster or slower in the long run.
-
-    Raises:
-        UserError: settings or data that cannot be used, or data that would have to be downloaded first.
     """
     settings, splits, accelerator = prepare(settings, fetch=False)
     data = settings.data

@@ -60,13 +60,8 @@ def versions() -> dict[str, str]:
 
 
 class Display:
-    """A bar that moves on a terminal, and a line an epoch anywhere.
-
-    Args:
-        steps: optimizer steps of the whole run.
-        start: steps already done.
-        shown: False on all processes but the first.
-    """
+    """A bar of ``steps``, from ``start`` on, that moves on a terminal, and a line an epoch anywhere; on one process
+    alone."""
 
     def __init__(self, steps: int, start: int, shown: bool = True) -> None:
         self.console = Console(stderr=True, quiet=not shown, highlight=False, soft_wrap=True)

@@ -34,8 +34,8 @@ def prepare(
 
     Args:
         settings: as the user has them.
-        model: one's own, which is then trained in place of that of the settings.
-        data: one's own data sets by split, in place of that of the settings; see `own_splits`.
+        model: as of `convnext.train`, as are ``data`` and ``class_names``.
+        data: in place of that of the settings; see `own_splits`.
         class_names: of that data.
         fetch: whether data that is missing may be downloaded.
 
@@ -78,11 +78,7 @@ def check_output(model: nn.Module, splits: Splits, image_size: int) -> None:
 
 def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> tuple[RunSettings, Splits]:
     """The settings with every open choice made by the data, the machine and the model's variant, and the splits that
-    fit them.
-
-    Raises:
-        SettingsError: settings that do not fit the data.
-    """
+    fit them; SettingsError for settings that do not fit the data."""
     model = registry.resolve(settings.model, splits.channels)
     if model.in_channels != splits.channels:
         raise SettingsError(
@@ -101,11 +97,8 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
 
 
 def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
-    """The splits with their images decoded in a cache, where the settings ask for one and they are not in memory.
-
-    Raises:
-        CacheError: there is no room for it.
-    """
+    """The splits with their images decoded in a cache, where the settings ask for one and they are not in memory;
+    CacheError where there is no room for it."""
     if data.cache == "none":
         return splits
     sources = [source for source in (splits.train, splits.val, splits.test) if source and not source.in_memory]

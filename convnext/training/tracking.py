@@ -30,16 +30,12 @@ class Backend(Protocol):
 
 
 class Tracker:
-    """Writes ``metrics.jsonl``, and passes the same numbers on to the backends, which leaving the context closes.
+    """Writes ``metrics.jsonl``, on the ``main`` process alone, and passes the same numbers on to the backends, which
+    leaving the context closes. Lines from after ``step``, from which the run goes on, are dropped: those epochs come
+    again.
 
     A backend that fails is told no more, and the run goes on without it; only a new run does not start then, since
     nothing is lost yet and somebody is there to mend it.
-
-    Args:
-        run: the run's folder.
-        step: from which the run goes on; lines from after it are dropped, since those epochs are computed again.
-        settings: the run's.
-        main: False on all processes but the first, which write nothing.
 
     Raises:
         SettingsError: a tracker of a new run that is not installed or cannot start.

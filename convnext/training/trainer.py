@@ -20,6 +20,7 @@ from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
 from convnext.data.splits import Splits
 from convnext.data.transforms import Normalize, batch_mix
+from convnext.errors import CheckpointError
 from convnext.evaluation.evaluator import SplitLogits, check_classes, compute_logits, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
@@ -28,12 +29,20 @@ from convnext.runs import checkpoint
 from convnext.runs.checkpoint import ModelInfo, TrainingState
 from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
-from convnext.training import faults, gradients, progress, snapshot
+from convnext.training import faults, gradients, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.memory import settle_gradient_accumulation
-from convnext.training.optimizers import average_weights, configure, make_optimizers, set_learning_rate, step_all
+from convnext.training.optimizers import (
+    average_weights,
+    configure,
+    load_optimizers,
+    make_optimizers,
+    optimizer_tensors,
+    set_learning_rate,
+    step_all,
+)
 from convnext.training.tracking import Tracker
-from convnext.weights.loading import start_from
+from convnext.weights.loading import load_state, start_from
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
 
@@ -45,12 +54,10 @@ class Trainer:
         settings: resolved settings.
         splits: the data.
         accelerator: the processes, the device and the precision.
-        model: a module of one's own, from images ``(N, C, H, W)`` to logits ``(N, K)``, which is then trained itself;
-            None for that of the settings.
+        model: a module of one's own, from images ``(N, C, H, W)`` to logits ``(N, K)``, which is then trained itself.
 
     Attributes:
         folder: the run's, once `open` was given it.
-        state: where the run stands.
         unreadable: the images that could not be read, each once.
 
     Raises:
@@ -111,7 +118,7 @@ class Trainer:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
         if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
-            before: RunSettings = checkpoint.read_json(folder / "settings.json", RunSettings)
+            before = checkpoint.read_json(folder / "settings.json", RunSettings)
             self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
         self.settings = self.state.settings = settle_gradient_accumulation(
             self.settings, self.raw_model, self.accelerator
@@ -125,10 +132,8 @@ class Trainer:
         self.tracker = Tracker(folder, self.state.step - self.state.unvalidated, self.settings, self.main)
 
     def fit(self, signals: StopSignals) -> None:
-        """Train from the step at which the run stands to the end.
-
-        Args:
-            signals: asked after every step whether to save or stop, and in a validation between batches.
+        """Train from the step at which the run stands to the end; ``signals`` are asked after every step whether to
+        save or stop, and in a validation between batches.
 
         Raises:
             InterruptedRunError: a signal asked to stop.
@@ -170,11 +175,8 @@ class Trainer:
         return report
 
     def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        """One optimizer step: the mean gradient over the images of all processes, in micro-batches.
-
-        Returns:
-            Whether any process was asked to stop, and whether one was asked to save.
-        """
+        """One optimizer step: the mean gradient over the images of all processes, in micro-batches. Returns whether any
+        process was asked to stop, and whether one was asked to save."""
         self._note_unreadable(batch.unreadable)
         step, settings = self.state.step, self.settings
         count = len(batch.targets)
@@ -281,15 +283,12 @@ class Trainer:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))
 
     def predict(self, split: str, signals: StopSignals) -> SplitLogits:
-        """The logits of the weights to use for every image of ``"val"`` or ``"test"``.
-
-        Raises:
-            InterruptedRunError: ``signals``, asked between batches, have one that says to stop.
-        """
+        """The logits of the weights to use for every image of ``"val"`` or ``"test"``; InterruptedRunError where
+        ``signals``, asked between batches, say to stop."""
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
         predictions = compute_logits(
-            self.average.module if self.average is not None else self.raw_model,
+            self._weights_to_use,
             source,
             self.info,
             device=self.device,
@@ -330,17 +329,33 @@ class Trainer:
         if self.main:
             if self.accelerator.scaler is not None:
                 self.state.scaler = self.accelerator.scaler.state_dict()
-            weights, training = snapshot.take(self.raw_model, self.average, self.optimizers)
+            training = optimizer_tensors(self.raw_model, self.optimizers)
+            if self.average is not None:
+                training |= {f"model.{name}": tensor for name, tensor in self.raw_model.state_dict().items()}
+                training["average.updates"] = self.average.n_averaged
+            weights = self._weights_to_use.state_dict()
             checkpoint.save(self.folder / "checkpoints", weights, self.info, training, self.state)
         self._last_save = self._clock = time.perf_counter()
 
+    @property
+    def _weights_to_use(self) -> nn.Module:
+        return self.raw_model if self.average is None else self.average.module
+
     def _restore(self, folder: Path) -> None:
-        info: ModelInfo = checkpoint.read_json(folder / "model.json", ModelInfo)
-        check_classes(info, self.splits, folder)
-        state: TrainingState = checkpoint.read_state(folder)
+        check_classes(checkpoint.read_json(folder / "model.json", ModelInfo), self.splits, folder)
+        state = checkpoint.read_state(folder)
         checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
         state.format, state.versions = checkpoint.FORMAT, self.state.versions
         self.state = state
-        snapshot.restore(folder, self.raw_model, self.average, self.optimizers)
+        weights, rest = folder / "model.safetensors", folder / "training.safetensors"
+        training = checkpoint.read_tensors(rest)
+        load_optimizers(self.raw_model, self.optimizers, training)
+        load_state(self._weights_to_use, checkpoint.read_tensors(weights), weights)
+        if self.average is not None:
+            if "average.updates" not in training:
+                raise CheckpointError(f"{rest} is not the one of this run: no average.updates")
+            self.average.n_averaged.copy_(training["average.updates"])
+            own = {name.removeprefix("model."): x for name, x in training.items() if name.startswith("model.")}
+            load_state(self.raw_model, own, folder)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(dict(state.scaler))

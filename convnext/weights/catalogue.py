@@ -123,15 +123,11 @@ WEIGHTS: dict[str, dict[str, Weights]] = {
 
 
 def find(name: str, tag: str) -> Weights:
-    """The weights released for a model.
+    """The weights released for a model, a name of `convnext.models.registry.VARIANTS`; SettingsError where there are
+    none.
 
-    Args:
-        name: the model, as in `convnext.models.registry.VARIANTS`.
-        tag: the training: ``in1k``; ``in22k``, pre-training alone; ``in22k_ft_in1k``, fine-tuned after it;
-            ``fcmae_ft_in1k`` (V2), fine-tuned after masked autoencoding. At the end, the side in pixels if not 224.
-
-    Raises:
-        SettingsError: none were released under that name and tag.
+    The tag is the training: ``in1k``; ``in22k``, pre-training alone; ``in22k_ft_in1k``, fine-tuned after it;
+    ``fcmae_ft_in1k`` (V2), fine-tuned after masked autoencoding. At the end it has the side in pixels if not 224.
     """
     if name not in WEIGHTS:
         raise SettingsError(f"no weights were released for a model {name!r}: {did_you_mean(name, WEIGHTS)}")

@@ -97,10 +97,7 @@ _TIMM_CONVOLUTIONAL = (40, 48, 64, 80)
 
 def unwrap(obj: Any) -> dict[str, Tensor]:
     """The weights in a loaded checkpoint file: from under ``model`` or ``state_dict``, without a common ``module.``.
-
-    Raises:
-        CheckpointError: what remains is not a dict of tensors.
-    """
+    CheckpointError where what remains is not a dict of tensors."""
     for key in ("model", "state_dict"):
         if isinstance(obj, dict) and isinstance(obj.get(key), dict):
             obj = obj[key]
@@ -116,11 +113,8 @@ def unwrap(obj: Any) -> dict[str, Tensor]:
 
 
 def detect_layout(names: Iterable[str]) -> str:
-    """The layout that has a place for all the names.
-
-    Raises:
-        CheckpointError: no layout has; the message names the first few that do not fit the closest one.
-    """
+    """The layout that has all the names; CheckpointError, with the first few names that do not fit the closest, for
+    none."""
     names = list(names)
     strangers = {layout: [name for name in names if _to_official(name, layout) is None] for layout in LAYOUTS}
     closest = min(LAYOUTS, key=lambda layout: len(strangers[layout]))
@@ -139,16 +133,12 @@ def is_official(names: Iterable[str]) -> bool:
 
 
 def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> dict[str, Tensor]:
-    """The same weights under the names and shapes of another layout, as views in the same order.
+    """The same weights under the names and shapes of another of the `LAYOUTS`, as views in the same order; the layout
+    that they are in is recognised where it is not given.
 
-    timm builds its models of first width 40, 48, 64 and 80 with 1x1 convolutions for pointwise layers; weights of
-    those widths get that shape. A classifier may be missing. What weights do not show must agree by itself: timm's
+    timm builds its models of first width 40, 48, 64 and 80 with 1x1 convolutions for pointwise layers; weights of those
+    widths get that shape. A classifier may be missing. What weights do not show must agree by itself: timm's
     convnext_xxlarge, for one, has another epsilon in its norms.
-
-    Args:
-        tensors: weights of a ConvNeXt, V1 or V2.
-        to: one of `LAYOUTS`.
-        source: the layout they are in; None to recognise it.
 
     Raises:
         CheckpointError: an unknown layout, a name that the source does not have, or a model that ``to`` cannot hold.

@@ -13,20 +13,14 @@ from convnext.weights.layouts import convert, is_official
 
 
 def start_from(model: nn.Module, settings: ModelSettings, num_classes: int) -> str | None:
-    """Load the weights that the settings name into the model.
+    """Load the weights that the settings name into the model, which was built from them; returns a line that says what
+    was left out of them, or None.
 
-    Args:
-        model: as built from the settings.
-        settings: resolved; ``weights`` is a released tag, or a file with one of `convnext.weights.catalogue.SUFFIXES`:
-            of a ConvNeXt in any layout, of another model under its own names.
-        num_classes: classes of the model.
-
-    Returns:
-        A line that says what was left out of the weights, or None.
+    Resolved, ``settings.weights`` is a released tag, or a file with one of `convnext.weights.catalogue.SUFFIXES`: of a
+    ConvNeXt in any layout, of another model under its own names.
 
     Raises:
-        SettingsError: no such weights.
-        UserError: they cannot be fetched or read, or do not fit the model.
+        UserError: no such weights, or they cannot be fetched or read, or do not fit the model.
     """
     assert settings.weights is not None
     channels, own = settings.in_channels or 3, model.state_dict()
@@ -57,11 +51,7 @@ def _other_classifier(state: dict[str, Tensor], own: dict[str, Tensor], num_clas
 
 
 def official_state(path: Path) -> dict[str, Tensor]:
-    """A checkpoint file of any layout, under our names.
-
-    Raises:
-        CheckpointError: it cannot be read, or is of no known layout.
-    """
+    """A checkpoint file of any layout, under our names; CheckpointError where it is of none, or cannot be read."""
     return convert(weights.read_foreign(path), to="official")
 
 
@@ -73,13 +63,8 @@ def released(settings: ModelSettings) -> Weights | None:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, may_miss: Collection[str] = ()) -> None:
-    """Load tensors into the model, every name and shape as the model has it.
-
-    Args:
-        model: where to.
-        state: the tensors.
-        origin: where they are from, for the error.
-        may_miss: names of the model that need not be among them.
+    """Load tensors from ``origin`` into the model, every name and shape as the model has it, but for names it
+    ``may_miss``.
 
     Raises:
         CheckpointError: missing, unexpected or other-shaped tensors; the message names the first few.
@@ -100,11 +85,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, may_m
 
 
 def check_target(path: Path) -> None:
-    """Refuse a file that `write` could not write, before there is work to lose.
-
-    Raises:
-        SettingsError: it exists, has another suffix, or its folder is not there.
-    """
+    """Refuse, with a SettingsError, a file that `write` could not write, before there is work to lose."""
     if path.suffix not in SUFFIXES:
         raise SettingsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
     if path.exists():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from convnext.errors import CheckpointError
+from convnext.errors import CheckpointError, reason
 from convnext.storage.downloads import cache_folder, download
 from convnext.weights.catalogue import Weights, find
 from convnext.weights.layouts import convert, unwrap
@@ -38,23 +38,14 @@ def load_released(
     folder: Path | None = None,
     progress: bool = True,
 ) -> Released:
-    """Fetch released weights and fit them to a model of other classes or channels.
-
-    Args:
-        name: the model.
-        tag: the training, as for `find`.
-        num_classes: classes of the model.
-        in_channels: channels of its images.
-        folder: where downloads are kept; `convnext.storage.downloads.cache_folder` by default.
-        progress: whether to show a bar, on a terminal.
+    """Fetch the released weights of a model's name and tag, as for `find`, into ``folder`` (by default one in the
+    cache), and fit them to a model of ``num_classes`` and ``in_channels``.
 
     Returns:
         Tensors under the names of `convnext.models.convnext.ConvNeXt`; without ``head.*`` where the classes differ.
 
     Raises:
-        SettingsError: no such weights.
-        DownloadError: they cannot be fetched.
-        CheckpointError: what was fetched is no checkpoint.
+        UserError: no such weights, they cannot be fetched, or what was fetched is no checkpoint.
     """
     weights = find(name, tag)
     path = download(weights.url, folder or cache_folder() / "weights", weights.sha256, progress)
@@ -82,9 +73,6 @@ def adapt_input_channels(state: dict[str, Tensor], in_channels: int) -> dict[str
 
     One channel: the sum over the old channels, which gives exactly what the old model gives for that channel repeated.
     More: the old channels in turn, times their number over the new, so that responses keep their size.
-
-    Raises:
-        CheckpointError: the state has no first convolution under the authors' name.
     """
     key = "downsample_layers.0.0.weight"
     if key not in state:
@@ -100,11 +88,8 @@ def adapt_input_channels(state: dict[str, Tensor], in_channels: int) -> dict[str
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint made by others, safetensors or PyTorch, without running anything in it.
-
-    Raises:
-        CheckpointError: missing, damaged, or holding anything but tensors and plain containers.
-    """
+    """The tensors of a checkpoint made by others, safetensors or PyTorch, without running anything in it;
+    CheckpointError where it is missing, damaged, or holds anything but tensors and plain containers."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -117,12 +102,8 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
             return unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except CheckpointError as error:
         raise CheckpointError(f"cannot use {path}: {error}") from None
-    except FileNotFoundError:
-        raise CheckpointError(f"cannot read {path}: it is not there") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
     except Exception as error:  # damaged bytes end the reading anywhere, with any error
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise CheckpointError(

@@ -126,7 +126,7 @@ def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
     save(tmp_path, 1)
     other = create_model("convnext_tiny", 5, depths=(2, 1), dims=(8, 16), patch_size=2)
     with pytest.raises(CheckpointError, match=r"does not fit the model: .* and \d+ more"):
-        checkpoint.load_weights(other, checkpoint.find(tmp_path) / "model.safetensors")
+        checkpoint.load_model(checkpoint.find(tmp_path), other)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
