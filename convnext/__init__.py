@@ -1,7 +1,6 @@
 """Train, measure and use a ConvNeXt on the images and the machine that you have."""
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +12,6 @@ if TYPE_CHECKING:
     from convnext.models.registry import create_model, list_models
     from convnext.recipes import recipe
     from convnext.training.train import Run, train
-
-__version__ = _version("convnext")
 
 # Loaded on first use, so that `import convnext` and the command's help do not wait for torch.
 _HOMES = {
@@ -49,6 +46,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # slow to import, and seldom asked for
+
+        return version("convnext")
     if name not in _HOMES:
         raise AttributeError(f"module 'convnext' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"convnext.{_HOMES[name]}"), name)

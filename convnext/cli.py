@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from convnext import __version__
+import convnext
 from convnext.errors import SettingsError, UserError, did_you_mean
 
 _USERS_ERRNO = (
@@ -68,7 +68,7 @@ def _dispatch(args: list[str]) -> int:
         )
         return 0 if args else 2
     if args[0] == "--version":
-        print(f"convnext {__version__}")
+        print(f"convnext {convnext.__version__}")
         return 0
     if args[0] not in COMMANDS:
         raise SettingsError(f"no command is called {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
