@@ -233,18 +233,16 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
     if own_name and library in LIBRARIES:
         from convnext.models import libraries
 
-        return libraries.check_image_size(library, own_name, image_size)
-    if settings.patch_size is None or settings.name not in (*VARIANTS, *_files()):
-        return None
-    stages = len(settings.depths or (0, 0, 0, 0))
-    stride = settings.patch_size * 2 ** (stages - 1)
-    if image_size < stride:
-        raise SettingsError(
-            f"images of {image_size} px are too small for {stages} stages behind a stem of patch size "
-            f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or the "
-            f"number of stages (model.depths, model.dims)"
-        )
-    return None
+        libraries.check_image_size(library, own_name, image_size)
+    elif settings.patch_size is not None and settings.name in (*VARIANTS, *_files()):
+        stages = len(settings.depths or (0, 0, 0, 0))
+        stride = settings.patch_size * 2 ** (stages - 1)
+        if image_size < stride:
+            raise SettingsError(
+                f"images of {image_size} px are too small for {stages} stages behind a stem of patch size "
+                f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or "
+                f"the number of stages (model.depths, model.dims)"
+            )
 
 
 def cost(settings: ModelSettings, image_size: int = 224, num_classes: int = 1000) -> tuple[int, int]:

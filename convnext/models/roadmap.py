@@ -127,16 +127,8 @@ class RoadmapBlock(nn.Module):
 
     The layers are named by their role, after ConvNeXt's block: ``pwconv1`` and ``pwconv2`` are the 1x1 convolutions,
     ``dwconv`` the spatial one (dense before step 3), ``norm`` the norm behind it, ``pwnorm1`` and ``pwnorm2`` those
-    that step 13 removes.
-
-    Args:
-        step: the switches.
-        in_dim: channels of the input.
-        dim: channels of the output.
-        hidden: channels between the 1x1 convolutions.
-        stride: of the spatial convolution and the shortcut.
-        drop: probability with which a sample skips the block in training.
-        layer_scale: initial value of the factor ``gamma`` on the residual branch; ``None`` for no factor.
+    that step 13 removes. In training a sample skips the block with probability ``drop``; ``layer_scale`` is the initial
+    value of the factor ``gamma`` on the residual branch, None for no factor.
     """
 
     def __init__(

@@ -12,30 +12,16 @@ Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision'
 ``--precision bf16``.
 """
 
-from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
 from convnext.recipes import Measured
 from convnext.recipes.common import small as _small
 
-SETTINGS = RunSettings(
+SETTINGS = _small.SETTINGS.replace(
     epochs=80,
-    batch_size=128,
-    label_smoothing=0.1,
-    ema_decay=0.998,
     eval_every=2,
-    model=ModelSettings(
-        depths=(1, 5, 2), dims=(64, 128, 256), patch_size=2, overlap=True, layer_scale=1.0, init="torch"
-    ),
-    data=DataSettings(name="cifar10", image_size=32, start_size=24, val_fraction=0.02),
-    augment=AugmentSettings(crop="padding", crop_padding=4, cutmix=1.0, mix_probability=0.5),
-    optimizer=OptimizerSettings(
-        name="muon",
-        lr=4e-3,
-        reference_batch_size=128,
-        warmup_epochs=1,
-        weight_decay=0.05,
-        momentum=0.95,
-        clip_norm=1.0,
-    ),
+    model={"depths": (1, 5, 2), "overlap": True},
+    data={"name": "cifar10", "start_size": 24},
+    augment={"cutmix": 1.0, "mix_probability": 0.5},
+    optimizer={"name": "muon", "lr": 4e-3, "momentum": 0.95},
 )
 BY_MODEL = _small.BY_MODEL
 MEASURED = (Measured("90.17 % top-1, 0.902 macro-F1, test", "results/cifar10/convnext"),)

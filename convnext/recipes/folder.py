@@ -64,9 +64,7 @@ def choose(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, 
     Raises:
         UserError: a folder that cannot be trained on, or an unknown model.
     """
-    if settings.data.name != "folder" or settings.data.root is None:
-        return settings, []
-    facts = _look(settings.data)
+    facts = _look(settings.data) if settings.data.name == "folder" and settings.data.root is not None else None
     if facts is None:
         return settings, []
     notes = [

@@ -13,6 +13,7 @@ the weights of ImageNet-1K, where the authors reach 85.1 % (B) and 85.5 % (L): `
 from typing import Any
 
 from convnext.recipes import Published, imagenet1k_tiny, imagenet1k_xlarge_22k_ft
+from convnext.weights.catalogue import top1_by_model
 
 _XLARGE = imagenet1k_xlarge_22k_ft.SETTINGS
 _BY_MODEL = imagenet1k_xlarge_22k_ft.BY_MODEL
@@ -24,11 +25,4 @@ BY_MODEL: dict[str, dict[str, Any]] = {
     **{name: changes for name, changes in _BY_MODEL.items() if name != "convnext_base"},
     "convnext_xlarge": {"model.stochastic_depth": _XLARGE.model.stochastic_depth, "ema_decay": _XLARGE.ema_decay},
 }
-_TOP1 = {
-    "convnext_tiny": 84.1,
-    "convnext_small": 85.8,
-    "convnext_base": 86.8,
-    "convnext_large": 87.5,
-    "convnext_xlarge": 87.8,
-}
-PUBLISHED = Published(_TOP1, "top-1", "val", imagenet1k_tiny.SOURCE)
+PUBLISHED = Published(top1_by_model("in22k_ft_in1k_384"), "top-1", "val", imagenet1k_tiny.SOURCE)

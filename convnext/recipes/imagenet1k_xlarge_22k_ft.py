@@ -12,6 +12,7 @@ more; or ``--model.name convnext_tiny`` (``_small``, ``_base``, ``_large``).
 from typing import Any
 
 from convnext.recipes import Published, imagenet1k_tiny
+from convnext.weights.catalogue import top1_by_model
 
 SETTINGS = imagenet1k_tiny.SETTINGS.replace(
     epochs=30,
@@ -33,11 +34,4 @@ BY_MODEL: dict[str, dict[str, Any]] = {
     "convnext_base": {"model.stochastic_depth": 0.2, "ema_decay": None},
     "convnext_large": {"model.stochastic_depth": 0.3, "ema_decay": None},
 }
-_TOP1 = {
-    "convnext_tiny": 82.9,
-    "convnext_small": 84.6,
-    "convnext_base": 85.8,
-    "convnext_large": 86.6,
-    "convnext_xlarge": 87.0,
-}
-PUBLISHED = Published(_TOP1, "top-1", "val", imagenet1k_tiny.SOURCE)
+PUBLISHED = Published(top1_by_model("in22k_ft_in1k"), "top-1", "val", imagenet1k_tiny.SOURCE)

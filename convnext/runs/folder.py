@@ -112,7 +112,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
 
 def changed_since(folder: Path, settings: RunSettings) -> list[str]:
     """What is not as when the run in ``folder`` was last started, of the settings that may change; CheckpointError
-    where those of then cannot be read."""
+    where its settings cannot be read."""
     path = folder / "settings.json"
     if not path.exists():  # killed right after the folder was made
         return []

@@ -24,18 +24,14 @@ _FILLED_IN = {"gradient_accumulation", "precision", "data.mean", "data.std"}
 
 @dataclass(frozen=True)
 class Summary:
-    """A run at a glance.
+    """A run at a glance; what is None is not there, or cannot be read.
 
     Attributes:
-        path: its folder.
         recipe: that it started from; empty for none, or where that cannot be read.
         status: ``"finished"``; ``"running"``, which is in use by a process; ``"interrupted"``, which can be resumed;
             ``"failed"``, which stopped before it saved a checkpoint; or ``"damaged"``, which cannot be told.
         epoch: the last one that ended; 0 for none.
-        epochs: of the whole run; None where that cannot be read.
-        best_val_top1: highest accuracy on the validation split; None where there is none.
         test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
-        test_top1: accuracy on that split; None where it was not tested.
         test_macro_f1: mean F1 over the classes on that split.
         changes: settings that are not the recipe's, by dotted name.
         changed_at: when it last wrote, in seconds since 1970.

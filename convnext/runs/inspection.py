@@ -42,10 +42,8 @@ class Contents:
     """What a checkpoint says of itself; None where it does not, or not in a way that this version reads.
 
     Attributes:
-        path: its folder.
         format: of the checkpoint; see `convnext.runs.checkpoint.FORMAT`.
         info: how to use the weights.
-        parameters: their number.
         values: the settings as they were written.
         settings: the same as this version reads them.
         changes: those that are not the recipe's, by dotted name.

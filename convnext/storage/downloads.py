@@ -243,7 +243,10 @@ class _Transfer:
             self._check_room(0 if total is None else total - size)
             self.report(size, total)
             while block := response.read(_BLOCK):
-                self._write(block)
+                rest = memoryview(block)
+                with self._writing():
+                    while rest:
+                        rest = rest[self.file.write(rest) :]
                 size += len(block)
                 self.report(size, total)
         return total
@@ -255,12 +258,6 @@ class _Transfer:
                 f"cannot download {self.url}: {needed / 1e6:.0f} MB are missing and {self.path.parent} has room for "
                 f"{free / 1e6:.0f} MB; free space, or {_choose(self.path.parent)} on another disk"
             )
-
-    def _write(self, block: bytes) -> None:
-        rest = memoryview(block)
-        with self._writing():
-            while rest:
-                rest = rest[self.file.write(rest) :]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,11 +52,9 @@ def epoch_line(metrics: dict[str, float], epochs: int) -> str:
 def versions() -> dict[str, str]:
     """Versions of the libraries that a result depends on, and the commit of the folder that we are in, if any."""
     numbers = {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate", "simplejpeg")}
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no repository
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         numbers["commit"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git, or no repository
     return numbers
 
 

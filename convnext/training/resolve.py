@@ -30,17 +30,12 @@ def prepare(
     class_names: Sequence[str] | None = None,
     fetch: bool = True,
 ) -> tuple[RunSettings, Splits, Accelerator]:
-    """The processes that train, their splits, and the settings with every open choice made.
-
-    Args:
-        settings: as the user has them.
-        model: as of `convnext.train`, as are ``data`` and ``class_names``.
-        data: in place of that of the settings; see `own_splits`.
-        class_names: of that data.
-        fetch: whether data that is missing may be downloaded.
+    """The processes that train, their splits, and the settings with every open choice made; one's own model and data,
+    as of `convnext.train`, take the place of those of the settings.
 
     Raises:
-        UserError: settings or data that cannot be used; told by one process of each machine.
+        UserError: settings or data that cannot be used, or that is missing where ``fetch`` is False; raised on
+            one process of each machine.
     """
     accelerator = make_accelerator(settings)
     with distributed.reported_once(accelerator), nullcontext() if fetch else offline():

@@ -5,28 +5,13 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, TypeAlias
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError
+from convnext.evaluation.metrics import Report
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.files import sync, write_text
-
-if TYPE_CHECKING:
-    from convnext.evaluation.metrics import Report
-
-
-class Backend(Protocol):
-    """A place to log to, made from the run's folder, the optimizer step from which the run goes on, and settings."""
-
-    def log(self, step: int, values: dict[str, float], /) -> None:
-        """Take the numbers of one epoch, which ended after ``step`` optimizer steps."""
-
-    def finish(self, step: int, values: dict[str, float], pictures: dict[str, Path], /) -> None:
-        """Take the numbers and the PNG files of the whole run, which took ``step`` optimizer steps."""
-
-    def close(self, failed: bool, /) -> None:
-        """Write what is left; ``failed`` where the run stops before its end."""
 
 
 class Tracker:
@@ -44,7 +29,7 @@ class Tracker:
     def __init__(self, run: Path, step: int, settings: RunSettings, main: bool = True) -> None:
         self.path = run / "metrics.jsonl"
         self.history = [line for line in read_metrics(run) if line["step"] <= step]
-        self._main, self._backends = main, dict[str, Backend]()
+        self._main, self._backends = main, dict[str, _Backend]()
         if not main:
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
@@ -78,24 +63,24 @@ class Tracker:
                 f"with --resume"
             ) from error
         values = {name.replace("_", "/", 1): value for name, value in metrics.items() if name != "step"}
-        self._tell(lambda backend: backend.log(metrics["step"], values))
+        self._call(lambda backend: backend.log(metrics["step"], values))
 
-    def finish(self, report: "Report", pictures: Sequence[Path]) -> None:
+    def finish(self, report: Report, pictures: Sequence[Path]) -> None:
         """Pass the report of the test split and the run's pictures, PNG files, on; after the last epoch."""
         values = {f"test/{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
         named = {f"pictures/{path.stem}": path for path in pictures}
         step = self.history[-1]["step"] if self.history else 0
-        self._tell(lambda backend: backend.finish(step, values, named))
+        self._call(lambda backend: backend.finish(step, values, named))
 
     def close(self, failed: bool = False) -> None:
         """Finish the backends' files, of a run that ``failed`` where it stops before its end; once is enough."""
-        self._tell(lambda backend: backend.close(failed))
+        self._call(lambda backend: backend.close(failed))
         self._backends.clear()
 
-    def _tell(self, what: Callable[[Backend], None]) -> None:
+    def _call(self, method: "Callable[[_Backend], None]") -> None:
         for name, backend in list(self._backends.items()):
             try:
-                what(backend)
+                method(backend)
             except Exception as error:  # a full disk, no network, a broken service
                 del self._backends[name]
                 _warn_failed(name, error)
@@ -109,6 +94,8 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+# A backend has `log` for the numbers of an epoch, `finish` for those and the PNG files of the whole run, each after so
+# many optimizer steps, and `close`, which writes what is left, also of a run that stops before its end (``failed``).
 class _TensorBoard:
     def __init__(self, run: Path, step: int, settings: RunSettings) -> None:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
@@ -172,7 +159,8 @@ class _WandB:
         self._run.finish(exit_code=int(failed))
 
 
-_BACKENDS: dict[str, Callable[[Path, int, RunSettings], Backend]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
+_Backend: TypeAlias = _TensorBoard | _WandB
+_BACKENDS: dict[str, type[_Backend]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
 _ADVICE = {
     "tensorboard": "see that the run's folder can be written, or leave it out of --trackers",
     "wandb": "pip install 'convnext[wandb]' where it is missing, log in with `wandb login`, or set WANDB_MODE=offline",

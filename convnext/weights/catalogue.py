@@ -136,6 +136,12 @@ def find(name: str, tag: str) -> Weights:
     return WEIGHTS[name][tag]
 
 
+def top1_by_model(tag: str) -> dict[str, float]:
+    """What the authors published of the weights with that tag, in percent, by name of ConvNeXt (V1)."""
+    tagged = {name: weights[tag].top1 for name, weights in WEIGHTS.items() if tag in weights and "v2" not in name}
+    return {name: top1 for name, top1 in tagged.items() if top1 is not None}
+
+
 def is_weights_file(text: str) -> bool:
     """Whether ``model.weights`` means a file rather than a released tag."""
     return text.endswith(SUFFIXES) or os.sep in text

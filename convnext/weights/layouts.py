@@ -158,12 +158,11 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
         layout: {name: _rename(name, rules.items(), model) for name in official} for layout, rules in _RULES.items()
     }
     homeless = {layout: [name for name, new in names.items() if new is None] for layout, names in targets.items()}
-    if stem_norm is None:
-        for layout in ("torchvision", "timm", "transformers"):
-            homeless[layout].append("a stem without a norm (downsample_layers.0.1)")
-    if _overlaps(official):
-        for layout in ("torchvision", "timm", "transformers"):
-            homeless[layout].append("convolutions that see over their patches' edges (model.overlap)")
+    peculiar = ["a stem without a norm (downsample_layers.0.1)"] if stem_norm is None else []
+    if any(re.fullmatch(_DOWNSAMPLING, name) and weight.shape[-1] > 2 for name, weight in official.items()):
+        peculiar.append("convolutions that see over their patches' edges (model.overlap)")
+    for layout in ("torchvision", "timm", "transformers"):
+        homeless[layout] += peculiar
     if homeless[to]:
         kind = "ConvNeXt V2" if model == "convnextv2" else "ConvNeXt"
         fitting = " or ".join(layout for layout in LAYOUTS if not homeless[layout])
@@ -172,10 +171,6 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
         )
     width = None if stem_norm is None else stem_norm.numel()
     return {new: _reshape(official[old], old, to, width) for old, new in targets[to].items() if new is not None}
-
-
-def _overlaps(official: dict[str, Tensor]) -> bool:
-    return any(re.fullmatch(_DOWNSAMPLING, name) and weight.shape[-1] > 2 for name, weight in official.items())
 
 
 def _few(names: list[str]) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
+from convnext.storage.files import writing
 from convnext.weights import released as weights
 from convnext.weights.catalogue import SUFFIXES, Weights, find, is_weights_file
 from convnext.weights.layouts import convert, is_official
@@ -96,11 +99,6 @@ def check_target(path: Path) -> None:
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a new weights file: safetensors, or PyTorch's with the tensors under ``model`` as the authors have it."""
-    import torch
-    from safetensors.torch import save_file
-
-    from convnext.storage.files import writing
-
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with writing(path) as unfinished:
         if path.suffix == ".safetensors":

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from convnext.errors import CheckpointError, reason
@@ -90,9 +92,6 @@ def adapt_input_channels(state: dict[str, Tensor], in_channels: int) -> dict[str
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint made by others, safetensors or PyTorch, without running anything in it;
     CheckpointError where it is missing, damaged, or holds anything but tensors and plain containers."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         if path.suffix == ".safetensors":
             return unwrap(load_file(path))
