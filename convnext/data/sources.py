@@ -3,11 +3,12 @@
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +25,16 @@ _IMAGES_MEASURED, _FILES_MEASURED = 1000, 8
 _LISTINGS_KEPT = 3  # a folder's train, val and test
 _SETTLED = 2_000_000_000  # nanoseconds; a file that comes right after a listing may leave a folder's time as it was
 
+Source = TypeVar("Source", bound="ImageSource")
+
 
 class ImageSource(ABC):
-    """``N`` labelled images, by index.
+    """``N`` labelled images, by index. An attribute that is an array has one item an image."""
 
-    Attributes:
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1: what `load` returns.
-        in_memory: whether pixels lie decoded in this process's memory, so that workers would gain nothing.
-        groups: ``(N,)`` numbers of the files that images lie in together, where reading them in turn is much faster
-            than reading them in any order; else None.
-    """
-
-    targets: NDArray[np.int64]
-    channels: int
-    in_memory: ClassVar[bool] = False
+    targets: NDArray[np.int64]  # class indices
+    channels: int  # 3 or 1: what `load` returns
+    in_memory: ClassVar[bool] = False  # whether pixels lie decoded in this process: workers would gain nothing
+    # Numbers of the files that images lie in together, where reading those in turn is much faster; else None.
     groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -60,9 +56,12 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """A digest of which images these are, with their labels."""
 
-    @abstractmethod
-    def subset(self, indices: NDArray[np.int64]) -> "ImageSource":
+    def subset(self: Source, indices: NDArray[np.int64]) -> Source:
         """The images at ``indices``, in that order."""
+        subset = copy(self)
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        vars(subset).update({name: array[indices] for name, array in arrays.items()})
+        return subset
 
     def picture(self, index: int) -> Picture:
         """The image, not decoded yet."""
@@ -79,13 +78,7 @@ class ImageSource(ABC):
 
 @dataclass(frozen=True)
 class ArraySource(ImageSource):
-    """Images in one array.
-
-    Args:
-        images: ``(N, H, W)`` or ``(N, H, W, C)`` uint8 pixels.
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1.
-    """
+    """Images in one array: ``(N, H, W)`` or ``(N, H, W, C)`` uint8 pixels."""
 
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
@@ -103,25 +96,12 @@ class ArraySource(ImageSource):
 
     def fingerprint(self) -> str:
         """A digest of pixels and labels."""
-        digest = blake2b(np.ascontiguousarray(self.images).tobytes(), digest_size=16)
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
-
-    def subset(self, indices: NDArray[np.int64]) -> "ArraySource":
-        """The images at ``indices``, in that order."""
-        return replace(self, images=self.images[indices], targets=self.targets[indices])
+        return digest(self.images, self.targets)
 
 
 @dataclass(frozen=True)
 class FileSource(ImageSource):
-    """Image files below a folder.
-
-    Args:
-        paths: ``(N,)`` paths relative to ``root`` as bytes: one array, so that worker processes share its memory.
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1.
-        root: the folder.
-    """
+    """Image files below a folder: ``(N,)`` paths relative to it as bytes, one array whose memory workers share."""
 
     paths: NDArray[np.bytes_]
     targets: NDArray[np.int64]
@@ -146,13 +126,15 @@ class FileSource(ImageSource):
 
     def fingerprint(self) -> str:
         """A digest of relative paths and labels."""
-        digest = blake2b(b"\0".join(self.paths.tolist()), digest_size=16)
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
+        return digest(b"\0".join(self.paths.tolist()), self.targets)
 
-    def subset(self, indices: NDArray[np.int64]) -> "FileSource":
-        """The images at ``indices``, in that order."""
-        return replace(self, paths=self.paths[indices], targets=self.targets[indices])
+
+def digest(*contents: bytes | NDArray[Any]) -> str:
+    """16 bytes of BLAKE2b of the contents, one after the other, in hexadecimal."""
+    hasher = blake2b(digest_size=16)
+    for content in contents:
+        hasher.update(content if isinstance(content, bytes) else content.tobytes())
+    return hasher.hexdigest()
 
 
 def is_image_name(name: str) -> bool:
@@ -168,40 +150,27 @@ def class_folders(folder: Path) -> list[str]:
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     for name in names:
-        if not _is_text(name):
-            raise DataError(f"{folder} has a class folder whose name is not readable text: {name!r}; rename it")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{folder} has a class folder whose name is not readable text: {name!r}; rename it"
+            ) from None
     return names
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The images below a folder, and when each folder among them changed: it does when a name comes or goes."""
-
-    source: FileSource
-    states: Mapping[str, tuple[int, int, int]]
-
-    def holds(self) -> bool:
-        try:
-            return all(_state(folder) == state for folder, state in self.states.items())
-        except OSError:
-            return False
-
-
+_States = dict[str, tuple[int, int, int]]  # of folders: they change when a name comes or goes
 # Choosing by the images, training and evaluating in one process look at the same folder, which may have millions.
-_listings: dict[tuple[str, tuple[str, ...]], _Listing] = {}
+_listings: dict[tuple[str, tuple[str, ...]], tuple[FileSource, _States]] = {}
 
 
-def _state(folder: str) -> tuple[int, int, int]:
-    status = os.stat(folder)  # noqa: PTH116  # of many folders
-    return status.st_mtime_ns, status.st_dev, status.st_ino
+def _states(folders: Iterable[str]) -> _States:
+    """When each folder changed; nothing where one is not there."""
+    try:
+        statuses = {folder: os.stat(folder) for folder in folders}  # noqa: PTH116  # of many folders
+    except OSError:
+        return {}
+    return {folder: (status.st_mtime_ns, status.st_dev, status.st_ino) for folder, status in statuses.items()}
 
 
 def scan_folder(folder: Path, classes: list[str]) -> FileSource:
@@ -214,8 +183,8 @@ def scan_folder(folder: Path, classes: list[str]) -> FileSource:
     if unknown:
         raise DataError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
     key = (os.path.realpath(folder), tuple(classes))
-    if (listing := _listings.get(key)) is not None and listing.holds():
-        return replace(listing.source, root=folder)
+    if (listing := _listings.get(key)) is not None and _states(listing[1]) == listing[1]:
+        return replace(listing[0], root=folder)
     start = time.time_ns()
     paths: list[bytes] = []
     targets: list[int] = []
@@ -229,9 +198,9 @@ def scan_folder(folder: Path, classes: list[str]) -> FileSource:
     # Colour always: one grey picture among the files says nothing about the others.
     source = FileSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
     _listings.pop(key, None)
-    states = {directory: _state(directory) for directory in map(os.path.abspath, visited)}
-    if all(changed < start - _SETTLED for changed, _, _ in states.values()):
-        _listings[key] = _Listing(source, states)
+    states = _states(map(os.path.abspath, visited))
+    if states and all(changed < start - _SETTLED for changed, _, _ in states.values()):
+        _listings[key] = source, states
         if len(_listings) > _LISTINGS_KEPT:
             del _listings[next(iter(_listings))]
     return source

@@ -62,15 +62,10 @@ def make_splits(
     *,
     val_chooses: bool = False,
 ) -> Splits:
-    """The splits of a data set, with the test that it lacks.
+    """The splits of a data set, with the test that it lacks: without ``"test"``, ``"val"`` is the test; without both,
+    ``test_fraction`` of ``"train"`` is held out.
 
-    Without ``"test"``, ``"val"`` is the test; without both, a test is held out of ``"train"``.
-
-    Args:
-        classes: class names.
-        sources: images by split, ``"train"`` among them.
-        test_fraction: fraction of ``"train"`` to hold out, where that is needed.
-        val_chooses: whether a ``"val"`` that is the test chooses `best`, too; else another may be held out for that.
+    With ``val_chooses`` a ``"val"`` that is the test chooses `best`, too; else another may be held out for that.
 
     Raises:
         DataError: a class has too few images to hold out any.
@@ -84,16 +79,10 @@ def make_splits(
 
 
 def hold_out(source: "ImageSource", fraction: float) -> "tuple[ImageSource, ImageSource]":
-    """Hold out a fraction of every class, or of the shards where there are many; always the same one.
+    """The images that stay and those held out, each in the source's order: a fraction, between 0 and 1, of every class,
+    or of the shards where there are many; always the same one.
 
     Many shards whose images are not mixed, so that a class would be left without training images, are taken as few.
-
-    Args:
-        source: what to divide.
-        fraction: how much to hold out, between 0 and 1.
-
-    Returns:
-        The images that stay and those held out, each in the source's order.
 
     Raises:
         DataError: a class has too few images to have some in both.

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.data.audit.duplicates import Copies, find_copies
-from convnext.data.audit.signatures import SMALLEST_SIZE, bar, read_all, same_in_detail
+from convnext.data.audit.duplicates import find_copies
+from convnext.data.audit.signatures import SMALLEST_SIZE, read_all, same_in_detail
+from convnext.data.progress import tracked
 from convnext.data.sources import FileSource, ImageSource, is_image_name
 from convnext.data.splits import Splits
 
@@ -24,14 +25,7 @@ ODD_RATIO = 8  # of the longer side to the shorter one, or of the shorter side t
 
 
 class Item(NamedTuple):
-    """An image.
-
-    Attributes:
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        number: its index in the split.
-        name: what a report calls it: its path, or its number.
-        label: its class.
-    """
+    """An image: its split, its index there, its path or what else it is called in a report, and its class."""
 
     split: str
     number: int
@@ -61,30 +55,18 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """The result of `check`.
+    """The result of `check`."""
 
-    Attributes:
-        counts: images by split and class.
-        unreadable: images that cannot be read, each with the reason.
-        leaks: images of train that are in val or test too, and those of val that are in test.
-        groups: images that are in a split more than once.
-        odd_sizes: images of less than 8 px, eight times as long as wide, or eight times as large or small as usual,
-            each with width and height.
-        modes: images by Pillow's mode, where there are several, or one that is neither colour nor grey.
-        ignored: files among the images that are not named like one, by the end of their names.
-        tiny: whether most images are too small to look for copies that are not exact.
-        drawn: whether the test images were drawn from the same folders as the others, by chance.
-    """
-
-    counts: dict[str, dict[str, int]]
-    unreadable: list[tuple[Item, str]]
-    leaks: list[Leak]
-    groups: list[Group]
+    counts: dict[str, dict[str, int]]  # images by split and class
+    unreadable: list[tuple[Item, str]]  # each with the reason
+    leaks: list[Leak]  # images of train that are in val or test too, and those of val that are in test
+    groups: list[Group]  # images that are in a split more than once
+    # Below 8 px, eight times as long as wide, or eight times as large or small as usual: with width and height.
     odd_sizes: list[tuple[Item, int, int]]
-    modes: dict[str, int]
-    ignored: dict[str, int]
-    tiny: bool
-    drawn: bool
+    modes: dict[str, int]  # by Pillow's mode, where there are several, or one that is neither colour nor grey
+    ignored: dict[str, int]  # files among the images that are not named like one, by the end of their names
+    tiny: bool  # whether most images are too small to look for copies that are not exact
+    drawn: bool  # whether the test images were drawn from the same folders as the others, by chance
 
     @property
     def conflicts(self) -> list[Group]:
@@ -190,10 +172,9 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
     has at least 32 px; not mirrored or rotated ones, or crops.
 
     Args:
-        splits: the images.
         workers: processes that read; None chooses by the data and the machine. The result does not depend on it.
         progress: whether to show bars on a terminal.
-        drawn: whether the test images were drawn from the same folders as the others, by chance.
+        drawn: as in `Findings`.
 
     Raises:
         UserError: a source that cannot be read at all, or a process that reads was killed.
@@ -208,15 +189,25 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
         readings,
         images.split_indices,
         confirm,
-        lambda blocks: bar(blocks, len(blocks), "comparing images", progress),
+        lambda blocks: tracked(blocks, len(blocks), "comparing images", progress),
     )
+
+    def exact(indices: list[int]) -> bool:
+        return len(set(readings["digest"][indices].tolist())) == 1
+
+    modes = Counter(mode.decode() for mode in readings["mode"][readings["readable"]].tolist())
+    pairs = [(index, original) for index, original in enumerate(copies.across.tolist()) if original >= 0]
+    members: dict[int, list[int]] = {}
+    for index, original in enumerate(copies.within.tolist()):
+        if original >= 0:
+            members.setdefault(original, [original]).append(index)
     return Findings(
         counts=images.counts(),
         unreadable=[(images.item(index), reason) for index, reason in reasons.items()],
-        leaks=_leaks(copies, readings, images),
-        groups=_groups(copies, readings, images),
+        leaks=[Leak(images.item(one), images.item(other), exact([one, other])) for one, other in pairs],
+        groups=[Group(tuple(map(images.item, group)), exact(group)) for group in members.values()],
         odd_sizes=_odd_sizes(readings, images),
-        modes=_modes(readings),
+        modes={} if len(modes) == 1 and not modes.keys().isdisjoint({"RGB", "L"}) else dict(modes.most_common()),
         ignored=_ignored(images.sources),
         tiny=_median_size(readings) < SMALLEST_SIZE,
         drawn=drawn,
@@ -245,29 +236,8 @@ class _Images:
         return self.sources[split].load(index - int(self.starts[split]))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        return {
-            name: dict(
-                zip(self.classes, np.bincount(source.targets, minlength=len(self.classes)).tolist(), strict=True)
-            )
-            for name, source in zip(self.names, self.sources, strict=True)
-        }
-
-
-def _leaks(copies: Copies, readings: NDArray[np.void], images: _Images) -> list[Leak]:
-    pairs = ((index, int(copies.across[index])) for index in np.flatnonzero(copies.across >= 0).tolist())
-    return [Leak(images.item(one), images.item(other), _exact(readings, [one, other])) for one, other in pairs]
-
-
-def _groups(copies: Copies, readings: NDArray[np.void], images: _Images) -> list[Group]:
-    members: dict[int, list[int]] = {}
-    for index in np.flatnonzero(copies.within >= 0).tolist():
-        original = int(copies.within[index])
-        members.setdefault(original, [original]).append(index)
-    return [Group(tuple(map(images.item, group)), _exact(readings, group)) for group in members.values()]
-
-
-def _exact(readings: NDArray[np.void], indices: list[int]) -> bool:
-    return len(set(readings["digest"][indices].tolist())) == 1
+        counts = (np.bincount(source.targets, minlength=len(self.classes)).tolist() for source in self.sources)
+        return {name: dict(zip(self.classes, each, strict=True)) for name, each in zip(self.names, counts, strict=True)}
 
 
 def _median_size(readings: NDArray[np.void]) -> float:
@@ -283,11 +253,6 @@ def _odd_sizes(readings: NDArray[np.void], images: _Images) -> list[tuple[Item, 
     odd |= (shorter * ODD_RATIO < usual) | (shorter > ODD_RATIO * usual)
     indices = np.flatnonzero(odd & readings["readable"]).tolist()
     return [(images.item(index), int(readings["width"][index]), int(readings["height"][index])) for index in indices]
-
-
-def _modes(readings: NDArray[np.void]) -> dict[str, int]:
-    counts = Counter(mode.decode() for mode in readings["mode"][readings["readable"]].tolist())
-    return {} if len(counts) == 1 and not counts.keys().isdisjoint({"RGB", "L"}) else dict(counts.most_common())
 
 
 def _ignored(sources: list[ImageSource]) -> dict[str, int]:

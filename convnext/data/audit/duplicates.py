@@ -23,15 +23,10 @@ _PAIRS = 1 << 14  # compared at once
 
 @dataclass(frozen=True)
 class Copies:
-    """What each image repeats, by number; -1 for nothing.
+    """What each of N images repeats, by number; -1 for nothing."""
 
-    Attributes:
-        across: ``(N,)`` an image of a later split.
-        within: ``(N,)`` an image of the same split, where there is none of a later one.
-    """
-
-    across: NDArray[np.int64]
-    within: NDArray[np.int64]
+    across: NDArray[np.int64]  # an image of a later split
+    within: NDArray[np.int64]  # an image of the same split, where there is none of a later one
 
     def link(self, repeats: NDArray[np.int64], originals: NDArray[np.int64], splits: NDArray[np.int64]) -> None:
         """Note what these images repeat, pair by pair."""

@@ -8,9 +8,9 @@ things alike on an empty ground (clothes for sale, digits scaled up) can pass fo
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypeVar
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,9 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from convnext.data.images import Picture, Raw, UnreadableImageError
 from convnext.data.loading.loader import default_workers, ignore_stop_signals
+from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
 from convnext.errors import DataError, UserError
-
-T = TypeVar("T")
 
 SIZE = 16  # of a signature
 SMALLEST_SIZE = 32  # of the larger of two near copies: digits of 8 px look alike without being copies
@@ -49,15 +48,8 @@ _Read = tuple[NDArray[np.void], str] | UserError
 def read_all(
     sources: Sequence[ImageSource], workers: int | None, progress: bool
 ) -> tuple[NDArray[np.void], dict[int, str]]:
-    """Read every image of the sources once, with a bar on a terminal.
-
-    Args:
-        sources: they are numbered through, one after the other.
-        workers: processes that read; None chooses by the data and the machine. The result does not depend on it.
-        progress: whether to show the bar.
-
-    Returns:
-        ``(N,)`` `READING`, and why an image cannot be read, by its number.
+    """Read every image of the sources, numbered through, once: ``(N,)`` `READING`, and why an image cannot be read, by
+    its number.
 
     Raises:
         DataError: a process that reads was killed.
@@ -72,22 +64,15 @@ def read_all(
     )
     readings = np.zeros(sum(map(len, sources)), READING)
     reasons: dict[int, str] = {}
-    index = 0
-    for batch in _tracked(loader, len(loader), "reading images", progress):
-        for item in batch:
+    batches = iter(loader)
+    try:
+        items = chain.from_iterable(tracked(batches, len(loader), "reading images", progress))
+        for index, item in enumerate(items):
             if isinstance(item, UserError):
                 raise item
             readings[index], reason = item
             if reason:
                 reasons[index] = reason
-            index += 1
-    return readings, reasons
-
-
-def _tracked(loader: DataLoader[_Read], total: int, title: str, progress: bool) -> Iterator[list[_Read]]:
-    batches = iter(loader)
-    try:
-        yield from bar(batches, total, title, progress)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -96,6 +81,7 @@ def _tracked(loader: DataLoader[_Read], total: int, title: str, progress: bool) 
         # Workers ignore signals, so they must be told to end also where the traceback of an error keeps the iterator.
         if shut_down := getattr(batches, "_shutdown_workers", None):
             shut_down()
+    return readings, reasons
 
 
 class _Readings(Dataset[_Read]):
@@ -201,13 +187,3 @@ def _detail(levels: NDArray[np.float32]) -> NDArray[np.float32]:
     coarse = Image.fromarray(levels).resize((SIZE, SIZE), Image.Resampling.BOX)
     detail: NDArray[np.float32] = levels - np.asarray(coarse.resize(levels.shape, Image.Resampling.BICUBIC))
     return detail
-
-
-def bar(batches: Iterable[T], total: int, title: str, shown: bool) -> Iterator[T]:
-    """The batches, with a bar on a terminal's standard error."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    hidden = not (shown and console.is_terminal)
-    yield from track(batches, title, total, console=console, transient=True, disable=hidden)

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from hashlib import blake2b
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext.data.sources import digest
 from convnext.errors import UserError
 from convnext.storage.files import writing
 
@@ -33,48 +33,26 @@ class CacheError(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """What a file says of itself."""
 
-    Attributes:
-        key: of the images and their contents.
-        channels: 3 or 1.
-        images: their number, unreadable ones included.
-        tail: where pixels end.
-        size: of the whole file in bytes.
-        digest: of the tail.
-    """
-
-    key: str
+    key: str  # of the images and their contents
     channels: int
-    images: int
-    tail: int
-    size: int
-    digest: str
+    images: int  # their number, unreadable ones included
+    tail: int  # where pixels end
+    size: int  # of the whole file in bytes
+    digest: str  # of the tail
 
 
 class Chunk(NamedTuple):
-    """Decoded images.
+    """Decoded images."""
 
-    Attributes:
-        pixels: of all that could be read, one image after the other: ``(bytes,)`` uint8.
-        images: height and width of each, or why it could not be read.
-    """
-
-    pixels: NDArray[np.uint8]
-    images: list[tuple[int, int] | str]
+    pixels: NDArray[np.uint8]  # (bytes,), of all that could be read, one image after the other
+    images: list[tuple[int, int] | str]  # height and width of each, or why it could not be read
 
 
 class CacheFile:
-    """A whole file, mapped; all processes that map it share its memory.
-
-    Args:
-        path: the file.
-        header: its own.
-        descriptor: it, open; not needed afterwards.
-
-    Attributes:
-        reasons: by index, why an image could not be read.
-    """
+    """A whole file, mapped from an open descriptor; all processes that map it share its memory. Its `reasons` say, by
+    index, why an image could not be read."""
 
     def __init__(self, path: Path, header: Header, descriptor: int) -> None:
         self.path, self.header = path, header
@@ -130,20 +108,8 @@ def _read_header(descriptor: int) -> Header | None:
     return header if header.size == size and header.digest == digest(tail) else None
 
 
-def digest(data: bytes) -> str:
-    """16 bytes of BLAKE2b in hexadecimal."""
-    return blake2b(data, digest_size=16).hexdigest()
-
-
 def write(path: Path, key: str, channels: int, images: int, chunks: Iterable[Chunk]) -> None:
-    """Write a file, which is visible once it is on the disk.
-
-    Args:
-        path: the file.
-        key: of the images and their contents.
-        channels: 3 or 1.
-        images: their number.
-        chunks: all of them, in order.
+    """Write a file of all chunks, in order, which is visible once it is on the disk.
 
     Raises:
         OSError: no room, or a folder that cannot be written; nothing is left.

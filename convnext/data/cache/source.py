@@ -17,14 +17,16 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.filesize import decimal
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from convnext.data.cache.file import CacheError, CacheFile, Chunk, digest, write
+from convnext.data.cache.file import CacheError, CacheFile, Chunk, write
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, Key, Sample, default_workers, ignore_stop_signals
 from convnext.data.loading.workers import reading
-from convnext.data.sources import FileSource, ImageSource
+from convnext.data.progress import tracked
+from convnext.data.sources import FileSource, ImageSource, digest
 from convnext.errors import UserError
 from convnext.storage.downloads import cache_folder
 from convnext.storage.locks import alone, remove_idle
@@ -37,21 +39,14 @@ _NAME = "\0"  # stands for the image's name in a reason
 
 
 class CachedSource(ImageSource):
-    """The images of another source, decoded, in a file that all processes share.
-
-    What is pickled is the file's path and the other source, not the pixels.
-
-    Args:
-        source: the images as they were; their labels, targets and fingerprint stay.
-        file: the decoded images.
-        indices: ``(N,)`` of the images in the file.
-    """
+    """The images of another source, decoded, in its order, in a file that all processes share; targets and fingerprint
+    stay. What is pickled is the file's path and the other source, not the pixels."""
 
     in_memory: ClassVar[bool] = True
 
-    def __init__(self, source: ImageSource, file: CacheFile, indices: NDArray[np.int64]) -> None:
+    def __init__(self, source: ImageSource, file: CacheFile) -> None:
         self.targets, self.channels, self.groups = source.targets, source.channels, source.groups
-        self._source, self._file, self._indices = source, file, indices
+        self._source, self._file, self._indices = source, file, np.arange(len(source))
 
     @property
     def path(self) -> Path:
@@ -71,15 +66,11 @@ class CachedSource(ImageSource):
 
     def image_name(self, index: int) -> str:
         """As the other source calls it."""
-        return self._source.image_name(index)
+        return self._source.image_name(int(self._indices[index]))
 
     def fingerprint(self) -> str:
         """The other source's."""
-        return self._source.fingerprint()
-
-    def subset(self, indices: NDArray[np.int64]) -> "CachedSource":
-        """The images at ``indices``, in that order, in the same file."""
-        return CachedSource(self._source.subset(indices), self._file, self._indices[indices])
+        return self._source.subset(self._indices).fingerprint()
 
 
 def open_cache(source: ImageSource, image_size: int, workers: int | None = None, progress: bool = True) -> CachedSource:
@@ -98,26 +89,31 @@ def open_cache(source: ImageSource, image_size: int, workers: int | None = None,
         CacheError: no room, or a folder that cannot be written; nothing is left there.
         DataError: a process that decodes died; nothing is left either.
     """
+
+    def say(line: str) -> None:
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+
     name, key = _keys(source, image_size)
     folder = cache_folder() / "images"
     path = folder / f"{name}.bin"
-
-    def waiting() -> None:
-        _print("waiting for another process, which caches the same images", progress)
-
     made = False
     try:
         while (file := CacheFile.open(path, key)) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with alone(_lock_of(path), waiting):
+            with alone(_lock_of(path), lambda: say("waiting for another process, which caches the same images")):
                 if CacheFile.open(path, key) is None:
                     _make(path, key, source, image_size, workers, progress)
                     made = True
     except OSError as error:
         raise _disk_error(folder, error, image_size) from error
     if made:
-        _print(_summary(file, image_size), progress)
-    return CachedSource(source, file, np.arange(len(source)))
+        unreadable = f", {len(file.reasons):,} of them unreadable" if file.reasons else ""
+        say(
+            f"cached {file.header.images:,} images{unreadable}, with a shorter side of at most {image_size} px: "
+            f"{decimal(file.header.size)} in {file.path}"
+        )
+    return CachedSource(source, file)
 
 
 def _lock_of(path: Path) -> Path:
@@ -147,18 +143,11 @@ def _make(path: Path, key: str, source: ImageSource, image_size: int, workers: i
     _sweep(path)
     needed, free = _estimate(source, image_size), shutil.disk_usage(path.parent).free
     if needed > free:
-        problem = f"the images take about {_amount(needed)} and there is room for {_amount(free)}"
+        problem = f"the images take about {decimal(needed)} and there is room for {decimal(free)}"
         raise _no_room(path.parent, problem, image_size)
     with _decoded(source, image_size, default_workers(source) if workers is None else workers) as chunks:
-        write(path, key, source.channels, len(source), _tracked(chunks, len(source), progress))
-
-
-def _summary(file: CacheFile, image_size: int) -> str:
-    unreadable = f", {len(file.reasons):,} of them unreadable" if file.reasons else ""
-    return (
-        f"cached {file.header.images:,} images{unreadable}, with a shorter side of at most {image_size} px: "
-        f"{_amount(file.header.size)} in {file.path}"
-    )
+        shown = tracked(chunks, -(-len(source) // _CHUNK), "caching images", progress)
+        write(path, key, source.channels, len(source), shown)
 
 
 def _sweep(path: Path) -> None:
@@ -258,25 +247,3 @@ def _decoded(source: ImageSource, image_size: int, workers: int) -> Iterator[Ite
     )
     with reading(loader, dataset.being_read) as joined:
         yield (Chunk(pixels.numpy(), images) for pixels, images in joined)
-
-
-def _tracked(chunks: Iterator[Chunk], images: int, progress: bool) -> Iterator[Chunk]:
-    """The chunks, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal
-    yield from track(chunks, "caching images", -(-images // _CHUNK), console=console, transient=True, disable=not shown)
-
-
-def _amount(size: int) -> str:
-    """Bytes in words."""
-    from rich.filesize import decimal
-
-    return decimal(size)
-
-
-def _print(line: str, progress: bool) -> None:
-    if progress:
-        print(line, file=sys.stderr, flush=True)

@@ -15,61 +15,39 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class File:
-    """One file of a data set, and what becomes of it.
-
-    Attributes:
-        name: the file's name.
-        becomes: what it is unpacked to, relative to ``data.root``; until then the file lies beside that. An archive has
-            a folder of that name, whose contents are taken.
-        md5: its checksum.
-        size: in bytes; None where it is not known for certain.
-        mirrors: URLs of the folders that have it, in the order to try; none where an account is needed.
-        within: path in the archive of the archive that holds it; empty for none.
-    """
+    """One file of a data set, and what becomes of it."""
 
     name: str
+    # What it is unpacked to, relative to data.root; until then the file lies beside that. An archive has a folder of
+    # that name, whose contents are taken.
     becomes: str
     md5: str
-    size: int | None
-    mirrors: tuple[str, ...] = ()
-    within: str = ""
+    size: int | None  # in bytes; None where it is not known for certain
+    mirrors: tuple[str, ...] = ()  # URLs of the folders that have it, in the order to try; none for an account's
+    within: str = ""  # path in the archive of the archive that is meant instead
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A catalogue entry.
 
-    Sizes, counts and checksums are the publishers' or torchvision's.
-
-    Attributes:
-        title: the name that people use.
-        summary: one line: what is on the images.
-        images: how large they are, and what else there is to know of the pixels.
-        licence: the terms, as its publishers state them.
-        home: where it is described.
-        reported: which images published numbers are measured on, or what stands in for them.
-        classes: their number; None where it depends on the folder.
-        splits: number of images by split.
-        files: what there is to download.
-        class_names: names for people, by the class's name in the files; empty where the files tell.
-        mean: channel means on a scale of 0 to 1, as usually published; empty where they are measured.
-        std: channel standard deviations on that scale; empty where they are measured.
-        instructions: how to come by the files, where they cannot be downloaded.
+    Sizes, counts and checksums are the publishers' or torchvision's; so are the channels' means and standard deviations
+    on a scale of 0 to 1, which are empty where they are measured.
     """
 
-    title: str
-    summary: str
-    images: str
-    licence: str
-    home: str
-    reported: str
-    classes: int | None = None
-    splits: Mapping[str, int] = field(default_factory=dict)
-    files: tuple[File, ...] = ()
-    class_names: Mapping[str, str] = field(default_factory=dict)
+    title: str  # the name that people use
+    summary: str  # one line: what is on the images
+    images: str  # how large they are, and what else there is to know of the pixels
+    licence: str  # the terms, as its publishers state them
+    home: str  # where it is described
+    reported: str  # which images published numbers are measured on, or what stands in for them
+    classes: int | None = None  # their number; None where it depends on the folder
+    splits: Mapping[str, int] = field(default_factory=dict)  # number of images
+    files: tuple[File, ...] = ()  # what there is to download
+    class_names: Mapping[str, str] = field(default_factory=dict)  # by those in the files; empty where these will do
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    instructions: str = ""
+    instructions: str = ""  # how to come by the files, where they cannot be downloaded
 
     @property
     def size(self) -> int | None:
@@ -87,15 +65,10 @@ FETCHERS: dict[str, Fetcher] = {}
 
 
 def register_dataset(name: str, entry: Dataset, fetcher: Fetcher | None = None) -> Callable[[Loader], Loader]:
-    """Put a data set into the catalogue, under `name`, with the function that loads it.
+    """Put a data set into the catalogue, under the name that ``--data.name`` calls it: a decorator of the function that
+    makes its splits of the entry and the settings; see `make_splits`.
 
-    Args:
-        name: what ``--data.name`` calls it.
-        entry: what is known of it.
-        fetcher: gets its files into a folder, where that takes more than to download and unpack ``entry.files``.
-
-    Returns:
-        A decorator of a function from the entry and the settings to the splits; see `make_splits`.
+    ``fetcher`` gets its files into a folder, where that takes more than to download and unpack ``entry.files``.
 
     Raises:
         ValueError: the name is taken.

@@ -33,12 +33,13 @@ def fetch(entry: Dataset, root: Path) -> None:
         if missing:
             _announce(entry, root, missing, wanted)
         for file in missing:
-            (root / file.becomes).parent.mkdir(parents=True, exist_ok=True)
+            target = root / file.becomes
+            target.parent.mkdir(parents=True, exist_ok=True)
             if file in wanted:
-                _download(file, (root / file.becomes).parent)
+                _download(file, target.parent)
             else:
                 archives.verify(archive_path(file, root), file.md5)
-            _unpack(file, root, file not in wanted)
+            _unpack(file, archive_path(file, root), target, keep=file not in wanted)
 
 
 def _missing(entry: Dataset, root: Path) -> list[File]:
@@ -53,8 +54,7 @@ def preparing(entry: Dataset, root: Path) -> Iterator[None]:
         yield
 
 
-def _unpack(file: File, root: Path, keep: bool) -> None:
-    archive, target = archive_path(file, root), root / file.becomes
+def _unpack(file: File, archive: Path, target: Path, keep: bool) -> None:
     try:
         if ".tar" in file.name or archive.suffix != ".gz":
             archives.unpack(archive, target, archives.inside(target.name), file.within)

@@ -7,10 +7,9 @@ cannot.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from convnext.config import DataSettings
 from convnext.data.datasets.labels import Labels, number_classes
 from convnext.data.images import Raw, UnreadableImageError
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ImageSource, digest
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import DataError, UserError
 
@@ -31,15 +30,7 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls")
 
 @dataclass(frozen=True)
 class HubSource(ImageSource):
-    """Rows of a split.
-
-    Args:
-        table: the split's column of images alone, not decoded.
-        rows: ``(N,)`` row numbers in it.
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1.
-        name: what to call the split in a report.
-    """
+    """``(N,)`` rows of a split, of whose table only the column of images is left, not decoded."""
 
     table: "Dataset"
     rows: NDArray[np.int64]
@@ -75,14 +66,8 @@ class HubSource(ImageSource):
         images = self.table.with_format("arrow")[:].column(0)
         paths = arrow.struct_field(images, "path").take(self.rows).to_pylist()
         sizes = arrow.binary_length(arrow.struct_field(images, "bytes")).take(self.rows)
-        digest = blake2b("\0".join(Path(path or "").name for path in paths).encode(), digest_size=16)
-        digest.update(arrow.fill_null(sizes, -1).to_numpy().astype(np.int64).tobytes())
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
-
-    def subset(self, indices: NDArray[np.int64]) -> "HubSource":
-        """The images at ``indices``, in that order."""
-        return replace(self, rows=self.rows[indices], targets=self.targets[indices])
+        names = "\0".join(Path(path or "").name for path in paths)
+        return digest(names.encode(), arrow.fill_null(sizes, -1).to_numpy().astype(np.int64), self.targets)
 
 
 def hub_splits(settings: DataSettings) -> Splits:
@@ -98,11 +83,10 @@ def hub_splits(settings: DataSettings) -> Splits:
     """
     name, config = _parse(settings.name.removeprefix("hf:"))
     tables = _load(name, config, settings.root)
-    spelled = {
-        split: spelling
-        for split, spellings in SPELLINGS.items()
-        if (spelling := next((spelling for spelling in spellings if spelling in tables), None)) is not None
+    there = {
+        split: [spelling for spelling in spellings if spelling in tables] for split, spellings in SPELLINGS.items()
     }
+    spelled = {split: spellings[0] for split, spellings in there.items() if spellings}
     if "train" not in spelled:
         raise DataError(f"{name} has no split called train: it has {', '.join(tables)}")
     train = tables[spelled["train"]]
@@ -113,18 +97,14 @@ def hub_splits(settings: DataSettings) -> Splits:
             labels[split] = values
     names = getattr(train.features[label], "names", None)
     classes, targets = number_classes(labels, names, f"{name}, column {label!r}")
-    sources = {
-        split: _source(tables[spelled[split]], image, targets[split], f"{name}/{spelled[split]}") for split in targets
-    }
-    return make_splits(classes, sources, settings.test_fraction)
-
-
-def _source(table: "Dataset", image: str, targets: NDArray[np.int64], name: str) -> ImageSource:
     from datasets import Image
 
-    table = table.select_columns([image]).cast_column(image, Image(decode=False))
-    # Colour always: one grey picture among the rows says nothing about the others.
-    return HubSource(table, np.arange(len(table)), targets, channels=3, name=name)
+    sources = {}
+    for split, numbers in targets.items():
+        images = tables[spelled[split]].select_columns([image]).cast_column(image, Image(decode=False))
+        # Colour always: one grey picture among the rows says nothing about the others.
+        sources[split] = HubSource(images, np.arange(len(images)), numbers, 3, f"{name}/{spelled[split]}")
+    return make_splits(classes, sources, settings.test_fraction)
 
 
 def _parse(name: str) -> tuple[str, str | None]:
@@ -156,21 +136,14 @@ def _load(name: str, config: str | None, root: Path | None) -> "Mapping[str, Dat
     cache = root or Path(datasets.config.HF_DATASETS_CACHE)
     if Path(name).is_absolute():
         # The package takes its copy of a folder with a card for good, also when the folder's files have changed.
-        cache /= f"folder-{_state(Path(name))}"
+        states = ((path, path.stat()) for path in sorted(Path(name).rglob("*")) if path.is_file())
+        lines = (f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0" for path, status in states)
+        cache /= f"folder-{digest(''.join(lines).encode('utf-8', 'surrogateescape'))}"
     try:
         loaded: Mapping[str, Dataset] = datasets.load_dataset(name, config, cache_dir=str(cache))
     except Exception as error:  # of the network, the disk, the Hub, the files and their format: the package wraps few
         raise DataError(f"cannot load {name}: {_reason(error)}") from error
     return loaded
-
-
-def _state(folder: Path) -> str:
-    """A digest of which files a folder has, how large they are, and when they changed."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
 
 
 def _reason(error: Exception) -> str:
@@ -207,19 +180,20 @@ def _columns(name: str, table: "Dataset") -> tuple[str, str]:
 
 def _choose(name: str, table: "Dataset", what: str, columns: list[str], preferred: tuple[str, ...]) -> str:
     """The only one of the columns, or the one that is called as usual."""
+    from datasets import Value
+
     if len(columns) == 1:
         return columns[0]
     for column in preferred:
         if column in columns:
             return column
-    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in table.features.items())
+    kinds = {
+        column: feature.dtype if isinstance(feature, Value) else type(feature).__name__
+        for column, feature in table.features.items()
+    }
+    listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
     problem = f"several columns of {what}, and none called {preferred[0]!r}" if columns else f"no column of {what}"
     raise DataError(f"{name} has {problem}, among {listed}; name one {preferred[0]!r} in a copy, and give hf:./folder")
-
-
-def _kind(feature: Any) -> str:
-    kind = type(feature).__name__
-    return str(feature.dtype) if kind == "Value" else kind
 
 
 def _labels(table: "Dataset", column: str, where: str, split: str) -> Labels | None:

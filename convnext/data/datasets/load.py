@@ -18,12 +18,6 @@ from convnext.data.sources import FileSource, ImageSource, statistics
 from convnext.data.splits import Splits, hold_out
 from convnext.errors import DataError
 
-__all__ = [
-    *("Splits", "exclude_images", "export_folder", "hold_out_val", "load_splits", "measure_statistics", "obtain"),
-    "read_splits",
-]
-
-
 OWN = "own"  # what data.name says of data sets that a program handed in
 
 
@@ -50,9 +44,9 @@ def read_splits(settings: DataSettings) -> Splits:
 
         return hub_splits(settings)
     if settings.name.startswith("wds:"):
-        from convnext.data.datasets.webdataset import shard_splits
+        from convnext.data.datasets.webdataset import read_shards
 
-        return shard_splits(settings)
+        return read_shards(settings)
     if settings.name == OWN:
         raise DataError("the run had data sets of a program's own: give them again, to train or evaluate as data=…")
     entry = find_entry(settings.name)

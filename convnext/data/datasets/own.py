@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from convnext.config import DataSettings
 from convnext.data.datasets.load import hold_out_val, measure_statistics
 from convnext.data.images import Picture, Raw
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ImageSource, digest
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import DataError
 
@@ -27,9 +26,6 @@ class DatasetSource(ImageSource):
         dataset: by index, a Pillow image or a uint8 tensor ``(C, H, W)``, and its class index; the same for an index
             each time, or an interrupted run goes on with other images.
         indices: ``(N,)``, of the images in ``dataset``.
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1.
-        split: what the images are called after.
     """
 
     dataset: Dataset[Any]
@@ -51,13 +47,7 @@ class DatasetSource(ImageSource):
 
     def fingerprint(self) -> str:
         """A digest of numbers and labels."""
-        digest = blake2b(np.ascontiguousarray(self.indices).tobytes(), digest_size=16)
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
-
-    def subset(self, indices: NDArray[np.int64]) -> "DatasetSource":
-        """The images at ``indices``, in that order."""
-        return DatasetSource(self.dataset, self.indices[indices], self.targets[indices], self.channels, self.split)
+        return digest(self.indices, self.targets)
 
 
 def own_splits(data: Mapping[str, Dataset[Any]], class_names: Sequence[str] | None, settings: DataSettings) -> Splits:

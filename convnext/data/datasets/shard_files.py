@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from http.client import HTTPException
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -28,10 +27,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from convnext.data.sources import is_image_name
+from convnext.data.progress import tracked
+from convnext.data.sources import digest, is_image_name
 from convnext.errors import DataError
 from convnext.storage.downloads import download, remove_partial
-from convnext.storage.files import writing
+from convnext.storage.files import write_text
 
 # A run shuffles eight shards together (`convnext.data.loading.loader`), and its workers run ahead into the next eight.
 SHARDS_AT_ONCE = 16
@@ -49,13 +49,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Shard:
-    """A tar file.
-
-    Args:
-        location: its absolute path or its URL.
-        key: a digest of the location, size and version.
-        size: bytes.
-    """
+    """A tar file at an absolute path or a URL, a digest of that with its size and version, and the size in bytes."""
 
     location: str
     key: str
@@ -74,14 +68,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """A shard's images, in the order of the file.
-
-    Args:
-        keys: name of each sample: what its members' names have in common.
-        offsets: where its image starts, in bytes.
-        sizes: bytes of its image.
-        labels: class numbers or class names.
-    """
+    """A shard's samples, in the order of the file: what their members' names have in common, where their images start
+    and how large they are, in bytes, and their class numbers or class names."""
 
     keys: list[str]
     offsets: list[int]
@@ -100,18 +88,12 @@ class ShardFolder:
 
     Any number of processes may use it. Each makes room for the shard that it fetches; of those that are on their way at
     the same moment, all but one may come on top of the room.
-
-    Args:
-        path: the folder.
-        room: bytes for shards; None for a quarter of what the disk has free (with the shards in it counted as free).
-        pause: seconds before a failed request is repeated; each next pause is twice as long.
-        connections: requests at a time, while shards are looked for and indexed.
     """
 
     path: Path
-    room: int | None = None
-    pause: float = 1.0
-    connections: int = 4
+    room: int | None = None  # bytes; None for a quarter of what the disk has free, its shards counted as free
+    pause: float = 1.0  # seconds before a failed request is repeated; each next pause is twice as long
+    connections: int = 4  # requests at a time, while shards are looked for and indexed
 
     def find(self, locations: Sequence[str]) -> list[Shard]:
         """The shards at ``locations``.
@@ -137,19 +119,18 @@ class ShardFolder:
         Raises:
             DataError: the server cannot be reached, or does not say how long the file is.
         """
+        state: tuple[int, str] | None = None
         if is_url(location):
-            answer = _describe(location, self.pause)
-            if answer is None:
-                return None
-            size, version = answer
+            state = _describe(location, self.pause)
         else:
-            try:
+            with suppress(OSError):
                 status = Path(location).stat()
-            except OSError:
-                return None
-            size, version = status.st_size, str(status.st_mtime_ns)
+                state = status.st_size, str(status.st_mtime_ns)
+        if state is None:
+            return None
+        size, version = state
         identity = "\0".join((_FORMAT, location, str(size), version)).encode("utf-8", "surrogateescape")
-        return Shard(location, blake2b(identity, digest_size=16).hexdigest(), size)
+        return Shard(location, digest(identity), size)
 
     def index_all(self, shards: Sequence[Shard]) -> list[Index]:
         """The indices of the shards, made where they are not there yet; an interruption loses none that is made.
@@ -171,8 +152,7 @@ class ShardFolder:
         except OSError as error:
             raise DataError(f"{shard.location} cannot be read: {error.strerror}") from error
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing(path) as unfinished:
-            unfinished.write_text(json.dumps(asdict(index)), "utf-8")
+        write_text(path, json.dumps(asdict(index)))
         return index
 
     def open(self, shard: Shard) -> BinaryIO:
@@ -192,15 +172,12 @@ class ShardFolder:
                 with suppress(PermissionError):  # another user's
                     os.utime(file.fileno(), ns=2 * (time.time_ns(),))  # the kernel's own clock is coarse
                 return file
-            self._fetch(shard)
-
-    def _fetch(self, shard: Shard) -> None:
-        self._make_room(shard)
-        path = download(shard.location, self.path / shard.key, progress=False, retries=_RETRIES, pause=self.pause)
-        with suppress(FileNotFoundError):  # another process needed the room already
-            if path.stat().st_size != shard.size:
-                path.unlink()
-                raise DataError(f"{shard.location} has changed on its server: start again, to index it anew")
+            self._make_room(shard)
+            download(shard.location, self.path / shard.key, progress=False, retries=_RETRIES, pause=self.pause)
+            with suppress(FileNotFoundError):  # another process needed the room already
+                if path.stat().st_size != shard.size:
+                    path.unlink()
+                    raise DataError(f"{shard.location} has changed on its server: start again, to index it anew")
 
     def _make_room(self, shard: Shard) -> None:
         room, files = self._room_and_files()
@@ -229,15 +206,10 @@ class ShardFolder:
 
     def _in_threads(self, function: Callable[[T], R], items: Iterable[T], title: str) -> list[R]:
         """What the function gives for each item, in order, with a bar on a terminal; the first error ends it."""
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
         pool = ThreadPoolExecutor(self.connections)
         try:
             futures = [pool.submit(function, item) for item in items]
-            shown = track(futures, title, console=console, disable=not console.is_terminal, transient=True)
-            return [future.result() for future in shown]
+            return [future.result() for future in tracked(futures, len(futures), title)]
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -337,8 +309,8 @@ def _describe(url: str, pause: float) -> tuple[int, str] | None:
             if error.code < 500 and error.code not in (408, 429):
                 break
         except (HTTPException, OSError) as error:
-            reason = error.reason if isinstance(error, URLError) else error
-            problem = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-            if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError):  # waiting mends neither
+            cause = error.reason if isinstance(error, URLError) else error
+            problem = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+            if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):  # waiting mends neither
                 break
     raise DataError(f"cannot read {url}: {problem}; check the address and the network")

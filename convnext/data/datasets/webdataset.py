@@ -9,9 +9,8 @@ epoch.
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from glob import glob
-from hashlib import blake2b
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from convnext.config import DataSettings
 from convnext.data.datasets.labels import Labels, number_classes
 from convnext.data.datasets.shard_files import Index, Shard, ShardFolder, is_url
 from convnext.data.images import Raw, UnreadableImageError
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ImageSource, digest
 from convnext.data.splits import SPLIT_BY_SPELLING, Splits, make_splits
 from convnext.errors import DataError, UserError
 from convnext.storage.downloads import cache_folder
@@ -30,17 +29,10 @@ from convnext.storage.downloads import cache_folder
 
 @dataclass(frozen=True)
 class ShardSource(ImageSource):
-    """Images inside tar files.
+    """Images inside tar files, which ``folder`` opens.
 
-    Args:
-        keys: ``(N,)`` names of the samples in their shards, as bytes.
-        offsets: ``(N,)`` where each image starts in its shard, in bytes.
-        sizes: ``(N,)`` bytes.
-        targets: ``(N,)`` class indices.
-        channels: 3 or 1.
-        shards: the tar files.
-        folder: opens them.
-        groups: ``(N,)`` indices of ``shards``.
+    Of each image: its sample's name in the shard (``keys``), where it starts there and its size in bytes, and, in
+    ``groups``, the index of its shard.
     """
 
     keys: NDArray[np.bytes_]
@@ -78,19 +70,11 @@ class ShardSource(ImageSource):
 
     def fingerprint(self) -> str:
         """A digest of the samples' names, sizes and labels: the same wherever the shards lie."""
-        digest = blake2b(b"\0".join(self.keys.tolist()), digest_size=16)
-        digest.update(self.sizes.tobytes())
-        digest.update(self.targets.tobytes())
-        return digest.hexdigest()
-
-    def subset(self, indices: NDArray[np.int64]) -> "ShardSource":
-        """The images at ``indices``, in that order."""
-        arrays = {name: getattr(self, name)[indices] for name in ("keys", "offsets", "sizes", "targets", "groups")}
-        return replace(self, **arrays)
+        return digest(b"\0".join(self.keys.tolist()), self.sizes, self.targets)
 
 
-def shard_splits(settings: DataSettings) -> Splits:
-    """The splits of ``data.name`` ``wds:PATTERN``, see `expand`.
+def read_shards(settings: DataSettings, folder: ShardFolder | None = None) -> Splits:
+    """The splits of ``data.name`` ``wds:PATTERN``, see `expand`; ``folder`` keeps indices and the shards from the web.
 
     A shard is of the split whose name is a word of its file's name, or of the folders that differ between shards, and
     else of `train`; see `make_splits` for a test that is missing. Classes are in the order of ``classes.txt`` (a name a
@@ -101,11 +85,7 @@ def shard_splits(settings: DataSettings) -> Splits:
         DataError: a shard that is missing, damaged, or has no labels; or no room for those from the web.
         DownloadError: a shard that cannot be fetched.
     """
-    return read_shards(settings, ShardFolder(cache_folder() / "shards"))
-
-
-def read_shards(settings: DataSettings, folder: ShardFolder) -> Splits:
-    """As `shard_splits`, with the indices and the shards from the web in ``folder``."""
+    folder = folder or ShardFolder(cache_folder() / "shards")
     pattern = settings.name.removeprefix("wds:")
     locations = expand(pattern, settings.root)
     split_of = np.array(_split_names(locations))
@@ -115,10 +95,21 @@ def read_shards(settings: DataSettings, folder: ShardFolder) -> Splits:
     names = _class_names(locations, folder)
     indices = folder.index_all(shards)
     numbers = {split: np.flatnonzero(split_of == split) for split in np.unique(split_of).tolist()}
-    labels = {split: _labels([indices[number] for number in chosen], pattern) for split, chosen in numbers.items()}
+    of_split = {split: [indices[number] for number in chosen] for split, chosen in numbers.items()}
+    labels = {split: _labels(chosen, pattern) for split, chosen in of_split.items()}
     classes, targets = number_classes(labels, names, pattern)
-    sources: dict[str, ImageSource] = {
-        split: _source(shards, indices, chosen, targets[split], folder) for split, chosen in numbers.items()
+    sources = {
+        split: ShardSource(
+            keys=np.array([key.encode() for index in chosen for key in index.keys]),
+            offsets=np.concatenate([np.array(index.offsets, np.int64) for index in chosen]),
+            sizes=np.concatenate([np.array(index.sizes, np.int64) for index in chosen]),
+            targets=targets[split],
+            channels=3,  # colour always: one grey picture says nothing about the others
+            shards=tuple(shards),
+            folder=folder,
+            groups=np.repeat(numbers[split], [len(index.keys) for index in chosen]),
+        )
+        for split, chosen in of_split.items()
     }
     return make_splits(classes, sources, settings.test_fraction)
 
@@ -214,23 +205,3 @@ def _labels(indices: Sequence[Index], pattern: str) -> Labels:
     if len(kinds) > 1:
         raise DataError(f"{pattern}: some labels are numbers and others are names: use one kind")
     return np.array(labels, np.int64) if kinds == {int} else np.array(labels, np.str_)
-
-
-def _source(
-    shards: Sequence[Shard],
-    indices: Sequence[Index],
-    numbers: NDArray[np.int64],
-    targets: NDArray[np.int64],
-    folder: ShardFolder,
-) -> ShardSource:
-    chosen = [indices[number] for number in numbers]
-    return ShardSource(
-        keys=np.array([key.encode() for index in chosen for key in index.keys]),
-        offsets=np.concatenate([np.array(index.offsets, np.int64) for index in chosen]),
-        sizes=np.concatenate([np.array(index.sizes, np.int64) for index in chosen]),
-        targets=targets,
-        channels=3,  # colour always: one grey picture says nothing about the others
-        shards=tuple(shards),
-        folder=folder,
-        groups=np.repeat(numbers, [len(index.keys) for index in chosen]),
-    )

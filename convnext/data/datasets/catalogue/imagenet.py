@@ -43,7 +43,11 @@ def prepare(entry: Dataset, root: Path) -> None:
             if file is train:
                 archives.unpack_classes(archive, root / file.becomes)
             else:
-                archives.unpack(archive, root / file.becomes, _validation_paths(archive_path(devkit, root)).get)
+                # The devkit has the classes of the flat archive's images, in the order of their names.
+                classes = _devkit(archive_path(devkit, root))[1]
+                names = {f"ILSVRC2012_val_{number:08d}.JPEG": wnid for number, wnid in enumerate(classes, 1)}
+                paths = {name: f"{wnid}/{name}" for name, wnid in names.items()}
+                archives.unpack(archive, root / file.becomes, paths.get)
 
 
 @register_dataset(
@@ -80,17 +84,6 @@ def imagenet(entry: Dataset, settings: Settings) -> Splits:
         raise DataError(f"{root / 'train'} has one class only: a classifier needs at least two class folders")
     sources = {name: list_images(root, (f"{name}/{wnid}" for wnid in wnids)) for name in ("train", "val")}
     return make_splits(human_names(wnids, _names(entry, root, wnids)), sources, settings.test_fraction)
-
-
-def _validation_paths(devkit: Path) -> dict[str, str]:
-    """Where the images of the flat validation archive go: their classes, in the order of their names, are the devkit's.
-
-    Raises:
-        DataError: the devkit is damaged.
-    """
-    classes = _devkit(devkit)[1]
-    names = (f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, len(classes) + 1))
-    return {name: f"{wnid}/{name}" for name, wnid in zip(names, classes, strict=True)}
 
 
 def _devkit(archive: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -92,7 +92,7 @@ def mnist(entry: Dataset, settings: Settings) -> Splits:
                 arrays.append((read_image_file if "images" in name else read_label_file)(str(path)).numpy())
             except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
                 raise DataError(f"the files of {entry.title} in {folder} are damaged: replace them") from error
-    sources = {"train": ArraySource(*arrays[:2], channels=1), "test": ArraySource(*arrays[2:], channels=1)}
+    sources = {"train": ArraySource(arrays[0], arrays[1], 1), "test": ArraySource(arrays[2], arrays[3], 1)}
     if any(len(source.images) != len(source) for source in sources.values()):
         raise DataError(f"the files of {entry.title} in {folder} belong to different sets: replace them")
     return make_splits(tuple(entry.class_names.values()), sources, settings.test_fraction)
