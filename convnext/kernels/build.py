@@ -26,14 +26,8 @@ class UnavailableError(Exception):
 
 
 class Library:
-    """The compiled functions.
-
-    Args:
-        path: of the shared library.
-
-    Attributes:
-        lanes: channels that one vector holds.
-        multiplies: whether it has matrix products: MKL's, with which PyTorch is built on x86.
+    """The compiled functions of a shared library: a vector holds `lanes` channels, and where it `multiplies`, it has
+    matrix products, which are MKL's, with which PyTorch is built on x86.
 
     Raises:
         UnavailableError: it cannot be loaded, or PyTorch has no threads that it could share.
@@ -85,9 +79,15 @@ def _argument(value: torch.Tensor | int | float | None) -> object:
     return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
 
 
+def is_half(x: torch.Tensor) -> bool:
+    """Whether the kernels read a tensor as bfloat16, and else as float32."""
+    return x.dtype == torch.bfloat16
+
+
 def library() -> Library | None:
     """The library, compiled now if it has not been; None where it cannot be used: `describe` says why."""
-    return _locked_load()[0]
+    with _lock:
+        return _load()[0]
 
 
 def compiled() -> Library:
@@ -115,15 +115,11 @@ def refuse_second_derivative() -> None:
 
 def describe() -> str:
     """Which kernels training on CPU uses, and why, in a few words."""
-    loaded, words = _locked_load()
+    with _lock:
+        loaded, words = _load()
     if loaded is None:
         return f"PyTorch's own kernels ({words})"
     return f"compiled kernels ({words})" if loaded.multiplies else f"compiled convolutions alone ({words}; no MKL)"
-
-
-def _locked_load() -> tuple[Library | None, str]:
-    with _lock:
-        return _load()
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convnext.kernels.build import compiled, refuse_second_derivative
+from convnext.kernels.build import compiled, is_half, refuse_second_derivative
 
 _SECTIONS = 16  # groups of images whose gradients are summed apart, for as many threads
 
@@ -14,12 +14,8 @@ _SECTIONS = 16  # groups of images whose gradients are summed apart, for as many
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve each channel with its own kernel, at stride 1, with zeros around: the same shape.
 
-    Where `kernels.usable` says so. The sums are float32; under autocast the result is bfloat16, else of ``x``'s type.
-
-    Args:
-        x: ``(N, C, H, W)``, float32 or bfloat16.
-        weight: ``(C, 1, K, K)``, ``K`` odd.
-        bias: ``(C,)``.
+    Where `kernels.usable` says so: ``x`` is ``(N, C, H, W)``, float32 or bfloat16, ``weight`` ``(C, 1, K, K)``, ``K``
+    odd. The sums are float32; under autocast the result is bfloat16, else of ``x``'s type.
     """
     return convolve_with_shortcut(x, weight, bias)[0]
 
@@ -77,7 +73,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, added
         added = added.to(dtype).contiguous(memory_format=torch.channels_last)
     size = round(len(weight) ** 0.5)
     weight, bias = _padded(weight), _padded(bias)
-    compiled()("depthwise_forward", x, _half(x), weight, bias, added, y, _half(y), n, h, w, c, size)
+    compiled()("depthwise_forward", x, is_half(x), weight, bias, added, y, is_half(y), n, h, w, c, size)
     return y
 
 
@@ -86,9 +82,5 @@ def _gradient(x: Tensor, dy: Tensor, size: int) -> Tensor:
     n, c, h, w = x.shape
     sections = min(n, _SECTIONS)
     sums = x.new_empty(sections, size * size + 1, c + -c % compiled().lanes, dtype=torch.float32)
-    compiled()("depthwise_gradient", x, _half(x), dy, _half(dy), sums, sections, n, h, w, c, size)
+    compiled()("depthwise_gradient", x, is_half(x), dy, is_half(dy), sums, sections, n, h, w, c, size)
     return sums.sum(0)[:, :c]
-
-
-def _half(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convnext.kernels.build import compiled, refuse_second_derivative
+from convnext.kernels.build import compiled, is_half, refuse_second_derivative
 
 _HIDDEN = 1 << 17  # values of the hidden layer that a thread takes at a time: 512 KB, of which gradients need two
 _LEAST_ROWS = 256  # matrix products of fewer are slow
@@ -24,17 +24,9 @@ def mlp(
 ) -> Tensor:
     """``shortcut + factor * gamma * linear2(gelu(linear1(norm(x))))``.
 
-    Where `kernels.usable` says so and MKL is there. Under autocast the matrices are bfloat16; the result is as wide as
-    the weights.
-
-    Args:
-        x: ``(N, C, H, W)``.
-        shortcut: ``(N, C, H, W)``, as the result.
-        norm: over ``C`` channels.
-        linear1: from ``C`` to a hidden layer.
-        linear2: back to ``C``.
-        gamma: ``(C,)``; None for 1.
-        factor: ``(N,)``, without gradient; None for 1.
+    Where `kernels.usable` says so and MKL is there. ``x``, ``shortcut`` and the result are ``(N, C, H, W)``, ``gamma``
+    is ``(C,)`` or None for 1, and ``factor`` is ``(N,)``, without gradient, or None for 1. Under autocast the matrices
+    are bfloat16; the result is as wide as the weights.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -105,8 +97,4 @@ def _sizes(x: Tensor, residual: Tensor, weight1: Tensor) -> tuple[int, ...]:
     """What both kernels take first: the matrix product, types, and sizes, of which the last is the rows of a chunk."""
     (width, dim), threads = weight1.shape, torch.get_num_threads()
     chunk = min(max(_HIDDEN // width, _LEAST_ROWS), -(-len(x) // threads))
-    return compiled().product(x.dtype), _half(x), _half(residual), len(x), dim, width, chunk
-
-
-def _half(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)
+    return compiled().product(x.dtype), is_half(x), is_half(residual), len(x), dim, width, chunk

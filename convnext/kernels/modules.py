@@ -34,7 +34,9 @@ def install(model: nn.Module) -> None:
         forward = type(module).forward
         if type(module) is nn.Conv2d and _is_depthwise(module) and module.weight.device.type == "cpu":
             module.__class__ = DepthwiseConv2d
-        elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and _is_on_cpu(module):
+        elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
+            p.is_cpu for p in module.parameters()
+        ):
             module.__class__ = _block_class(type(module))
 
 
@@ -160,10 +162,6 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
         and conv.padding == (size // 2, size // 2)
         and conv.padding_mode == "zeros"
     )
-
-
-def _is_on_cpu(module: nn.Module) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in module.parameters())
 
 
 # A block's modules, in the order of computation, and what each must be for `_Block` to compute in place of all.
