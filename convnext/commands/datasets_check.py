@@ -113,7 +113,7 @@ def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> 
         each = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
         counts_by_split.append(f"{split} {sum(counts.values()):,} ({each} a class)")
     total, classes = sum(sum(counts.values()) for counts in findings.counts.values()), len(findings.counts["train"])
-    sections = [section for kind in (_damage, _leaks, _repeats, _oddities) for section in kind(findings, name)]
+    sections = [section for kind in (_damage_and_leaks, _repeats, _oddities) for section in kind(findings, name)]
     clean = "" if any(section.fault for section in sections) else "; no faults"
     lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(counts_by_split)}{clean}"]
     for section in sorted(sections, key=lambda section: not section.fault):
@@ -131,14 +131,11 @@ class _Section:
     lines: Sequence[str] = ()
 
 
-def _damage(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+def _damage_and_leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
     prefix = "{}: unreadable image "
     lines = [f"{name(item)} {reason.removeprefix(prefix.format(item.name))}" for item, reason in findings.unreadable]
     if lines:
         yield _Section(True, f"{_number(len(lines), 'image')} cannot be read", lines)
-
-
-def _leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
     kinds: dict[tuple[str, str], list[Leak]] = {}
     for leak in findings.leaks:
         kinds.setdefault((leak.copy.split, leak.original.split), []).append(leak)

@@ -18,13 +18,7 @@ _POINTS = 2000  # of a learning rate's curve: as many as a picture can show
 
 
 def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and accuracy of training and validation over the epochs.
-
-    Args:
-        history: the lines of ``metrics.jsonl``.
-        path: PNG to write.
-        title: what was trained.
-    """
+    """Write a PNG of loss and accuracy of training and validation over the epochs: the lines of ``metrics.jsonl``."""
     figure, panels = _loss_and_accuracy()
     figure.suptitle(title, parse_math=False)
     for name, axes in panels.items():
@@ -35,12 +29,8 @@ def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def compare(histories: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> None:
-    """Loss and accuracy of several runs over the epochs: a colour a run, validation solid, training dashed.
-
-    Args:
-        histories: by what each run is to be called, the lines of its ``metrics.jsonl``.
-        path: PNG to write.
-    """
+    """Write a PNG of loss and accuracy of several runs over the epochs: a colour a run, validation solid, training
+    dashed. ``histories`` has, by what each run is to be called, the lines of its ``metrics.jsonl``."""
     from matplotlib.lines import Line2D
 
     figure, panels = _loss_and_accuracy()
@@ -76,13 +66,7 @@ def _draw_curve(axes: "Axes", history: Sequence[dict[str, Any]], name: str, **st
 
 
 def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
-    """The learning rate over the epochs, and the side of the training images where it grows.
-
-    Args:
-        settings: the run's.
-        steps_per_epoch: optimizer steps of an epoch.
-        path: PNG to write.
-    """
+    """Write a PNG of the learning rate over the epochs, and of the size of the training images where that grows."""
     steps = np.unique(np.linspace(0, settings.epochs * steps_per_epoch - 1, _POINTS).round()).astype(int).tolist()
     rates = [settings.learning_rate(step, steps_per_epoch) for step in steps]
     figure = new_figure(figsize=(8, 4))

@@ -11,13 +11,7 @@ from convnext.plots.style import RED, new_figure, save_figure
 
 
 def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
-    """Counts by true and predicted class, coloured by the fraction of the true class.
-
-    Args:
-        counts: ``(K, K)``: row the true class, column the predicted one.
-        class_names: of the K classes.
-        path: PNG to write.
-    """
+    """Write a PNG of the ``(K, K)`` counts by true class (rows) and predicted one, coloured by fraction of the row."""
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = float(np.clip(0.5 * len(class_names) + 2, 5, 24))
     figure = new_figure(figsize=(size, size))
@@ -43,15 +37,8 @@ def prediction_grid(
     class_names: Sequence[str],
     path: Path,
 ) -> None:
-    """Images, each with its predicted class, and the true one where that is another.
-
-    Args:
-        images: ``n`` images.
-        labels: their true classes.
-        probabilities: ``(n, K)``.
-        class_names: of the K classes.
-        path: PNG to write.
-    """
+    """Write a PNG of ``n`` images, each with its predicted class, by ``(n, K)`` probabilities, and the true one where
+    that is another."""
     columns = 8
     rows = -(-len(images) // columns)
     figure = new_figure(figsize=(columns * 1.6, rows * 1.9))

@@ -23,8 +23,7 @@ def plot_roadmap(
     Args:
         rows: steps of the roadmap.
         path: PNG to write.
-        measured: top-1 accuracy of each row in percent, None where there is none; no second axis without it.
-        dataset: what ``measured`` was measured on.
+        measured: top-1 accuracy of each row on ``dataset`` in percent, None where there is none.
 
     Raises:
         ValueError: ``measured`` and ``rows`` differ in length.
