@@ -150,11 +150,11 @@ def save(
             f"cannot write checkpoint {target}: {reason(error)}; the one before is untouched: free space, "
             f"then continue with --resume"
         ) from error
-    kept = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
+    needed = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
     newest = {_order(path)[0]: path.resolve() for path in reversed(_newest_first(folder))}  # the last of each step
-    kept |= {newest[step] for step in sorted(newest, reverse=True)[: state.settings.keep]}
+    needed |= {newest[step] for step in sorted(newest, reverse=True)[: state.settings.keep]}
     for path in _newest_first(folder):
-        if path.resolve() not in kept:
+        if path.resolve() not in needed:
             shutil.rmtree(path, ignore_errors=True)
 
 

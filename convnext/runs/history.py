@@ -17,7 +17,7 @@ T = TypeVar("T")
 Status: TypeAlias = Literal["finished", "running", "interrupted", "failed", "damaged"]
 
 # Where a run lies and what it is called: no two runs share them.
-_PLACES = {"recipe", "name", "output", "data.root"}
+_UNIQUE = {"recipe", "name", "output", "data.root"}
 # Left open in a recipe, these are filled in by the data or the machine.
 _FILLED_IN = {"gradient_accumulation", "precision", "data.mean", "data.std"}
 
@@ -141,5 +141,5 @@ def differences(settings: RunSettings) -> dict[str, Any]:
     return {
         name: value
         for name, value in now.items()
-        if name not in _PLACES and value != before[name] and not (name in _FILLED_IN and before[name] in (None, "auto"))
+        if name not in _UNIQUE and value != before[name] and not (name in _FILLED_IN and before[name] in (None, "auto"))
     }
