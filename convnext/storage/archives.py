@@ -85,7 +85,11 @@ def unpack(archive: Path, target: Path, destination: Destination, within: str = 
     """
 
     def fill(folder: Path) -> None:
-        _check_room(archive, folder, _least_size(archive))
+        needed = archive.stat().st_size  # of a tar at least: compressed pictures hardly shrink
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                needed = sum(info.file_size for info in zipped.infolist())
+        _check_room(archive, folder, needed)
         with _reading(archive, progress) as (file, report), ExitStack() as stack:
             members = _members(file, archive.name)
             if within:
@@ -96,8 +100,7 @@ def unpack(archive: Path, target: Path, destination: Destination, within: str = 
             if not _write(members, folder, destination, report):
                 raise DamagedArchiveError(f"{archive} has none of the files of {target.name}: it is another archive")
 
-    with _explained(archive, target):
-        _make(target, fill)
+    _make(archive, target, fill)
 
 
 def unpack_classes(archive: Path, target: Path, progress: bool = True) -> None:
@@ -132,8 +135,7 @@ def unpack_classes(archive: Path, target: Path, progress: bool = True) -> None:
         if not any(path.is_dir() for path in folder.iterdir()):
             raise DamagedArchiveError(f"{archive} has no classes: it is another archive")
 
-    with _explained(archive, target):
-        _make(target, fill, resumable=True)
+    _make(archive, target, fill, resumable=True)
 
 
 def gunzip(archive: Path, target: Path) -> None:
@@ -166,13 +168,6 @@ def _explained(archive: Path, target: Path) -> Iterator[None]:
         ) from error
 
 
-def _least_size(archive: Path) -> int:
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:
-            return sum(info.file_size for info in file.infolist())
-    return archive.stat().st_size  # compressed pictures hardly shrink
-
-
 def _check_room(archive: Path, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -182,9 +177,9 @@ def _check_room(archive: Path, folder: Path, needed: int) -> None:
         )
 
 
-def _make(target: Path, fill: Callable[[Path], None], resumable: bool = False) -> None:
+def _make(archive: Path, target: Path, fill: Callable[[Path], None], resumable: bool = False) -> None:
     unfinished = target.with_name(f".{target.name}.unfinished")
-    with alone(target.with_name(f".{target.name}.lock")):
+    with _explained(archive, target), alone(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return
         if not resumable and unfinished.exists():
