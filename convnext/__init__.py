@@ -4,14 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convnext.config import ModelSettings, RunSettings
-    from convnext.errors import UserError
-    from convnext.evaluation.evaluator import evaluate
-    from convnext.inference.predictor import Prediction, Predictor
-    from convnext.models.convnext import ConvNeXt
-    from convnext.models.registry import create_model, list_models
-    from convnext.recipes import recipe
-    from convnext.training.train import Run, train
+    from convnext.config import ModelSettings as ModelSettings
+    from convnext.config import RunSettings as RunSettings
+    from convnext.errors import UserError as UserError
+    from convnext.evaluation.evaluator import evaluate as evaluate
+    from convnext.inference.predictor import Prediction as Prediction
+    from convnext.inference.predictor import Predictor as Predictor
+    from convnext.models.convnext import ConvNeXt as ConvNeXt
+    from convnext.models.registry import create_model as create_model
+    from convnext.models.registry import list_models as list_models
+    from convnext.recipes import recipe as recipe
+    from convnext.training.train import Run as Run
+    from convnext.training.train import train as train
 
 # Loaded on first use, so that `import convnext` and the command's help do not wait for torch.
 _HOMES = {
@@ -29,20 +33,7 @@ _HOMES = {
     "train": "training.train",
 }
 
-__all__ = [
-    "ConvNeXt",
-    "ModelSettings",
-    "Prediction",
-    "Predictor",
-    "Run",
-    "RunSettings",
-    "UserError",
-    "create_model",
-    "evaluate",
-    "list_models",
-    "recipe",
-    "train",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -83,24 +84,14 @@ class Predictor:
         self, images: Iterable[ImageLike], top_k: int = 5, batch_size: int = 32
     ) -> Iterator[list[Prediction] | Exception]:
         """Predictions for many images, in order; an unreadable one yields its `UnreadableImageError`."""
-        chunk: list[ImageLike] = []
+        stream = iter(images)
         with ThreadPoolExecutor() as threads:
-            for image in images:
-                chunk.append(image)
-                if len(chunk) == batch_size:
-                    yield from self._chunk(chunk, top_k, threads)
-                    chunk = []
-            if chunk:
-                yield from self._chunk(chunk, top_k, threads)
-
-    def _chunk(
-        self, images: Sequence[ImageLike], top_k: int, threads: ThreadPoolExecutor
-    ) -> Iterator[list[Prediction] | Exception]:
-        prepared = list(threads.map(self._try_prepare, images))
-        readable = [pixels for pixels in prepared if isinstance(pixels, Tensor)]
-        predictions = iter(self._predict(readable, top_k) if readable else [])
-        for pixels in prepared:
-            yield next(predictions) if isinstance(pixels, Tensor) else pixels
+            while chunk := list(islice(stream, batch_size)):
+                prepared = list(threads.map(self._try_prepare, chunk))
+                readable = [pixels for pixels in prepared if isinstance(pixels, Tensor)]
+                predictions = iter(self._predict(readable, top_k) if readable else [])
+                for pixels in prepared:
+                    yield next(predictions) if isinstance(pixels, Tensor) else pixels
 
     def _try_prepare(self, image: ImageLike) -> Tensor | Exception:
         try:
