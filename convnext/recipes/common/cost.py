@@ -13,7 +13,7 @@ _GPU_PEAK = 312e12  # its dense bf16 operations a second, from the manufacturer'
 # ConvNeXt waits for memory: an RTX 3090 trains ConvNeXt-T at 794 images a second (timm's pull request 1747), and the
 # memory of an A100 is twice as fast. A tenth of the peak is 1,170 images a second.
 _GPU_FRACTION = 0.1
-_CPU_RATE = 1e11  # results/cifar10: 348 images a second at 0.29e9 operations each, on two AVX-512 cores
+_CPU_RATE = 1e11  # operations a second of fp32 on two AVX-512 cores; results/cifar10, in bf16 with AMX, was twice as fast
 _LONGEST_ON_CPU = 24.0  # hours
 _PASSES = 3  # forward and backward of a training step, in forward passes
 
@@ -59,7 +59,7 @@ class Cost:
         if self.cpu_hours is None:
             return text
         text += f" (which small models do not reach), {_duration(self.cpu_hours)} on two CPU cores at "
-        return text + f"{_operations(_CPU_RATE)} a second, as results/cifar10"
+        return text + f"{_operations(_CPU_RATE)} a second (in bf16 with AMX half of that: results/cifar10)"
 
 
 def cost(recipe: Recipe) -> Cost:
