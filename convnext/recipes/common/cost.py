@@ -13,7 +13,7 @@ _GPU_PEAK = 312e12  # its dense bf16 operations a second, from the manufacturer'
 # ConvNeXt waits for memory: an RTX 3090 trains ConvNeXt-T at 794 images a second (timm's pull request 1747), and the
 # memory of an A100 is twice as fast. A tenth of the peak is 1,170 images a second.
 _GPU_FRACTION = 0.1
-_CPU_RATE = 1e11  # operations a second of fp32 on two AVX-512 cores; results/cifar10, in bf16 with AMX, was twice as fast
+_CPU_RATE = 1e11  # operations a second on two AVX-512 cores in fp32; results/cifar10 had twice that, in bf16 with AMX
 _LONGEST_ON_CPU = 24.0  # hours
 _PASSES = 3  # forward and backward of a training step, in forward passes
 
