@@ -49,7 +49,11 @@ def main(args: Sequence[str]) -> int:
     for note in notes:
         print(note, file=sys.stderr)
     if parsed.dry_run:
-        return _print_plan(settings)
+        from convnext.training.plan import plan
+
+        settings, lines = plan(settings)
+        print(settings.model_dump_json(indent=2), *lines, sep="\n")
+        return 0
     from convnext.training.train import train
 
     run = train(settings, resume=parsed.resume)
@@ -96,19 +100,6 @@ def _given(args: Sequence[str]) -> set[str]:
             group, dot, last = name.rpartition(".")
             given |= {name, f"{group}{dot}{last.removeprefix('no_')}"} & names
     return given
-
-
-def _print_plan(settings: RunSettings) -> int:
-    from convnext.training.plan import plan
-
-    made = plan(settings)
-    print(made.settings.model_dump_json(indent=2))
-    print("\n".join(made.lines))
-    print(
-        f"{made.steps:,} steps of {made.step_seconds:.3g} s at the full image size, measured here: about "
-        f"{made.minutes:,.1f} minutes with the evaluations; nothing was written"
-    )
-    return 0
 
 
 def _automatic_batch(args: Sequence[str]) -> list[str]:

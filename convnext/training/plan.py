@@ -1,7 +1,6 @@
 """What a run would do, and about how long it would take: for ``--dry-run``."""
 
 import time
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -19,22 +18,17 @@ _WARMUP, _TIMED = 2, 4  # steps before the clock starts, and most steps that it 
 _ENOUGH = 20.0  # seconds after which no further step is measured
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run before it starts: its resolved settings, what it would say of itself, its optimizer steps, the measured
-    time of one at the full image size, and an estimate for the whole, with its evaluations."""
-
-    settings: RunSettings
-    lines: tuple[str, ...]
-    steps: int
-    step_seconds: float
-    minutes: float
-
-
-def plan(settings: RunSettings) -> Plan:
-    """Resolve the settings, build the model, load the splits, and time a few steps; nothing is written or downloaded.
+def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
+    """Resolve the settings, build the model, load the splits, and time a few steps; nothing is written.
 
     Weights to start from are not loaded, and images not cached: they make no step faster or slower in the long run.
+
+    Returns:
+        The settings as ``settings.json`` would have them; and what the run would say of itself, with its steps and an
+        estimate of its minutes.
+
+    Raises:
+        UserError: settings or data that cannot be used, or data that would have to be downloaded first.
     """
     settings, splits, accelerator = prepare(settings, fetch=False)
     data = settings.data
@@ -47,7 +41,11 @@ def plan(settings: RunSettings) -> Plan:
     evaluated = len(splits.test) + (len(splits.val) * settings.epochs // settings.eval_every if splits.val else 0)
     seconds = step * (work * trainer.steps_per_epoch + evaluated / settings.batch_size / 3)
     lines = announcement(settings, splits, trainer.raw_model, trainer.device, settings.output / settings.name)
-    return Plan(settings, lines, trainer.total_steps, step, seconds / 60)
+    estimate = (
+        f"{trainer.total_steps:,} steps of {step:.3g} s at the full image size, measured here: about "
+        f"{seconds / 60:,.1f} minutes with the evaluations; nothing was written"
+    )
+    return settings, [*lines, estimate]
 
 
 def _seconds_a_step(trainer: Trainer, accelerator: Accelerator) -> float:
