@@ -63,14 +63,7 @@ def main(epochs: int = 10) -> float:
             if (step + 1) % sampler.steps_per_epoch == 0:
                 print(f"epoch {(step + 1) // sampler.steps_per_epoch}/{epochs}: loss {loss.item():.3f}")
 
-    info = ModelInfo(
-        model=settings.model,
-        classes=splits.classes,
-        mean=splits.mean,
-        std=splits.std,
-        image_size=data.image_size,
-        center_crop=data.center_crop,
-    )
+    info = ModelInfo.of(settings, splits)
     result = compute_logits(average.module, splits.test, info, device=torch.device("cpu"), workers=0)
     report = compute_report(result.logits, result.targets, splits.classes)
     print(f"test top-1 {100 * report.top1:.2f} %, macro-F1 {report.macro_f1:.4f} on {report.count} images")

@@ -133,12 +133,5 @@ def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
         )
     model = registry.build(settings, weights.classes)
     start_from(model, settings, weights.classes)
-    info = ModelInfo(
-        model=settings,
-        classes=classes,
-        mean=weights.mean,
-        std=weights.std,
-        image_size=weights.image_size,
-        center_crop=weights.center_crop,
-    )
-    return model, info
+    how = {"mean": weights.mean, "std": weights.std, "center_crop": weights.center_crop}
+    return model, ModelInfo(model=settings, classes=classes, image_size=weights.image_size, **how)

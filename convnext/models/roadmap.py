@@ -23,8 +23,7 @@ ConvNeXt-T itself counts 4.46 and the table says 4.49.
 Shapes: ``N`` images, ``C`` channels, ``H`` by ``W`` pixels.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
@@ -180,7 +179,7 @@ class Roadmap(nn.Module):
 
     All weights are drawn by PyTorch's defaults, at every step, so that two steps differ in the network alone. The
     names are those of `convnext.models.convnext.ConvNeXt`: its state dict loads strictly into the last step. ResNet's
-    loads strictly into step 0 through `to_roadmap`.
+    does into step 0 once its layers are called by the same names.
 
     Args:
         step: number of one of `STEPS`, or switches of your own, such as ``replace(STEPS[15], kernel_size=5)``.
@@ -281,29 +280,6 @@ def roadmap(
     # The paper widens the base width by 1.5 on the way.
     width = 64 if dims is None else 2 * max(1, round(dims[0] / 3))
     return Roadmap(step, num_classes, in_channels, patch_size, depths, width, stochastic_depth, layer_scale)
-
-
-def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of either end under `Roadmap`'s names, for ``load_state_dict(..., strict=True)``.
-
-    torchvision's ResNet numbers its layers (``layer1.0.conv2``), which stops making sense where the roadmap moves
-    and removes them. So the names are ConvNeXt's by role, and only ResNet's are translated, with its 1x1 kernels
-    reshaped to those of linear layers; a state dict of our ConvNeXt comes back as it is.
-    """
-    inside = {"conv1": "pwconv1", "bn1": "pwnorm1", "conv2": "dwconv", "bn2": "norm"}
-    inside |= {"conv3": "pwconv2", "bn3": "pwnorm2", "downsample": "shortcut"}
-    outside = {"conv1": "downsample_layers.0.0", "bn1": "downsample_layers.0.1", "fc": "head"}
-    renamed = {}
-    for name, tensor in state_dict.items():
-        if block := re.fullmatch(r"layer(\d)\.(\d+)\.(\w+)\.(.+)", name):
-            layer = inside[block[3]]
-            name = f"stages.{int(block[1]) - 1}.{block[2]}.{layer}.{block[4]}"
-            tensor = tensor.flatten(1) if layer.startswith("pwconv") else tensor
-        else:
-            layer, _, rest = name.partition(".")
-            name = f"{outside.get(layer, layer)}.{rest}"
-        renamed[name] = tensor
-    return renamed
 
 
 def _norm(step: Step, dim: int) -> nn.Module:

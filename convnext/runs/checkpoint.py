@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, RootModel
 
 from convnext.config import ModelSettings, RunSettings
+from convnext.data.splits import Splits
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.storage.files import digest, sync
 
@@ -57,6 +58,14 @@ class ModelInfo(BaseModel):
     std: tuple[float, ...]
     image_size: int
     center_crop: float
+
+    @classmethod
+    def of(cls, settings: RunSettings, splits: Splits) -> "ModelInfo":
+        """What a run's settings and data come to."""
+        data, model = settings.data, settings.model
+        classes, mean, std = splits.classes, splits.mean, splits.std
+        size, crop = data.image_size, data.center_crop
+        return cls(model=model, classes=classes, mean=mean, std=std, image_size=size, center_crop=crop)
 
     @property
     def channels(self) -> int:

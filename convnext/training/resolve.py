@@ -15,7 +15,7 @@ from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.cache.source import open_cache
 from convnext.data.datasets.load import OWN, load_splits
 from convnext.data.datasets.own import own_splits
-from convnext.data.splits import Splits
+from convnext.data.splits import SPELLINGS, Splits
 from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
@@ -96,12 +96,8 @@ def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
     CacheError where there is no room for it."""
     if data.cache == "none":
         return splits
-    sources = [source for source in (splits.train, splits.val, splits.test) if source and not source.in_memory]
+    by_name = {name: source for name in SPELLINGS if (source := splits.split(name)) and not source.in_memory}
     options = data.cache_image_size, data.workers, progress
-    opened = {id(source): open_cache(source, *options) for source in sources}
-    return replace(
-        splits,
-        train=opened.get(id(splits.train), splits.train),
-        val=opened.get(id(splits.val), splits.val),
-        test=opened.get(id(splits.test), splits.test),
-    )
+    opened = {id(source): open_cache(source, *options) for source in by_name.values()}  # val and test may be one
+    changes: dict[str, Any] = {name: opened[id(source)] for name, source in by_name.items()}
+    return replace(splits, **changes)

@@ -72,15 +72,7 @@ class Trainer:
         self.sampler = training_sampler(settings, splits.train, accelerator.process_index, accelerator.num_processes)
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
-        data = settings.data
-        self.info = ModelInfo(
-            model=settings.model,
-            classes=splits.classes,
-            mean=splits.mean,
-            std=splits.std,
-            image_size=data.image_size,
-            center_crop=data.center_crop,
-        )
+        self.info = ModelInfo.of(settings, splits)
         self.images = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))

@@ -1,5 +1,7 @@
 """The roadmap against its two ends, and against the paper's multiply-adds."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,39 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from convnext import create_model
 from convnext.errors import SettingsError
-from convnext.models.roadmap import STEPS, Roadmap, Step, to_roadmap
+from convnext.models.roadmap import STEPS, Roadmap, Step
 from convnext.models.summary import count_gmacs
 from convnext.plots.roadmap import plot_roadmap
 
 LAST = STEPS[-1].number
 by_name = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+
+
+def to_roadmap(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of either end under `Roadmap`'s names, for ``load_state_dict(..., strict=True)``.
+
+    torchvision's ResNet numbers its layers (``layer1.0.conv2``), which stops making sense where the roadmap moves
+    and removes them. So the names are ConvNeXt's by role, and only ResNet's are translated, with its 1x1 kernels
+    reshaped to those of linear layers; a state dict of our ConvNeXt comes back as it is.
+    """
+    inside = {"conv1": "pwconv1", "bn1": "pwnorm1", "conv2": "dwconv", "bn2": "norm"}
+    inside |= {"conv3": "pwconv2", "bn3": "pwnorm2", "downsample": "shortcut"}
+    outside = {"conv1": "downsample_layers.0.0", "bn1": "downsample_layers.0.1", "fc": "head"}
+    renamed = {}
+    for name, tensor in state_dict.items():
+        if block := re.fullmatch(r"layer(\d)\.(\d+)\.(\w+)\.(.+)", name):
+            layer = inside[block[3]]
+            name = f"stages.{int(block[1]) - 1}.{block[2]}.{layer}.{block[4]}"
+            tensor = tensor.flatten(1) if layer.startswith("pwconv") else tensor
+        else:
+            layer, _, rest = name.partition(".")
+            name = f"{outside.get(layer, layer)}.{rest}"
+        renamed[name] = tensor
+    return renamed
 
 
 def parameters(model: nn.Module) -> int:

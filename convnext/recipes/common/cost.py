@@ -1,5 +1,6 @@
 """What a recipe costs, counted from its model, its images and its epochs."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -38,27 +39,17 @@ class Cost:
     epochs: int
     training: float | None
 
-    @property
-    def gpu_hours(self) -> float | None:
-        """Estimated hours on `GPU`."""
-        return None if self.training is None else self.training / (_GPU_FRACTION * _GPU_PEAK) / 3600
-
-    @property
-    def cpu_hours(self) -> float | None:
-        """Estimated hours on two CPU cores; None where that is more than a day."""
-        hours = None if self.training is None else self.training / _CPU_RATE / 3600
-        return hours if hours is not None and hours <= _LONGEST_ON_CPU else None
-
     def __str__(self) -> str:
         text = f"{self.parameters:,} parameters; {_operations(self.forward)} for an image of {self.image_size} px"
-        if self.images is None or self.training is None or self.gpu_hours is None:
+        if self.training is None:
             return f"{text}, and {_operations(_PASSES * self.forward)} to train on it once"
         text += f"; {_operations(self.training)} for {self.images:,} training images x {self.epochs} epochs.\n"
+        gpu_hours, cpu_hours = self.training / (_GPU_FRACTION * _GPU_PEAK) / 3600, self.training / _CPU_RATE / 3600
         speed = f"{100 * _GPU_FRACTION:g} % of its bf16 peak"
-        text += f"Estimated, not measured: {_duration(self.gpu_hours)} on {GPU} at {speed}"
-        if self.cpu_hours is None:
+        text += f"Estimated, not measured: {_duration(gpu_hours)} on {GPU} at {speed}"
+        if cpu_hours > _LONGEST_ON_CPU:
             return text
-        text += f" (which small models do not reach), {_duration(self.cpu_hours)} on two CPU cores at "
+        text += f" (which small models do not reach), {_duration(cpu_hours)} on two CPU cores at "
         return text + f"{_operations(_CPU_RATE)} a second (in bf16 with AMX half of that: results/cifar10)"
 
 
@@ -84,11 +75,8 @@ def cost(recipe: Recipe) -> Cost:
 
 def _operations(count: float) -> str:
     """``8.9e9`` as ``8.9 GFLOPs``."""
-    prefixes = ("M", "G", "T", "P", "E", "Z")
-    power = 6
-    while count >= 10 ** (power + 3) and power < 21:
-        power += 3
-    return f"{count / 10**power:.3g} {prefixes[power // 3 - 2]}FLOPs"
+    power = min(21, max(6, int(math.log10(count)) // 3 * 3))
+    return f"{count / 10**power:.3g} {'MGTPEZ'[power // 3 - 2]}FLOPs"
 
 
 def _duration(hours: float) -> str:
