@@ -62,6 +62,6 @@ def test_resume_ends_where_the_uninterrupted_run_did(run: Path) -> None:
     resumed = load_file(last / "model.safetensors")
     assert resumed.keys() == expected.keys()
     for name, tensor in expected.items():
-        # Bits depend on the processor's arithmetic; these were written on another.
-        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=1e-4)
+        # Bits depend on processor and threads, and Muon's bfloat16 makes more of that; a step moves weights by 3e-3.
+        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=2e-3)
     assert json.loads((last / "training.json").read_text())["format"] == checkpoint.FORMAT
