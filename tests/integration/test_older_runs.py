@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import convnext
@@ -14,6 +13,7 @@ from convnext.cli import main
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import ModelInfo, TrainingState
 from convnext.runs.history import summarise
+from convnext.training import trainer
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "format-2"
 COMMON: dict[str, Any] = {"epochs": 4, "keep": 9, "trackers": (), "model.depths": (1, 1), "model.dims": (8, 16)}
@@ -53,15 +53,28 @@ def test_predict_and_inspect_read_it(run: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads(out.splitlines()[-1] if out.splitlines()[-1][0] == "{" else out[out.index("{") :])["format"] == 2
 
 
-def test_resume_ends_where_the_uninterrupted_run_did(run: Path) -> None:
+def distance_after_resuming(run: Path) -> float:
+    """The largest difference of a weight from the uninterrupted run's, after going on from the middle."""
     last = run / "checkpoints" / "step-00000080"
     expected = load_file(last / "model.safetensors")
     shutil.rmtree(last)
     changes = COMMON | SETTINGS[run.name] | {"name": run.name, "output": run.parent}
     assert convnext.train(convnext.recipe("digits", **changes), resume=True).path == run
+    assert json.loads((last / "training.json").read_text())["format"] == checkpoint.FORMAT
     resumed = load_file(last / "model.safetensors")
     assert resumed.keys() == expected.keys()
-    for name, tensor in expected.items():
-        # Bits depend on processor and threads, and Muon's bfloat16 makes more of that; a step moves weights by 3e-3.
-        torch.testing.assert_close(resumed[name], tensor, rtol=1e-3, atol=2e-3)
-    assert json.loads((last / "training.json").read_text())["format"] == checkpoint.FORMAT
+    return max(float((resumed[name] - tensor).abs().max()) for name, tensor in expected.items())
+
+
+# With as many threads as then, 2, there is no difference on the processor that wrote them; the tests have one. Muon's
+# bfloat16 makes more of another order of sums. Without the optimizer's state it is 0.02 and 0.06.
+BOUNDS = {"adamw": 1e-4, "muon": 5e-3}
+
+
+def test_resume_ends_where_the_uninterrupted_run_did(run: Path) -> None:
+    assert distance_after_resuming(run) < BOUNDS[run.name]
+
+
+def test_the_optimizers_state_is_needed_for_that(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "load_optimizers", lambda *_: None)
+    assert distance_after_resuming(run) > 2 * BOUNDS[run.name]
