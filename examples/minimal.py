@@ -20,8 +20,8 @@ from convnext.data.loading.loader import batches, training_images, training_samp
 from convnext.data.transforms import Normalize
 from convnext.evaluation.evaluator import compute_logits
 from convnext.evaluation.metrics import compute_report
-from convnext.runs.checkpoint import ModelInfo
 from convnext.training.optimizers import average_weights, make_optimizers, set_learning_rate
+from convnext.weights.model_info import ModelInfo
 
 
 def main(epochs: int = 10) -> float:

@@ -23,8 +23,8 @@ from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report, confusion
 from convnext.runs import checkpoint as checkpoints
-from convnext.runs.checkpoint import ModelInfo
 from convnext.storage.files import write_text
+from convnext.weights.model_info import ModelInfo, read_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -162,7 +162,7 @@ def evaluate(
     run = Path(run)
     folder = checkpoints.find(run, checkpoint)
     model, info = checkpoints.load_model(folder, model)
-    trained = checkpoints.read_json(run / "settings.json", RunSettings).data
+    trained = read_json(run / "settings.json", RunSettings).data
     changed: DataSettings = trained if root is None else trained.replace(root=Path(root))
     splits = load_splits(changed) if data is None else own_splits(data, info.classes, changed)
     check_classes(info, splits, folder)

@@ -14,7 +14,7 @@ from convnext.data.images import Picture, UnreadableImageError
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
 from convnext.runs import checkpoint as checkpoints
-from convnext.runs.checkpoint import ModelInfo
+from convnext.weights.model_info import ModelInfo
 
 ImageLike: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
 

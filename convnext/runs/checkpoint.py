@@ -11,66 +11,22 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict
 
-from convnext.config import ModelSettings, RunSettings
-from convnext.data.splits import Splits
+from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.storage.files import digest, sync
+from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
 
 if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
     from torch import Tensor, nn
 
-M = TypeVar("M", bound=BaseModel)
-
 FORMAT = 3
 READABLE = (2, 3)  # formats that a run can go on from
 
-# Settings by another name since format 3, wherever a file of format 2 or 1 has them.
-_RENAMED = {
-    "accumulate": "gradient_accumulation",
-    "cache_side": "cache_image_size",
-    "erasing": "random_erasing",
-    "expansion": "mlp_ratio",
-}
 _DIGESTS = "sha256.json"
-
-
-class ModelInfo(BaseModel):
-    """All that is needed to use the weights.
-
-    Attributes:
-        model: resolved settings of the architecture.
-        classes: class names in the order of the logits.
-        mean: channel means of the training data, on a scale of 0 to 1.
-        std: channel standard deviations on that scale.
-        image_size: side of the images in pixels.
-        center_crop: share of the resized shorter side that is kept.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    model: ModelSettings
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    center_crop: float
-
-    @classmethod
-    def of(cls, settings: RunSettings, splits: Splits) -> "ModelInfo":
-        """What a run's settings and data come to."""
-        data, model = settings.data, settings.model
-        classes, mean, std = splits.classes, splits.mean, splits.std
-        size, crop = data.image_size, data.center_crop
-        return cls(model=model, classes=classes, mean=mean, std=std, image_size=size, center_crop=crop)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return len(self.mean)
 
 
 class TrainingState(BaseModel):
@@ -266,30 +222,6 @@ def read_tensors(path: Path) -> "dict[str, Tensor]":
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-
-
-def read_json(path: Path, kind: type[M]) -> M:
-    """A JSON file as the pydantic model ``kind``; CheckpointError where it is missing, damaged, or of another
-    version."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
-    except (OSError, ValueError, SettingsError) as error:
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object, of whatever version; CheckpointError where it is missing or damaged."""
-    return read_json(path, RootModel[dict[str, Any]]).root
-
-
-def renamed(value: Any) -> Any:
-    """JSON values with the settings in them under today's names; an older format has some under others."""
-    if not isinstance(value, dict):
-        return value
-    if value.get("cache") == "ram":  # the system's own cache holds the file in memory
-        value = value | {"cache": "disk"}
-    return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
-from convnext.runs.checkpoint import read_json
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
+from convnext.weights.model_info import read_json
 
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
 _FREE = {

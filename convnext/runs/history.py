@@ -9,9 +9,9 @@ from convnext import recipes
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, UserError, did_you_mean
 from convnext.models import registry
-from convnext.runs.checkpoint import read_json, read_object
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.locks import in_use
+from convnext.weights.model_info import read_json, read_object
 
 T = TypeVar("T")
 Status: TypeAlias = Literal["finished", "running", "interrupted", "failed", "damaged"]

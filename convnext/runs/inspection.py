@@ -12,8 +12,9 @@ from convnext.errors import CheckpointError, SettingsError
 from convnext.models import registry
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
-from convnext.runs.checkpoint import ModelInfo, TrainingState, read_object
+from convnext.runs.checkpoint import TrainingState
 from convnext.runs.history import attempt, differences
+from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
 
 Condition: TypeAlias = Literal["whole", "damaged", "no digests"]
 
@@ -113,7 +114,7 @@ def _describe(path: Path) -> Stored:
 def read(path: Path) -> Contents:
     """What a checkpoint's folder says, as far as this version reads it."""
     problems: list[str] = []
-    info = attempt(lambda: checkpoint.read_json(path / "model.json", ModelInfo), problems)
+    info = attempt(lambda: read_json(path / "model.json", ModelInfo), problems)
     raw = attempt(lambda: read_object(path / "training.json"), problems) or {}
     if raw and raw.get("format") not in checkpoint.READABLE:
         attempt(lambda: checkpoint.read_state(path), problems)  # which says what can still be done with it
@@ -138,7 +139,7 @@ def _parameters(info: ModelInfo) -> int:
 
 def _settings(raw: dict[str, Any], path: Path) -> RunSettings:
     try:
-        return RunSettings.model_validate(checkpoint.renamed(raw["settings"]))
+        return RunSettings.model_validate(renamed(raw["settings"]))
     except (KeyError, ValidationError, SettingsError) as error:
         raise CheckpointError(f"cannot read the settings in {path / 'training.json'}: {error}") from None
 

@@ -26,7 +26,7 @@ from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
 from convnext.plots.curves import curves
 from convnext.runs import checkpoint
-from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.runs.checkpoint import TrainingState
 from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress
@@ -43,6 +43,7 @@ from convnext.training.optimizers import (
 )
 from convnext.training.tracking import Tracker
 from convnext.weights.loading import load_state, start_from
+from convnext.weights.model_info import ModelInfo, read_json
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
 
@@ -110,7 +111,7 @@ class Trainer:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
         if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
-            before = checkpoint.read_json(folder / "settings.json", RunSettings)
+            before = read_json(folder / "settings.json", RunSettings)
             self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
         self.settings = self.state.settings = settle_gradient_accumulation(
             self.settings, self.raw_model, self.accelerator
@@ -334,7 +335,7 @@ class Trainer:
         return self.raw_model if self.average is None else self.average.module
 
     def _restore(self, folder: Path) -> None:
-        check_classes(checkpoint.read_json(folder / "model.json", ModelInfo), self.splits, folder)
+        check_classes(read_json(folder / "model.json", ModelInfo), self.splits, folder)
         state = checkpoint.read_state(folder)
         checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
         state.format, state.versions = checkpoint.FORMAT, self.state.versions

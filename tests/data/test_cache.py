@@ -19,7 +19,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
 from convnext.data.transforms import EvalTransform, TrainTransform
-from convnext.runs.checkpoint import read_json
+from convnext.weights.model_info import read_json
 from tests.support.caching import FORK, SIZE, forked, make_images, opened, same_pixels
 
 

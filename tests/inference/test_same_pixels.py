@@ -20,7 +20,7 @@ from convnext.config import ModelSettings
 from convnext.data.images import UnreadableImageError
 from convnext.data.sources import scan_folder
 from convnext.evaluation.evaluator import compute_logits
-from convnext.runs.checkpoint import ModelInfo
+from convnext.weights.model_info import ModelInfo
 
 CLASSES = ("a", "b", "c")
 SIZE = 16

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 import convnext
 from convnext.cli import main
 from convnext.runs import checkpoint
-from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.runs.checkpoint import TrainingState
 from convnext.runs.history import summarise
 from convnext.training import trainer
+from convnext.weights.model_info import ModelInfo, read_json
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "format-2"
 COMMON: dict[str, Any] = {"epochs": 4, "keep": 9, "trackers": (), "model.depths": (1, 1), "model.dims": (8, 16)}
@@ -30,7 +31,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_settings_are_read_under_todays_names() -> None:
     last = RUNS / "adamw" / "checkpoints" / "last"
-    info: ModelInfo = checkpoint.read_json(last / "model.json", ModelInfo)
+    info: ModelInfo = read_json(last / "model.json", ModelInfo)
     state: TrainingState = checkpoint.read_state(last)
     assert (info.model.mlp_ratio, state.settings.model.mlp_ratio) == (2, 2)
     assert (state.settings.augment.random_erasing, state.settings.gradient_accumulation) == (0.3, 2)

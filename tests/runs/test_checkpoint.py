@@ -13,8 +13,9 @@ from convnext.config import ModelSettings
 from convnext.errors import CheckpointError
 from convnext.models.registry import resolve
 from convnext.runs import checkpoint
-from convnext.runs.checkpoint import ModelInfo, TrainingState
+from convnext.runs.checkpoint import TrainingState
 from convnext.training.optimizers import load_optimizers, make_optimizers, optimizer_tensors
+from convnext.weights.model_info import ModelInfo, read_json
 
 SHAPE = ModelSettings(depths=(1, 1), dims=(8, 16), patch_size=2)
 INFO = ModelInfo(
@@ -40,7 +41,7 @@ def stored_step(run: Path, name: str = "last") -> int:
     folder = checkpoint.find(run, name)
     model, info = checkpoint.load_model(folder)
     assert info == INFO
-    state: TrainingState = checkpoint.read_json(folder / "training.json", TrainingState)
+    state: TrainingState = read_json(folder / "training.json", TrainingState)
     assert all(parameter.eq(state.step).all() for parameter in model.parameters())
     assert checkpoint.read_tensors(folder / "training.safetensors")["x"].item() == state.step
     return state.step

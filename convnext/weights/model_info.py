@@ -1,0 +1,95 @@
+"""``model.json``, which stands beside the weights of a run: how they are used. Importing it is cheap: no torch."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, RootModel
+
+from convnext.config import ModelSettings, RunSettings
+from convnext.errors import CheckpointError, SettingsError, reason
+
+M = TypeVar("M", bound=BaseModel)
+
+# Settings by another name since format 3, wherever a file of format 2 or 1 has them.
+_RENAMED = {
+    "accumulate": "gradient_accumulation",
+    "cache_side": "cache_image_size",
+    "erasing": "random_erasing",
+    "expansion": "mlp_ratio",
+}
+
+
+class Images(Protocol):
+    """What a model has to know of the images: `convnext.data.splits.Splits`, for one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means, on a scale of 0 to 1."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel standard deviations, on that scale."""
+
+
+class ModelInfo(BaseModel):
+    """All that is needed to use the weights.
+
+    Attributes:
+        model: resolved settings of the architecture.
+        classes: class names in the order of the logits.
+        mean: channel means of the training data, on a scale of 0 to 1.
+        std: channel standard deviations on that scale.
+        image_size: side of the images in pixels.
+        center_crop: share of the resized shorter side that is kept.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelSettings
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    center_crop: float
+
+    @classmethod
+    def of(cls, settings: RunSettings, splits: Images) -> "ModelInfo":
+        """What a run's settings and data come to."""
+        data, model = settings.data, settings.model
+        classes, mean, std = splits.classes, splits.mean, splits.std
+        size, crop = data.image_size, data.center_crop
+        return cls(model=model, classes=classes, mean=mean, std=std, image_size=size, center_crop=crop)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.mean)
+
+
+def read_json(path: Path, kind: type[M]) -> M:
+    """A JSON file as the pydantic model ``kind``; CheckpointError where it is missing, damaged, or of another
+    version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
+    except (OSError, ValueError, SettingsError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object, of whatever version; CheckpointError where it is missing or damaged."""
+    return read_json(path, RootModel[dict[str, Any]]).root
+
+
+def renamed(value: Any) -> Any:
+    """JSON values with the settings in them under today's names; an older format has some under others."""
+    if not isinstance(value, dict):
+        return value
+    if value.get("cache") == "ram":  # the system's own cache holds the file in memory
+        value = value | {"cache": "disk"}
+    return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}
