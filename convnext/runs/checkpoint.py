@@ -8,16 +8,18 @@ target, in one atomic rename after the contents have reached the disk: what is v
 
 import itertools
 import json
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
-from convnext.storage.files import digest, sync
+from convnext.storage.files import digest, sync, usual_mode
 from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
 
 if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
@@ -27,6 +29,8 @@ FORMAT = 3
 READABLE = (2, 3)  # formats that a run can go on from
 
 _DIGESTS = "sha256.json"
+_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(?:-([2-9]|[1-9][0-9]+))?")  # of a checkpoint's folder
+_Count = Annotated[int, Field(ge=0)]
 
 
 class TrainingState(BaseModel):
@@ -50,13 +54,13 @@ class TrainingState(BaseModel):
     versions: dict[str, str] = {}
     fingerprints: dict[str, str] = {}
     metrics: dict[str, float] = {}
-    step: int = 0
+    step: _Count = 0
     loss_sum: float = 0.0
     correct: float = 0.0
-    images: int = 0
+    images: _Count = 0
     seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_all: int = 0
+    skipped: _Count = 0
+    skipped_in_all: _Count = 0
     scaler: dict[str, int | float] = {}  # an interval of 2000.0 steps is refused by the scaler
     unvalidated: bool = False
     best_step: int | None = None
@@ -94,11 +98,15 @@ def save(
     target = _unused(folder / f"step-{state.step:08d}")
     unfinished = folder / f".{target.name}.tmp"
     try:
-        for left_by_a_kill in folder.glob(".step-*.tmp"):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save_file(_plain(weights), unfinished / "model.safetensors")
-        save_file(_plain(training), unfinished / "training.safetensors")
+        folder.mkdir(exist_ok=True)  # in a run's folder, which is there
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.suffix == ".tmp" and _order(path.with_name(path.name[1:-4])):
+                shutil.rmtree(path, ignore_errors=True)  # left by a kill
+        unfinished = _unused(unfinished)
+        unfinished.mkdir()
+        for name, tensors in (("model", weights), ("training", training)):
+            with usual_mode(unfinished / f"{name}.safetensors") as path:
+                save_file(_plain(tensors), path)
         (unfinished / "model.json").write_text(info.model_dump_json(indent=2), encoding="utf-8")
         (unfinished / "training.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
         digests = {path.name: digest(path) for path in sorted(unfinished.iterdir())}
@@ -116,7 +124,7 @@ def save(
             f"then continue with --resume"
         ) from error
     needed = {link.resolve() for name in ("last", "best") if (link := folder / name).exists()}
-    newest = {_order(path)[0]: path.resolve() for path in reversed(_newest_first(folder))}  # the last of each step
+    newest = {_order(path)[:1]: path.resolve() for path in reversed(_newest_first(folder))}  # the last of each step
     needed |= {newest[step] for step in sorted(newest, reverse=True)[: state.settings.keep]}
     for path in _newest_first(folder):
         if path.resolve() not in needed:
@@ -130,6 +138,8 @@ def point_links(target: Path, state: TrainingState) -> None:
         link = target.with_name(name)
         if link.is_symlink() and link.readlink() == Path(target.name):
             continue
+        if link.is_dir() and not link.is_symlink():  # where a run was copied, links may have become what they point at
+            link.rename(_unused(link.with_name(f"copied-{name}")))
         unfinished = link.with_name(f".{name}.tmp")
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(target.name, target_is_directory=True)
@@ -138,12 +148,16 @@ def point_links(target: Path, state: TrainingState) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=_order, reverse=True)
+    """The checkpoints in a folder; what else lies there is nobody's business here."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in entries if _order(path) and path.is_dir() and not path.is_symlink()]
+    return sorted(found, key=_order, reverse=True)
 
 
 def _order(path: Path) -> tuple[int, ...]:
-    """The step, and the number where that step was saved again."""
-    return tuple(int(number) for number in path.name.split("-")[1:])
+    """The step, and the number where that step was saved again; nothing where the name is not a checkpoint's."""
+    match = _NAME.fullmatch(path.name)
+    return tuple(int(number) for number in match.groups() if number) if match else ()
 
 
 def is_complete(folder: Path) -> bool:
@@ -151,8 +165,22 @@ def is_complete(folder: Path) -> bool:
     try:
         digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
         return bool(digests) and all(digest(folder / name) == known for name, known in digests.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
+
+
+def check_whole(folder: Path, *names: str) -> None:
+    """Refuse, with a CheckpointError, files of a checkpoint that are not what was written; those of format 1, and those
+    that were copied without the others, have no digests to tell by."""
+    if not (folder / _DIGESTS).exists():
+        return
+    digests = read_object(folder / _DIGESTS)
+    for path in (folder / name for name in names):
+        if path.is_file() and digest(path) != digests.get(path.name):
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {_DIGESTS} beside it; use another checkpoint, copy "
+                f"this one again, or remove {_DIGESTS} to use it as it is"
+            )
 
 
 def newest_complete(run: Path) -> Path | None:
@@ -161,6 +189,8 @@ def newest_complete(run: Path) -> Path | None:
     One that a broken disk or a power cut damaged is put aside as ``damaged-…``, with a line on standard error.
     """
     folder = run / "checkpoints"
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: move it away")
     damaged: list[Path] = []
     for path in _newest_first(folder):
         if is_complete(path):
@@ -179,7 +209,7 @@ def newest_complete(run: Path) -> Path | None:
 def _unused(path: Path) -> Path:
     """``path``, or a numbered one beside it: a folder that a link may point at is never changed."""
     names = (f"{path.name}-{number}" if number > 1 else path.name for number in itertools.count(1))
-    return next(other for other in map(path.with_name, names) if not other.exists())
+    return next(other for other in map(path.with_name, names) if not os.path.lexists(other))
 
 
 def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
@@ -204,13 +234,30 @@ def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Modu
     trained a module of its own, or else that of the settings. CheckpointError where a file is missing, damaged, or does
     not fit."""
     from convnext.models import registry
-    from convnext.weights.loading import load_state
+    from convnext.weights.loading import check_fit, load_state
 
+    check_whole(folder, "model.json", "model.safetensors")
     info = read_json(folder / "model.json", ModelInfo)
-    model = registry.build(info.model, len(info.classes)) if model is None else model
     path = folder / "model.safetensors"
-    load_state(model, read_tensors(path), path)
+    tensors = read_tensors(path)
+    if model is None:
+        check_fit(outline(info), tensors, path)  # before there is memory for a model whose sizes may be anything
+        model = registry.build(info.model, len(info.classes))
+    load_state(model, tensors, path)
     return model.eval(), info
+
+
+def outline(info: ModelInfo) -> "nn.Module":
+    """The model without memory for its weights, on the meta device; CheckpointError where there can be no such."""
+    import torch
+
+    from convnext.models import registry
+
+    try:
+        with torch.device("meta"):
+            return registry.build(info.model, len(info.classes))
+    except (RuntimeError, TypeError) as error:  # of a size that has no number
+        raise CheckpointError(f"no model can have these settings: {reason(error)}") from None
 
 
 def read_tensors(path: Path) -> "dict[str, Tensor]":
@@ -260,5 +307,5 @@ def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: P
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
     """Digests of the images that the run of a checkpoint, of any format, had, by split."""
-    fingerprints: dict[str, str] = read_object(folder / "training.json").get("fingerprints", {})
-    return fingerprints
+    fingerprints = read_object(folder / "training.json").get("fingerprints")
+    return fingerprints if isinstance(fingerprints, dict) else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convnext.config import RunSettings
-from convnext.errors import CheckpointError, SettingsError, UserError
+from convnext.errors import CheckpointError, SettingsError, UserError, reason
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
 from convnext.weights.model_info import read_json
@@ -39,8 +39,9 @@ def new_folder(output: Path, name: str) -> Path:
 
 def folders(output: Path, name: str) -> list[Path]:
     """The folders that `new_folder` made for this name, newest first."""
-    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
-    matches = {path: pattern.fullmatch(path.name) for path in output.glob("*") if path.is_dir()}
+    pattern = re.compile(re.escape(name) + r"(?:-([2-9]|[1-9][0-9]+))?")
+    entries = output.iterdir() if output.is_dir() else ()
+    matches = {path: pattern.fullmatch(path.name) for path in entries if path.is_dir()}
     numbers = {path: int(match[1] or 1) for path, match in matches.items() if match}
     return sorted(numbers, key=lambda path: (numbers[path], path), reverse=True)
 
@@ -69,7 +70,10 @@ def _has_settings(folder: Path, settings: RunSettings) -> bool:
 
 
 def _is_finished(folder: Path, settings: RunSettings) -> bool:
-    lines = read_metrics(folder)
+    try:
+        lines = read_metrics(folder)
+    except CheckpointError:  # which is said when the run goes on
+        return False
     return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
 
 
@@ -79,14 +83,19 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    whole = [text for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if text.endswith("\n")]
     try:
-        lines = [json.loads(text) for text in whole]
-        if not all(line["epoch"] >= 1 and line["step"] >= 1 for line in lines):
-            raise ValueError("an epoch or step below 1")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}): repair or remove it") from None
-    return lines
+        whole = path.read_bytes().split(b"\n")[:-1]
+        return [_check_line(json.loads(text)) for text in whole]
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged ({reason(error)}): repair or remove it") from None
+
+
+def _check_line(line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict) or not all(isinstance(value, int | float) for value in line.values()):
+        raise ValueError("a line that does not have a number for each name")
+    if not all(type(line.get(name)) is int and line[name] >= 1 for name in ("epoch", "step")):
+        raise ValueError("a line without an epoch and a step of 1 or more")
+    return line
 
 
 def check_same_settings(folder: Path, settings: RunSettings) -> None:

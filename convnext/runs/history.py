@@ -5,15 +5,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from pydantic import BaseModel
+
 from convnext import recipes
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, UserError, did_you_mean
 from convnext.models import registry
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.locks import in_use
-from convnext.weights.model_info import read_json, read_object
+from convnext.weights.model_info import read_json
 
 T = TypeVar("T")
+
+
+class _Written(BaseModel):
+    """What a list needs of a run's ``settings.json``, whatever version wrote the rest."""
+
+    recipe: str = ""
+    epochs: int | None = None
+
+
+class _Report(BaseModel):
+    top1: float
+    macro_f1: float | None = None
+
+
 Status: TypeAlias = Literal["finished", "running", "interrupted", "failed", "damaged"]
 
 # Where a run lies and what it is called: no two runs share them.
@@ -78,31 +94,34 @@ def find_runs(names: Sequence[str], folder: Path) -> list[Path]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "settings.json").is_file()
+    try:
+        return (path / "settings.json").is_file()
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def summarise(run: Path) -> Summary:
     """What the files of a run say; what cannot be read is left out, and told in ``problems``."""
     problems: list[str] = []
-    values = attempt(lambda: read_object(run / "settings.json"), problems) or {}
+    written = attempt(lambda: read_json(run / "settings.json", _Written), problems)
     history = attempt(lambda: read_metrics(run), problems) or []
     test_name = "test" if (run / "test_report.json").exists() or not (run / "val_report.json").exists() else "val"
     path = run / f"{test_name}_report.json"
-    report = (attempt(lambda: read_object(path), problems) if path.exists() else None) or {}
-    epoch, epochs = (history[-1]["epoch"] if history else 0), values.get("epochs")
-    status = _status(run, bool(problems), bool(report) and isinstance(epochs, int) and epoch >= epochs)
-    changes = attempt(lambda: differences(read_json(run / "settings.json", RunSettings)), problems) if values else {}
+    report = attempt(lambda: read_json(path, _Report), problems) if path.exists() else None
+    epoch, epochs = (history[-1]["epoch"] if history else 0), written.epochs if written else None
+    status = _status(run, bool(problems), report is not None and epochs is not None and epoch >= epochs)
+    changes = attempt(lambda: differences(read_json(run / "settings.json", RunSettings)), problems) if written else {}
     wrote = next(path for path in (run / "metrics.jsonl", run / "settings.json") if path.exists())
     return Summary(
         path=run,
-        recipe=values.get("recipe", ""),
+        recipe=written.recipe if written else "",
         status=status,
         epoch=epoch,
         epochs=epochs,
         best_val_top1=max((line["val_top1"] for line in history if "val_top1" in line), default=None),
         test_name=test_name,
-        test_top1=report.get("top1"),
-        test_macro_f1=report.get("macro_f1"),
+        test_top1=report.top1 if report else None,
+        test_macro_f1=report.macro_f1 if report else None,
         changes=changes or {},
         changed_at=wrote.stat().st_mtime,
         problems=tuple(problems),

@@ -1,24 +1,20 @@
 """What is in a checkpoint, of this version's format or an older one."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
-from pydantic import ValidationError
-
 from convnext.config import RunSettings
-from convnext.errors import CheckpointError, SettingsError
-from convnext.models import registry
 from convnext.models.summary import count_parameters
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
 from convnext.runs.history import attempt, differences
-from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
+from convnext.weights.model_info import ModelInfo, read_json, read_object, validated
 
 Condition: TypeAlias = Literal["whole", "damaged", "no digests"]
 
-_WITHOUT_DIGESTS = {1}  # formats
+_WITHOUT_DIGESTS = (1,)  # formats
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,8 @@ class Contents:
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch; None before the first has ended."""
         metrics = self.state.metrics if self.state else {}
-        return round(metrics["step"] / metrics["epoch"]) if "epoch" in metrics else None
+        epoch, step = metrics.get("epoch", 0), metrics.get("step", 0)
+        return round(step / epoch) if 1 <= epoch <= step < math.inf else None
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-ready copy."""
@@ -108,7 +105,7 @@ def _describe(path: Path) -> Stored:
     if not checkpoint.is_complete(folder):
         state = attempt(lambda: read_object(folder / "training.json"), []) or {}
         condition = "no digests" if state.get("format") in _WITHOUT_DIGESTS else "damaged"
-    return Stored(path, tuple(links), condition, sum(file.stat().st_size for file in folder.iterdir()))
+    return Stored(path, tuple(links), condition, sum(file.lstat().st_size for file in folder.iterdir()))
 
 
 def read(path: Path) -> Contents:
@@ -123,8 +120,8 @@ def read(path: Path) -> Contents:
         path=path,
         format=raw.get("format"),
         info=info,
-        parameters=attempt(lambda: _parameters(info), problems) if info else None,
-        values=raw.get("settings", {}),
+        parameters=attempt(lambda: count_parameters(checkpoint.outline(info)), problems) if info else None,
+        values=raw["settings"] if isinstance(raw.get("settings"), dict) else {},
         settings=settings,
         changes=(attempt(lambda: differences(settings), problems) if settings else None) or {},
         state=attempt(lambda: _state(raw, path), problems) if raw else None,
@@ -132,20 +129,10 @@ def read(path: Path) -> Contents:
     )
 
 
-def _parameters(info: ModelInfo) -> int:
-    with torch.device("meta"):
-        return count_parameters(registry.build(info.model, len(info.classes)))
-
-
 def _settings(raw: dict[str, Any], path: Path) -> RunSettings:
-    try:
-        return RunSettings.model_validate(renamed(raw["settings"]))
-    except (KeyError, ValidationError, SettingsError) as error:
-        raise CheckpointError(f"cannot read the settings in {path / 'training.json'}: {error}") from None
+    return validated(raw.get("settings"), RunSettings, path / "training.json")
 
 
 def _state(raw: dict[str, Any], path: Path) -> TrainingState:
-    try:  # the settings, which change more often than the rest, have been read on their own
-        return TrainingState.model_validate(raw | {"settings": RunSettings()})
-    except ValidationError as error:
-        raise CheckpointError(f"cannot read {path / 'training.json'}: {str(error).splitlines()[0]}") from None
+    # The settings, which change more often than the rest, have been read on their own.
+    return validated(raw | {"settings": RunSettings()}, TrainingState, path / "training.json")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ def writing(path: Path) -> Iterator[Path]:
     """Yield a path to write beside ``path``; rename it to ``path`` once its contents are on the disk."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield unfinished
+        with usual_mode(unfinished):
+            yield unfinished
         sync(unfinished)
         unfinished.replace(path)
         sync(path.parent)
@@ -22,6 +24,16 @@ def writing(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # a write does not say where
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[Path]:
+    """Make a file, and give it back the mode that the system gave it then, by umask and folder, after the context:
+    safetensors writes files that only their owner can read."""
+    path.touch()
+    mode = path.stat().st_mode
+    yield path
+    path.chmod(stat.S_IMODE(mode))
 
 
 def sweep(folder: Path) -> None:

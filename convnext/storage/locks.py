@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convnext.errors import UserError
+from convnext.errors import UserError, reason
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -15,20 +15,33 @@ _PATIENCE = 0.2  # seconds: who asks whether a folder is `in_use` has its lock f
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder`` while the context lasts; UserError where another process has it. A child
-    of this process does not keep the lock."""
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Keep other processes out of ``folder`` while the context lasts; UserError where another process has it, or it
+    cannot be locked. A child of this process does not keep the lock.
+
+    Yields what says whether the lock is still there: nobody has removed or renamed it, or the folder, since.
+    """
     from filelock import Timeout
 
     path = folder / ".lock"
     try:
         holder = _lock(path).acquire(timeout=_PATIENCE)
     except Timeout:
-        number = path.read_text().strip() or "(unknown)"
+        number = path.read_text(errors="replace").strip() or "(unknown)"
         raise UserError(f"{folder} is in use by process {number}: let it end") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {reason(error)}") from None
     with holder:
         path.write_text(str(os.getpid()))
-        yield
+        held = path.stat()  # whose number no other file gets while it is open
+
+        def is_there() -> bool:
+            try:
+                return os.path.samestat(path.stat(), held)
+            except OSError:
+                return False
+
+        yield is_there
 
 
 def in_use(folder: Path) -> bool:
@@ -38,10 +51,10 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # no such file, or none that can be locked
+        return False
     return False
 
 

@@ -66,8 +66,13 @@ def released(settings: ModelSettings) -> Weights | None:
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, may_miss: Collection[str] = ()) -> None:
-    """Load tensors from ``origin`` into the model, every name and shape as the model has it, but for names it
-    ``may_miss``.
+    """Load tensors from ``origin`` into the model; CheckpointError where they do not `check_fit`."""
+    check_fit(model, state, origin, may_miss)
+    model.load_state_dict(state, strict=False)
+
+
+def check_fit(model: nn.Module, state: dict[str, Tensor], origin: object, may_miss: Collection[str] = ()) -> None:
+    """Refuse tensors from ``origin`` unless every name and shape is as the model has it, but for names it ``may_miss``.
 
     Raises:
         CheckpointError: missing, unexpected or other-shaped tensors; the message names the first few.
@@ -84,7 +89,6 @@ def load_state(model: nn.Module, state: dict[str, Tensor], origin: object, may_m
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state, strict=False)
 
 
 def check_target(path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from convnext.config import ModelSettings, RunSettings
+from convnext.config import ModelSettings, Positive, RunSettings
 from convnext.errors import CheckpointError, SettingsError, reason
 
 M = TypeVar("M", bound=BaseModel)
@@ -48,14 +48,21 @@ class ModelInfo(BaseModel):
         center_crop: share of the resized shorter side that is kept.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     model: ModelSettings
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    center_crop: float
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    image_size: Positive
+    center_crop: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _channels(self) -> "ModelInfo":
+        numbers = {len(self.mean), len(self.std), self.model.in_channels or len(self.mean)}
+        if len(numbers) > 1:
+            raise ValueError(f"mean, std and model.in_channels are of {', '.join(map(str, numbers))} channels")
+        return self
 
     @classmethod
     def of(cls, settings: RunSettings, splits: Images) -> "ModelInfo":
@@ -76,9 +83,21 @@ def read_json(path: Path, kind: type[M]) -> M:
     version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
-    except (OSError, ValueError, SettingsError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+    return validated(values, kind, path)
+
+
+def validated(values: Any, kind: type[M], path: Path) -> M:
+    """JSON values from the file at ``path`` as the pydantic model ``kind``; CheckpointError where they cannot be."""
+    try:
+        return kind.model_validate(values if issubclass(kind, RootModel) else renamed(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"cannot read {path}: {f'{name}: ' if name else ''}{message}") from None
+    except SettingsError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

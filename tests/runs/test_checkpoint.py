@@ -1,8 +1,12 @@
 """Checkpoints: complete or absent, whatever happens while one is written."""
 
+import json
 import os
+import shutil
 import signal
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +18,9 @@ from convnext.errors import CheckpointError
 from convnext.models.registry import resolve
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
+from convnext.storage.files import write_text
 from convnext.training.optimizers import load_optimizers, make_optimizers, optimizer_tensors
+from convnext.weights import loading
 from convnext.weights.model_info import ModelInfo, read_json
 
 SHAPE = ModelSettings(depths=(1, 1), dims=(8, 16), patch_size=2)
@@ -69,6 +75,7 @@ def test_killed_anywhere_in_a_save(tmp_path: Path) -> None:
     point = 0
     while killed:
         run = tmp_path / str(point)
+        run.mkdir()
         save(run, 1, best_step=1)
         child = os.fork()
         if child == 0:
@@ -111,16 +118,107 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint 'best'; it has: last"):
         checkpoint.find(tmp_path, "best")
     weights = checkpoint.find(tmp_path) / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
-        checkpoint.load_model(checkpoint.find(tmp_path))
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: it is not there"):
         checkpoint.load_model(checkpoint.find(tmp_path))
-    (checkpoint.find(tmp_path) / "model.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot read .*model\.json"):
-        checkpoint.load_model(checkpoint.find(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_what_is_not_as_it_was_written_is_not_used(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = checkpoint.find(tmp_path)
+    whole = (folder / name).read_bytes()
+    changed = whole.replace(b"cat", b"cow") if name == "model.json" else whole[:-1] + b"\1"
+    for damaged in (changed, whole[: len(whole) // 2], b""):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged: its SHA-256 is not the one in sha256.json"):
+            checkpoint.load_model(folder)
+    # Without digests, such as in a folder of the two files alone, they are used as far as they can be read.
+    (folder / "sha256.json").unlink()
+    with pytest.raises(CheckpointError, match=f"cannot read .*{name}"):
+        checkpoint.load_model(folder)
+    (folder / name).write_bytes(changed)
+    assert len(checkpoint.load_model(folder)[1].classes) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"image_size": -8}, "image_size: Input should be greater than or equal to 1"),
+        ({"center_crop": 0}, "center_crop: Input should be greater than 0"),
+        ({"std": [0.2, 0.2, -0.2]}, r"std\.2: Input should be greater than 0"),
+        ({"mean": [0.5]}, "mean, std and model.in_channels are of 1, 3 channels"),
+        ({"mean": []}, "mean: Tuple should have at least 1 item"),
+        ({"classes": []}, "classes: Tuple should have at least 1 item"),
+        ({"classes": "cat"}, "classes: Input should be a valid tuple"),
+        ({"classes": ["cat", "dog", "cow"]}, r"does not fit the model: head.bias is \(2,\), not \(3,\)"),
+        ({"model": INFO.model.model_dump() | {"dims": [8, -16]}}, "model.dims: input should be greater"),
+        ({"model": INFO.model.model_dump() | {"dims": [8, 10**6]}}, "does not fit the model"),
+        ({"model": INFO.model.model_dump() | {"dims": [8, 10**9]}}, "no model can have these settings: Storage size"),
+        ({"model": []}, "model: Input should be a valid dictionary"),
+    ],
+)
+def test_a_description_that_cannot_be_is_one_line(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = checkpoint.find(tmp_path)
+    (folder / "sha256.json").unlink()
+    values = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(values | changes))
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        checkpoint.load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_folders_of_the_exact_form_are_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints"
+    last = folder / "step-00000001"
+    names = ["step-00000004-backup", "step-15", "step-000000009", "step-00000009-1", "step-٠٠٠٠٠٠٠٩", "step-", "step-x"]
+    for name in [*names, ".step-00000001.bak", ".step-backup.tmp"]:
+        shutil.copytree(last, folder / name)
+    for name in ["step-15.zip", "step-00000003", ".step-00000002.tmp", ".step-00000005"]:
+        (folder / name).write_text("a file")
+    (folder / "step-00000007").symlink_to(last.name)
+    (folder / "step-00000002").symlink_to("nowhere")
+    before = set(folder.iterdir())
+    assert checkpoint.newest_complete(tmp_path) == last
+    for step in (2, 3):
+        save(tmp_path, step)
+        assert checkpoint.newest_complete(tmp_path) == checkpoint.find(tmp_path).resolve()
+        assert stored_step(tmp_path) == step
+    assert {path.name for path in before ^ set(folder.iterdir())} == {last.name, "step-00000002-2", "step-00000003-2"}
+
+
+def test_links_that_became_folders_where_a_run_was_copied(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run", 1, best_step=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # follows links
+    save(tmp_path / "copy", 2, best_step=2)
+    assert stored_step(tmp_path / "copy") == stored_step(tmp_path / "copy", "best") == 2
+    names = {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()}
+    assert names == {"last", "best", "copied-last", "copied-best", "step-00000001", "step-00000002"}
+
+
+def test_a_run_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot write checkpoint"):
+        save(tmp_path / "gone", 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_says(umask: int, expected: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "run").mkdir()
+        save(tmp_path / "run", 1)
+        write_text(tmp_path / "text", "words")
+        loading.write({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+        loading.write({"x": torch.zeros(1)}, tmp_path / "weights.pth")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 8
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {expected}
 
 
 def test_weights_of_another_model_are_listed(tmp_path: Path) -> None:
