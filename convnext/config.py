@@ -20,6 +20,10 @@ def _odd(value: int) -> int:
     return value
 
 
+def _none(value: str | None) -> str | None:
+    return None if value == "none" else value
+
+
 def _name(value: str) -> str:
     if value in ("", "..") or Path(value).name != value:
         raise ValueError("must be a plain folder name")
@@ -122,8 +126,11 @@ class ModelSettings(Settings):
     """Stem and downsampling see over the edges of their patches: kernels of 2 * stride - 1 (PVT v2)."""
     step: Annotated[int, Field(ge=0, le=15)] | None = None
     """Step of model 'roadmap', from 0 (ResNet-50) to 15 (ConvNeXt-T); `convnext roadmap` lists them."""
-    weights: str | None = None
-    """Weights to start from: a released tag (`convnext models NAME`), which brings its architecture, or a file."""
+    weights: Annotated[str | None, AfterValidator(_none)] = None
+    """Weights to start from: a released tag (`convnext models NAME`) or a run's folder, which bring their architecture,
+    or a file; 'none' for random ones, 'auto' (recipe folder) for released ones where images are few."""
+    weights_key: str | None = None
+    """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
 
     def check_stages(self) -> None:
         """Refuse depths and dims of different length.

@@ -15,26 +15,28 @@ class _Convert:
     """Write ConvNeXt weights in the names and shapes of another library, without changing a value."""
 
     source: tyro.conf.Positional[Path]
-    """Checkpoint file in any layout (.pth, .pt, .bin or .safetensors), or a run's folder."""
+    """Checkpoint file in any layout, a run's folder, or a checkpoint's."""
     target: tyro.conf.Positional[Path]
     """New file: .safetensors, or .pth, .pt or .bin."""
     to: Literal["official", "isotropic", "torchvision", "timm", "transformers"] = "official"
     """Layout to write; that of the source is recognised."""
+    weights_key: str | None = None
+    """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of a run's folder."""
 
 
 def main(args: Sequence[str]) -> int:
     """Write weights in the layout of another library: official, torchvision, timm, transformers."""
     options = parse(_Convert, args, "convert")
-    from convnext.weights import layouts, loading, released
+    from convnext.weights import files, layouts, loading
 
-    source = options.source
-    if source.is_dir():
-        from convnext.runs import checkpoint
-
-        source = checkpoint.find(source) / "model.safetensors"
+    source = files.weights_file(options.source, options.checkpoint)
     loading.check_target(options.target)
-    tensors = released.read_foreign(source)
-    layout = layouts.detect_layout(tensors)
-    loading.write(layouts.convert(tensors, options.to, layout), options.target)
-    print(f"{options.target}: {len(tensors)} tensors, from {layout} to {options.to}")
+    weights = files.read_convnext(source, options.weights_key)
+    converted = layouts.convert(weights.tensors, options.to, weights.layout)
+    loading.write(converted, options.target, options.to)
+    bare = "head.weight" not in layouts.convert(weights.tensors, "official", weights.layout)
+    notes = weights.notes + ["there is no classifier in it"] * bare
+    print(f"{options.target}: {len(converted)} tensors, from {weights.layout} to {options.to}", *notes, sep="; ")
     return 0

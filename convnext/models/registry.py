@@ -24,20 +24,22 @@ import convnext.models
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, did_you_mean
 from convnext.models.variants import VARIANTS, ConvNeXtName, convnext_cost, published
-from convnext.weights.catalogue import is_weights_file
+from convnext.weights.catalogue import AUTO, is_weights_file
 
 if TYPE_CHECKING:
     from torch import nn
 
     from convnext.models.convnext import ConvNeXt
+    from convnext.weights.model_info import ModelInfo
 
     B = TypeVar("B", bound=Callable[..., nn.Module])
 
 LIBRARIES = ("timm", "torchvision")
 OWN = "own"  # the name of a module that a program trains without registering it
 
-# Of a ConvNeXt with released weights, which bring all the rest.
-_FREE_BESIDE_WEIGHTS = {"name", "in_channels", "stochastic_depth", "head_init_scale", "init", "weights"}
+_ORIGIN = {"weights", "weights_key"}  # settings that say where weights come from, which every model has
+# Of a ConvNeXt with released weights, or a model with those of a run, which bring all the rest.
+_FREE_BESIDE_WEIGHTS = _ORIGIN | {"name", "in_channels", "stochastic_depth", "head_init_scale", "init"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _defaults(builder: "Callable[..., nn.Module]") -> dict[str, Any]:
     """The settings among a builder's parameters, with their defaults."""
     parameters = inspect.signature(builder).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "num_classes"]
-    fields = ModelSettings.model_fields.keys() - {"name", "weights"}
+    fields = ModelSettings.model_fields.keys() - _ORIGIN - {"name"}
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name != "in_channels":
             raise TypeError(f"register_model: parameter {parameter.name!r} of {builder.__name__} needs a default")
@@ -141,7 +143,7 @@ def find(name: str) -> Model:
     not installed."""
     if (variant := published(name)) is not None:
         fields = ModelSettings.model_fields
-        free = {key: field.default for key, field in fields.items() if key not in ("name", "weights", "step")}
+        free = {key: field.default for key, field in fields.items() if key not in _ORIGIN | {"name", "step"}}
         return Model(_convnext, {key: getattr(variant, key, default) for key, default in free.items()})
     if name == OWN:
         return Model(_own, {"in_channels": 3})
@@ -180,7 +182,7 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
     model = find(settings.name)
     if settings.step is not None and "step" not in model.defaults:
         raise SettingsError(f"model.step belongs to model 'roadmap', and the model is {settings.name!r}")
-    if settings.weights is not None and not is_weights_file(settings.weights):
+    if settings.weights not in (None, AUTO) and not is_weights_file(str(settings.weights)):
         if settings.name not in VARIANTS:
             raise SettingsError(
                 f"model.weights: nobody released weights {settings.weights!r} of {settings.name} that could be had "
@@ -191,9 +193,28 @@ def resolve(settings: ModelSettings, in_channels: int = 3) -> ModelSettings:
     given = {name: getattr(settings, name) for name in model.defaults}
     values = {name: default if _is_open(name, given[name]) else given[name] for name, default in model.defaults.items()}
     values["in_channels"] = settings.in_channels or in_channels
-    resolved = ModelSettings(name=settings.name, weights=settings.weights, **values)
+    resolved = ModelSettings(**settings.model_dump(include={"name", *_ORIGIN}), **values)
     resolved.check_stages()
     return resolved
+
+
+def follow_weights(settings: ModelSettings, given: Collection[str] = ()) -> tuple[ModelSettings, "ModelInfo | None"]:
+    """The settings with the architecture of the run that ``settings.weights`` names, if it names one, and how that
+    run's weights are used. What the user gave (``given``, dotted names) has to agree with it.
+
+    Raises:
+        SettingsError: it does not; or nothing has that name.
+        CheckpointError: what it names is not there, no checkpoint, or damaged.
+    """
+    from convnext.weights.files import run_info
+
+    if settings.weights is None or (info := run_info(settings.weights)) is None:
+        return settings, None
+    architecture = info.model.model_dump(exclude=_FREE_BESIDE_WEIGHTS - {"name"})
+    for name, value in architecture.items():
+        if f"model.{name}" in given and (own := getattr(settings, name)) != value:
+            raise SettingsError(f"model.{name} is {own}, but that of {settings.weights} is {value}: leave it out")
+    return settings.replace(**architecture), info
 
 
 def _is_open(name: str, value: object) -> bool:
@@ -206,7 +227,7 @@ def check_given(settings: ModelSettings, given: Collection[str]) -> None:
     Raises:
         SettingsError: ``given``, dotted names such as ``model.depths``, has such; or the model's name is unknown.
     """
-    known = {"name", "weights", *find(settings.name).defaults}
+    known = {"name", *_ORIGIN, *find(settings.name).defaults}
     for name, field in ModelSettings.model_fields.items():
         if name not in known and f"model.{name}" in given and getattr(settings, name) != field.default:
             own = ", ".join(f"model.{other}" for other in sorted(known - {"name"}))
@@ -218,7 +239,7 @@ def describe(settings: ModelSettings) -> str:
     if settings.name in VARIANTS:
         depths, dims = (" ".join(map(str, sizes or ())) for sizes in (settings.depths, settings.dims))
         return f"ConvNeXt{' V2' if settings.grn else ''} of depths {depths} and dims {dims}"
-    values = settings.model_dump(exclude={"name", "weights"}, exclude_defaults=True)
+    values = settings.model_dump(exclude={"name", *_ORIGIN}, exclude_defaults=True)
     shown = {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in values.items()}
     return ", ".join([settings.name, *(f"{name} {value}" for name, value in shown.items())])
 
@@ -266,18 +287,19 @@ def build(settings: ModelSettings, num_classes: int) -> "nn.Module":
 
 
 @overload
-def create_model(name: ConvNeXtName, num_classes: int = 1000, **settings: Any) -> "ConvNeXt": ...
+def create_model(name: ConvNeXtName, num_classes: int | None = None, **settings: Any) -> "ConvNeXt": ...
 @overload
-def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module": ...
-def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Module":
-    """Build a model by name.
+def create_model(name: str | None = None, num_classes: int | None = None, **settings: Any) -> "nn.Module": ...
+def create_model(name: str | None = None, num_classes: int | None = None, **settings: Any) -> "nn.Module":
+    """Build a model by name, or from a run: ``create_model(weights="runs/digits")``.
 
     Args:
-        name: one of `list_models`, or ``timm:NAME`` or ``torchvision:NAME`` for a classifier of that library.
-        num_classes: classes of the classifier; 0 leaves a ConvNeXt's out.
+        name: one of `list_models`, or ``timm:NAME`` or ``torchvision:NAME`` for a classifier of that library; None for
+            that of the run whose weights are given.
+        num_classes: classes of the classifier; 0 leaves a ConvNeXt's out; None takes the run's, and else 1,000.
         settings: any field of `convnext.config.ModelSettings` that the model has, such as ``depths`` or
-            ``patch_size``. Without ``weights`` they are random; with a released tag they are downloaded once, and a
-            classifier of other classes is left out with a line on standard error.
+            ``patch_size``. Without ``weights`` they are random; with a released tag they are downloaded once; of a run
+            or a file they are read. A classifier of other classes is left out with a line on standard error.
 
     Returns:
         A module from images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
@@ -286,9 +308,15 @@ def create_model(name: str, num_classes: int = 1000, **settings: Any) -> "nn.Mod
         SettingsError: unknown name or setting, or an impossible value.
         UserError: the weights cannot be had, or do not fit; a library is not installed.
     """
-    chosen = ModelSettings(name=name, **settings)
-    check_given(chosen, [f"model.{key}" for key in settings])
-    resolved = resolve(chosen)
+    given = {f"model.{key}" for key in settings}
+    chosen = ModelSettings(**settings) if name is None else ModelSettings(name=name, **settings)
+    chosen, info = follow_weights(chosen, given if name is None else given | {"model.name"})
+    if name is None and info is None:
+        raise SettingsError("which model? give its name, or weights=… of a run")
+    check_given(chosen, given)
+    resolved = resolve(chosen, info.channels if info is not None else 3)
+    if num_classes is None:
+        num_classes = len(info.classes) if info is not None else 1000
     model = build(resolved, num_classes)
     if resolved.weights is not None:
         from convnext.weights.loading import start_from

@@ -124,8 +124,10 @@ def complete(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings
         DataError: a folder to choose by that cannot be used.
     """
     recipe = get(settings.recipe)
-    registry.check_given(settings.model, given)
-    followed = _follow_model(recipe, settings, given)
+    model, _ = registry.follow_weights(settings.model, given)
+    registry.check_given(model, given)
+    followed = _follow_model(recipe, settings.replace(model=model), given)
+    followed = followed.replace(model=registry.follow_weights(followed.model, given)[0])
     return recipe.choose(followed, given) if recipe.choose else (followed, [])
 
 

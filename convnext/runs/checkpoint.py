@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.storage.files import digest, sync, usual_mode
+from convnext.weights.files import checkpoint_folder
 from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
 
 if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wait for torch
@@ -216,17 +217,7 @@ def _plain(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
 
 
-def find(run: Path, name: str = "last") -> Path:
-    """The folder of a run's checkpoint ``name``; CheckpointError where the run or the checkpoint is not there."""
-    if not run.is_dir():
-        raise CheckpointError(f"run folder {run} is {'not a folder' if run.exists() else 'not there'}")
-    folder = run / "checkpoints" / name
-    if not folder.is_dir():
-        if not (run / "checkpoints").is_dir():
-            raise CheckpointError(f"{run} has no checkpoint: it is no run's folder, or its training never saved one")
-        there = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_symlink())
-        raise CheckpointError(f"{run} has no checkpoint {name!r}; it has: {', '.join(there) or 'none'}")
-    return folder
+find = checkpoint_folder  # of a run's folder and ``"last"`` or ``"best"``
 
 
 def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Module, ModelInfo]":

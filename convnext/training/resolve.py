@@ -20,7 +20,7 @@ from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
 from convnext.storage.downloads import offline
-from convnext.weights.loading import released
+from convnext.weights.loading import origin
 
 
 def prepare(
@@ -81,8 +81,8 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
             f"{splits.channels}: leave model.in_channels out"
         )
     registry.check_image_size(model, settings.data.start_size or settings.data.image_size)
-    # Released weights expect the normalisation that they were trained with.
-    if (weights := released(model)) is not None and splits.channels == 3:
+    # Weights expect the normalisation that they were trained with.
+    if (weights := origin(model)) is not None and splits.channels == len(weights.mean):
         splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
     root, exclude = (path and path.absolute() for path in (settings.data.root, settings.data.exclude))
     data = settings.data.replace(root=root, exclude=exclude, mean=splits.mean, std=splits.std)

@@ -108,7 +108,7 @@ class Trainer:
             if self.main:
                 checkpoint.point_links(newest, self.state)
         elif self.settings.model.weights is not None:
-            note = start_from(self.raw_model, self.settings.model, len(self.splits.classes))
+            note = start_from(self.raw_model, self.settings.model, len(self.splits.classes), self.splits.classes)
             print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
         if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
             before = read_json(folder / "settings.json", RunSettings)

@@ -3,11 +3,11 @@
 Top-1 is what the authors published, not what was measured here.
 """
 
-import os
 from dataclasses import dataclass
 
 from convnext.errors import SettingsError, did_you_mean
 
+AUTO = "auto"  # for ``model.weights``: released weights, where the recipe has use for them
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _HOST = "https://dl.fbaipublicfiles.com/convnext/"
 
@@ -143,5 +143,5 @@ def top1_by_model(tag: str) -> dict[str, float]:
 
 
 def is_weights_file(text: str) -> bool:
-    """Whether ``model.weights`` means a file rather than a released tag."""
-    return text.endswith(SUFFIXES) or os.sep in text
+    """Whether ``model.weights`` means a file or folder: what is not a released tag of any model."""
+    return text != AUTO and not any(text in tags for tags in WEIGHTS.values())

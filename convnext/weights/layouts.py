@@ -5,13 +5,13 @@ table of rules ``official: its own``, read from left to right to write the layou
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
-from typing import Any
 
 from torch import Tensor
 
 from convnext.errors import CheckpointError, did_you_mean
+from convnext.weights.wrappers import Names, few
 
 # Fields of the rules: {s} stage, {d} stage that starts with a downsampling, {even} 2s and {odd} 2s + 1, {b} block,
 # {k} index in a downsampling, {n} which pointwise layer, {p} parameter, {model} prefix of transformers' V1 or V2.
@@ -25,7 +25,7 @@ _FIELDS = {
     "k": "[01]",
     "n": "[12]",
     "p": "weight|bias",
-    "model": "convnext|convnextv2",
+    "model": r"(?:convnext(?:v2)?\.)?",  # a backbone of theirs has none
 }
 
 _TIMM = {
@@ -54,16 +54,16 @@ _TORCHVISION = {
 }
 
 _TRANSFORMERS = {
-    "downsample_layers.0.0.{p}": "{model}.embeddings.patch_embeddings.{p}",
-    "downsample_layers.0.1.{p}": "{model}.embeddings.layernorm.{p}",
-    "downsample_layers.{d}.{k}.{p}": "{model}.encoder.stages.{d}.downsampling_layer.{k}.{p}",
-    "stages.{s}.{b}.gamma": "{model}.encoder.stages.{s}.layers.{b}.layer_scale_parameter",
-    "stages.{s}.{b}.dwconv.{p}": "{model}.encoder.stages.{s}.layers.{b}.dwconv.{p}",
-    "stages.{s}.{b}.norm.{p}": "{model}.encoder.stages.{s}.layers.{b}.layernorm.{p}",
-    "stages.{s}.{b}.pwconv{n}.{p}": "{model}.encoder.stages.{s}.layers.{b}.pwconv{n}.{p}",
-    "stages.{s}.{b}.grn.gamma": "{model}.encoder.stages.{s}.layers.{b}.grn.weight",
-    "stages.{s}.{b}.grn.beta": "{model}.encoder.stages.{s}.layers.{b}.grn.bias",
-    "norm.{p}": "{model}.layernorm.{p}",
+    "downsample_layers.0.0.{p}": "{model}embeddings.patch_embeddings.{p}",
+    "downsample_layers.0.1.{p}": "{model}embeddings.layernorm.{p}",
+    "downsample_layers.{d}.{k}.{p}": "{model}encoder.stages.{d}.downsampling_layer.{k}.{p}",
+    "stages.{s}.{b}.gamma": "{model}encoder.stages.{s}.layers.{b}.layer_scale_parameter",
+    "stages.{s}.{b}.dwconv.{p}": "{model}encoder.stages.{s}.layers.{b}.dwconv.{p}",
+    "stages.{s}.{b}.norm.{p}": "{model}encoder.stages.{s}.layers.{b}.layernorm.{p}",
+    "stages.{s}.{b}.pwconv{n}.{p}": "{model}encoder.stages.{s}.layers.{b}.pwconv{n}.{p}",
+    "stages.{s}.{b}.grn.gamma": "{model}encoder.stages.{s}.layers.{b}.grn.weight",
+    "stages.{s}.{b}.grn.beta": "{model}encoder.stages.{s}.layers.{b}.grn.bias",
+    "norm.{p}": "{model}layernorm.{p}",
     "head.{p}": "classifier.{p}",
 }
 
@@ -95,23 +95,6 @@ _DOWNSAMPLING = r"downsample_layers\.[1-9]\d*\.1\.weight"  # of kernels
 _TIMM_CONVOLUTIONAL = (40, 48, 64, 80)
 
 
-def unwrap(obj: Any) -> dict[str, Tensor]:
-    """The weights in a loaded checkpoint file: from under ``model`` or ``state_dict``, without a common ``module.``.
-    CheckpointError where what remains is not a dict of tensors."""
-    for key in ("model", "state_dict"):
-        if isinstance(obj, dict) and isinstance(obj.get(key), dict):
-            obj = obj[key]
-    entries = obj if isinstance(obj, dict) else {}
-    other = [f"{k!r} ({type(v).__name__})" for k, v in entries.items() if not isinstance(v, Tensor)]
-    if other or not entries or not all(isinstance(name, str) for name in entries):
-        raise CheckpointError(
-            f"no weights in the checkpoint: it must be a dict of tensors by name, or have one under 'model' or "
-            f"'state_dict', but it is a {type(obj).__name__} with {_few(other)}"
-        )
-    prefix = "module." if all(name.startswith("module.") for name in entries) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in entries.items()}
-
-
 def detect_layout(names: Iterable[str]) -> str:
     """The layout that has all the names; CheckpointError, with the first few names that do not fit the closest, for
     none."""
@@ -121,9 +104,33 @@ def detect_layout(names: Iterable[str]) -> str:
     if strangers[closest] or not names:
         close = f" ({closest} but for these)" if len(strangers[closest]) < len(names) else ""
         raise CheckpointError(
-            f"no known layout of a ConvNeXt has {_few(strangers[closest])}{close}; known layouts: {', '.join(LAYOUTS)}"
+            f"no known layout of a ConvNeXt has {few(strangers[closest])}{close}; known layouts: {', '.join(LAYOUTS)}"
         )
     return closest
+
+
+def names_of_layouts() -> tuple[Names, ...]:
+    """What the tensors of a ConvNeXt are called in each of the `LAYOUTS`."""
+    return tuple(map(_names, LAYOUTS))
+
+
+def _names(layout: str) -> Names:
+    models = ("convnext.", "convnextv2.", "") if layout == "transformers" else ("",)
+    first = (_rename("downsample_layers.0.0.weight", _RULES[layout].items(), model) for model in models)
+    templates = [own.replace("{model}", model) for own in _RULES[layout].values() for model in models]
+
+    def whole(names: Collection[str]) -> bool:
+        """With a block; and a classifier is behind a norm."""
+        official = {_to_official(name, layout) for name in names}
+        return "stages.0.0.dwconv.weight" in official and ("norm.weight" in official or "head.weight" not in official)
+
+    return Names(
+        layout=layout,
+        first=tuple(name for name in first if name is not None),
+        roots=frozenset(template.partition(".")[0] for template in templates),
+        fits=lambda name: _to_official(name, layout) is not None,
+        whole=whole,
+    )
 
 
 def is_official(names: Iterable[str]) -> bool:
@@ -149,10 +156,10 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     source = source or detect_layout(tensors)
     names = {name: _to_official(name, source) for name in tensors}
     if strangers := [name for name, official in names.items() if official is None]:
-        raise CheckpointError(f"layout {source} has no {_few(strangers)}: give the layout that the weights are in")
+        raise CheckpointError(f"layout {source} has no {few(strangers)}: give the layout that the weights are in")
     official = {new: _reshape(tensors[old], new, "official") for old, new in names.items() if new is not None}
 
-    model = "convnextv2" if any(".grn." in name for name in official) else "convnext"
+    model = "convnextv2." if any(".grn." in name for name in official) else "convnext."
     stem_norm = official.get("downsample_layers.0.1.weight")
     targets = {
         layout: {name: _rename(name, rules.items(), model) for name in official} for layout, rules in _RULES.items()
@@ -164,18 +171,13 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     for layout in ("torchvision", "timm", "transformers"):
         homeless[layout] += peculiar
     if homeless[to]:
-        kind = "ConvNeXt V2" if model == "convnextv2" else "ConvNeXt"
+        kind = "ConvNeXt V2" if model == "convnextv2." else "ConvNeXt"
         fitting = " or ".join(layout for layout in LAYOUTS if not homeless[layout])
         raise CheckpointError(
-            f"layout {to} cannot hold this {kind}: it has no place for {_few(homeless[to])}; use {fitting}"
+            f"layout {to} cannot hold this {kind}: it has no place for {few(homeless[to])}; use {fitting}"
         )
     width = None if stem_norm is None else stem_norm.numel()
     return {new: _reshape(official[old], old, to, width) for old, new in targets[to].items() if new is not None}
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more if names else "no names"
 
 
 def _to_official(name: str, layout: str) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convnext import create_model
 from convnext.errors import CheckpointError
 from convnext.models.convnext import ConvNeXt
-from convnext.weights.layouts import LAYOUTS, convert, detect_layout, unwrap
+from convnext.weights.layouts import LAYOUTS, convert, detect_layout
 
 V1_LAYOUTS = ("official", "torchvision", "timm", "transformers")
 V2_LAYOUTS = ("official", "timm", "transformers")
@@ -241,38 +241,3 @@ def test_unknown_names_and_layouts() -> None:
     tiny["stages.0.0.pwconv1.weight"] = torch.zeros(384, 96, 3, 3)
     with pytest.raises(CheckpointError, match=r"stages\.0\.0\.pwconv1\.weight has shape \(384, 96, 3, 3\)"):
         convert(tiny, "timm")
-
-
-def test_unwrap() -> None:
-    weights = {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2)}
-    prefixed = {f"module.{name}": tensor for name, tensor in weights.items()}
-    for checkpoint in (
-        weights,
-        {"model": weights, "epoch": 3},
-        {"state_dict": prefixed},
-        {"model": prefixed},
-        prefixed,
-    ):
-        unwrapped = unwrap(checkpoint)
-        assert list(unwrapped) == list(weights)
-        assert all(unwrapped[name] is tensor for name, tensor in weights.items())
-    mixed = {"module.head.weight": torch.ones(1), "head.bias": torch.ones(1)}
-    assert unwrap(mixed) == mixed
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "message"),
-    [
-        ({"model": {"head.weight": torch.ones(1), "epoch": 3}}, r"dict with 'epoch' \(int\)$"),
-        ({"optimizer": {}, "epoch": 3}, r"dict with 'optimizer' \(dict\), 'epoch' \(int\)$"),
-        ({}, "a dict with no names$"),
-        ({1: torch.ones(1)}, "a dict with"),
-        (torch.ones(3), "a Tensor with no names$"),
-        (nn.Linear(1, 1), "a Linear with no names$"),
-        (None, "a NoneType with no names$"),
-    ],
-)
-def test_unwrap_refuses_what_has_no_weights(checkpoint: object, message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^no weights in the checkpoint: .*{message}") as error:
-        unwrap(checkpoint)
-    assert "\n" not in str(error.value)

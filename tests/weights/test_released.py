@@ -17,15 +17,18 @@ from unittest.mock import Mock
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from convnext import create_model
+from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.models.variants import VARIANTS
 from convnext.storage.downloads import DownloadError, cache_folder, download
 from convnext.weights import released as weights
 from convnext.weights.catalogue import WEIGHTS, Weights, find
-from convnext.weights.released import adapt_input_channels, load_released, read_foreign
+from convnext.weights.files import read_convnext
+from convnext.weights.loading import start_from
+from convnext.weights.released import adapt_input_channels, fetch
 from tests.support.loopback import NAME, Server
 
 
@@ -58,7 +61,7 @@ def server(checkpoint: bytes) -> Iterator[Server]:
         thread.join()
 
 
-def fetch(server: Server, folder: Path, sha256: str | None = None) -> Path:
+def get(server: Server, folder: Path, sha256: str | None = None) -> Path:
     return download(server.url, folder, sha256, pause=0, timeout=10)
 
 
@@ -76,22 +79,22 @@ def files(folder: Path) -> list[str]:
 
 def test_a_broken_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = 1
-    path = fetch(server, tmp_path, hashlib.sha256(server.body).hexdigest())
+    path = get(server, tmp_path, hashlib.sha256(server.body).hexdigest())
     assert path.read_bytes() == server.body
     assert server.requests == [None, f"bytes={len(server.body) // 2}-"]
     assert files(tmp_path) == [NAME]
-    small_model().load_state_dict(read_foreign(path), strict=True)
+    small_model().load_state_dict(read_convnext(path).tensors, strict=True)
 
 
 def test_a_file_that_is_there_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
-    assert fetch(server, tmp_path) == fetch(server, tmp_path)
+    assert get(server, tmp_path) == get(server, tmp_path)
     assert server.requests == [None]
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_server_without_ranges_or_versions_starts_again(server: Server, tmp_path: Path, ranges: bool) -> None:
     server.cuts, server.ranges, server.tag = 1, ranges, '"one"' if not ranges else ""
-    assert fetch(server, tmp_path).read_bytes() == server.body
+    assert get(server, tmp_path).read_bytes() == server.body
     assert len(server.requests) == 2
 
 
@@ -120,7 +123,7 @@ def test_a_killed_download_is_resumed(server: Server, tmp_path: Path) -> None:
     server.body *= 100  # beyond a read's block, so that the first half reaches the disk
     kill_halfway(server, tmp_path)
     had = (tmp_path / f".{NAME}.part").stat().st_size
-    assert fetch(server, tmp_path).read_bytes() == server.body
+    assert get(server, tmp_path).read_bytes() == server.body
     assert server.requests == [None, f"bytes={had}-"]
     assert files(tmp_path) == [NAME]
 
@@ -130,13 +133,13 @@ def test_two_versions_are_never_joined(server: Server, tmp_path: Path, if_range:
     server.body *= 100
     kill_halfway(server, tmp_path)
     server.body, server.tag, server.if_range = bytes(reversed(server.body)), '"two"', if_range
-    assert fetch(server, tmp_path).read_bytes() == server.body
+    assert get(server, tmp_path).read_bytes() == server.body
 
 
 def test_two_processes_and_two_threads_at_once(server: Server, tmp_path: Path) -> None:
     server.stalled.clear()
     processes = [start_download(server, tmp_path) for _ in range(2)]
-    threads = [threading.Thread(target=fetch, args=(server, tmp_path)) for _ in range(2)]
+    threads = [threading.Thread(target=get, args=(server, tmp_path)) for _ in range(2)]
     for thread in threads:
         thread.start()
     time.sleep(0.5)  # all but one wait by now; were they late, they would find the file
@@ -152,21 +155,21 @@ def test_two_processes_and_two_threads_at_once(server: Server, tmp_path: Path) -
 def test_another_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     right = hashlib.sha256(server.body).hexdigest()
     wrong = "0" * 8
-    assert f"SHA-256 {right[:8]}, not {wrong}" in one_line(lambda: fetch(server, tmp_path, wrong))
+    assert f"SHA-256 {right[:8]}, not {wrong}" in one_line(lambda: get(server, tmp_path, wrong))
     assert files(tmp_path) == []
-    assert fetch(server, tmp_path, right[:8].upper()).read_bytes() == server.body
+    assert get(server, tmp_path, right[:8].upper()).read_bytes() == server.body
 
 
 def test_failures_are_one_line_and_leave_nothing(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    message = one_line(lambda: fetch(server, tmp_path))
+    message = one_line(lambda: get(server, tmp_path))
     assert server.url in message
     assert "404 Not Found" in message
     assert len(server.requests) == 1  # asking again does not help
     server.status = 503
-    assert "503" in one_line(lambda: fetch(server, tmp_path))
+    assert "503" in one_line(lambda: get(server, tmp_path))
     server.status, server.cuts, server.ranges = 200, 1000, False
-    message = one_line(lambda: fetch(server, tmp_path))
+    message = one_line(lambda: get(server, tmp_path))
     assert f"broke after {len(server.body) // 2} of {len(server.body)} bytes, 5 times in a row" in message
     assert files(tmp_path) == []
 
@@ -188,10 +191,10 @@ def test_no_server_and_no_such_host(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: argparse.Namespace(free=1000))
-        assert "free space" in one_line(lambda: fetch(server, tmp_path))
+        assert "free space" in one_line(lambda: get(server, tmp_path))
     assert files(tmp_path) == []
     (tmp_path / "file").touch()
-    assert "Not a directory" in one_line(lambda: fetch(server, tmp_path / "file" / "folder"))
+    assert "Not a directory" in one_line(lambda: get(server, tmp_path / "file" / "folder"))
 
 
 def test_a_disk_that_fills_up_while_writing(server: Server, tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, protocol: i
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps({"args": Evil(marker)}, protocol))
-    message = one_line(lambda: read_foreign(path), CheckpointError)
+    message = one_line(lambda: read_convnext(path), CheckpointError)
     assert str(path) in message
     if protocol is None:
         assert "system" in message
@@ -258,13 +261,13 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, checkpoint: bytes) 
         for suffix in (".pth", ".safetensors"):
             path = tmp_path / (name + suffix)
             path.write_bytes(content)
-            assert f"cannot read {path}" in one_line(lambda path=path: read_foreign(path), CheckpointError)  # type: ignore[misc]
-    assert "not there" in one_line(lambda: read_foreign(tmp_path / "none.pth"), CheckpointError)
-    assert "cannot read" in one_line(lambda: read_foreign(tmp_path), CheckpointError)
+            assert f"cannot read {path}" in one_line(lambda path=path: read_convnext(path), CheckpointError)  # type: ignore[misc]
+    assert "not there" in one_line(lambda: read_convnext(tmp_path / "none.pth"), CheckpointError)
+    assert "cannot read" in one_line(lambda: read_convnext(tmp_path), CheckpointError)
     path = tmp_path / "other.pth"
     for unusable in (nn.Linear(2, 2), [torch.ones(1)], {"model": {"a": 1}}, {}):
         torch.save(unusable, path)
-        assert str(path) in one_line(lambda: read_foreign(path), CheckpointError)
+        assert str(path) in one_line(lambda: read_convnext(path), CheckpointError)
 
 
 def test_layouts_of_others(tmp_path: Path) -> None:
@@ -274,7 +277,7 @@ def test_layouts_of_others(tmp_path: Path) -> None:
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.ckpt")
     torch.save({"model": state, "args": argparse.Namespace(lr=4e-3)}, tmp_path / "d.pth")
     for path in tmp_path.iterdir():
-        tensors = read_foreign(path)
+        tensors = read_convnext(path).tensors
         assert tensors.keys() == state.keys()
         assert all(torch.equal(tensors[key], state[key]) for key in state)
 
@@ -308,62 +311,64 @@ def test_imagenet_classes() -> None:
 
 
 @pytest.fixture
-def released(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+def released(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setitem(WEIGHTS, "small", {"in1k": Weights(server.url, 1000, 224, 1.0, "MIT")})
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path))
     return server
 
 
-def test_a_released_model_is_itself(released: Server, tmp_path: Path) -> None:
-    state, entry, note = load_released("small", "in1k", 1000, folder=tmp_path)
-    assert note is None
-    assert entry.url == released.url
-    small_model().load_state_dict(state, strict=True)
+def start(model: nn.Module, num_classes: int = 1000, in_channels: int = 3) -> str | None:
+    return start_from(model, ModelSettings(name="small", weights="in1k", in_channels=in_channels), num_classes)
+
+
+@pytest.mark.usefixtures("released")
+def test_a_released_model_is_itself(checkpoint: bytes, tmp_path: Path) -> None:
+    model = small_model()
+    assert start(model) is None
+    expected = torch.load(BytesIO(checkpoint), weights_only=True)["model"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert fetch("small", "in1k").parent == tmp_path / "weights"
 
 
 @pytest.mark.usefixtures("released")
 @pytest.mark.parametrize("num_classes", [10, 0])
-def test_another_classifier(tmp_path: Path, num_classes: int) -> None:
-    state, _, note = load_released("small", "in1k", num_classes, folder=tmp_path)
-    assert note is not None
-    assert "1000 classes is left out" in note
+def test_another_classifier(checkpoint: bytes, num_classes: int) -> None:
     model = small_model(num_classes)
-    missing = model.load_state_dict(state, strict=False)
-    assert missing.missing_keys == (["head.weight", "head.bias"] if num_classes else [])
-    assert missing.unexpected_keys == []
-
-
-def logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
-    model = small_model(in_channels=images.shape[1])
-    model.load_state_dict(state, strict=True)
-    logits: Tensor = model(images)
-    return logits
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert "1000 classes is left out" in (start(model, num_classes) or "")
+    expected = torch.load(BytesIO(checkpoint), weights_only=True)["model"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name] if name.startswith("head.") else expected[name])
 
 
 @pytest.mark.usefixtures("released")
-def test_other_channels_see_what_colour_saw(tmp_path: Path) -> None:
-    colour = load_released("small", "in1k", 1000, folder=tmp_path).state
+def test_other_channels_see_what_colour_saw() -> None:
+    colour = small_model()
+    start(colour)
     torch.manual_seed(1)
     grey = torch.randn(2, 1, 32, 32)
-    expected = logits(colour, grey.expand(-1, 3, -1, -1))
+    expected = colour(grey.expand(-1, 3, -1, -1))
     assert expected.std() > 0.05  # the comparison means something
     for channels in (1, 6):
-        state = load_released("small", "in1k", 1000, channels, tmp_path).state
-        torch.testing.assert_close(logits(state, grey.expand(-1, channels, -1, -1)), expected, rtol=1e-4, atol=1e-5)
-    key = "downsample_layers.0.0.weight"
-    four = adapt_input_channels(colour, 4)[key]
-    assert torch.equal(four, colour[key][:, [0, 1, 2, 0]] * 0.75)
-    assert colour[key].shape[1] == 3  # what was given stays as it was
+        model = small_model(in_channels=channels)
+        start(model, in_channels=channels)
+        torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1)), expected, rtol=1e-4, atol=1e-5)
+    key, state = "downsample_layers.0.0.weight", colour.state_dict()
+    four = adapt_input_channels(state, 4)[key]
+    assert torch.equal(four, state[key][:, [0, 1, 2, 0]] * 0.75)
+    assert state[key].shape[1] == 3  # what was given stays as it was
     one_line(lambda: adapt_input_channels({}, 1), CheckpointError)
 
 
-def test_the_authors_isotropic_names(released: Server, tmp_path: Path) -> None:
+def test_the_authors_isotropic_names(released: Server) -> None:
     """Their isotropic models have ``stem`` and ``blocks`` in place of stages."""
     ours = create_model("convnext_isotropic_small", 1000, depths=(2,), dims=(8,))
     file = BytesIO()
     names = {"downsample_layers.0.0.": "stem.", "stages.0.": "blocks."}
-    theirs = ours.state_dict()
+    theirs = {name: tensor + 1 for name, tensor in ours.state_dict().items()}
     for new, old in names.items():
         theirs = {key.replace(new, old): value for key, value in theirs.items()}
     torch.save({"model": theirs}, file)
     released.body = file.getvalue()
-    ours.load_state_dict(load_released("small", "in1k", 1000, folder=tmp_path).state, strict=True)
+    assert start(ours) is None
+    assert torch.equal(ours.state_dict()["stages.0.1.dwconv.bias"], theirs["blocks.1.dwconv.bias"])

@@ -1,0 +1,131 @@
+"""Checkpoint files: which one is meant, and what is in it, read so that nothing in it can run."""
+
+import argparse
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from convnext.errors import CheckpointError, SettingsError, did_you_mean, reason
+from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
+from convnext.weights.model_info import ModelInfo, read_json
+from convnext.weights.wrappers import Extract, extract
+
+_WEIGHTS, _INFO = "model.safetensors", "model.json"  # of a run's checkpoint
+
+
+def checkpoint_folder(path: Path, name: str = "last") -> Path:
+    """The folder of a checkpoint that a run wrote: of the run's folder ``path`` the checkpoint ``name``; or ``path``
+    itself, or the folder of ``path``, where that is a checkpoint or its ``model.safetensors``. CheckpointError where it
+    is none of these."""
+    if (path / "checkpoints").is_dir():
+        folder = path / "checkpoints" / name
+        if not folder.is_dir():
+            there = sorted(folder.name for folder in folder.parent.iterdir() if (folder / _INFO).is_file())
+            raise CheckpointError(f"{path} has no checkpoint {name!r}; it has: {', '.join(there) or 'none'}")
+        return folder
+    folder = path.parent if path.is_file() and path.name == _WEIGHTS else path
+    if any((folder / file).is_file() for file in (_INFO, _WEIGHTS)):
+        if name != "last":
+            raise CheckpointError(f"{path} is one checkpoint, and {name!r} is for a run's folder: leave it out")
+        return folder
+    if not path.is_dir():
+        raise CheckpointError(f"run folder {path} is {'not a folder' if path.exists() else 'not there'}")
+    raise CheckpointError(f"{path} has no checkpoint: it is no run's folder, or its training never saved one")
+
+
+def weights_file(path: Path, name: str = "last") -> Path:
+    """The file with the weights that ``path`` means: itself, or where it is a folder that of a run's checkpoint, as of
+    `checkpoint_folder`. CheckpointError where there is none."""
+    if path.is_dir():
+        return checkpoint_folder(path, name) / _WEIGHTS
+    if not path.exists():
+        raise CheckpointError(f"cannot read {path}: it is not there")
+    return path
+
+
+def model_info(file: Path) -> ModelInfo | None:
+    """How the weights in a `weights_file` are used, as the ``model.json`` beside it has it; None where it is not from a
+    run. CheckpointError where that cannot be read."""
+    info = file.with_name(_INFO)
+    return read_json(info, ModelInfo) if file.name == _WEIGHTS and info.is_file() else None
+
+
+def run_info(weights: str) -> ModelInfo | None:
+    """How the weights that ``model.weights`` names are used, where they are those of a run; None for others.
+
+    Raises:
+        SettingsError: there is nothing of that name.
+        CheckpointError: it is a folder without a checkpoint, or a damaged one.
+    """
+    if weights == AUTO or not is_weights_file(weights):
+        return None
+    path = Path(weights)
+    if path.exists():
+        return model_info(weights_file(path))
+    if path.suffix in SUFFIXES:  # a run that goes on needs it no more
+        return None
+    tags = dict.fromkeys(tag for released in WEIGHTS.values() for tag in released)
+    hint = f", nor a released tag of that name: {did_you_mean(weights, tags)}" if path.name == weights else ""
+    raise SettingsError(f"model.weights: there is no file or folder {weights}{hint}")
+
+
+def read_convnext(path: Path, key: str | None = None) -> Extract:
+    """The weights of a ConvNeXt, in any layout, in a checkpoint file; those under ``key`` where it has several.
+    CheckpointError where it is missing, damaged, without such, or holds anything but tensors and plain containers."""
+    from convnext.weights.layouts import names_of_layouts
+
+    return _explained(path, lambda: extract(_read(path), names_of_layouts(), key))
+
+
+def read_own(path: Path, state: "dict[str, Any]", key: str | None = None) -> Extract:
+    """The weights of a model with the names of ``state``; otherwise as `read_convnext`."""
+    from convnext.weights.wrappers import names_of
+
+    return _explained(path, lambda: extract(_read(path), [names_of(state)], key))
+
+
+def _explained(path: Path, reading: Callable[[], Extract]) -> Extract:
+    from safetensors import SafetensorError
+
+    try:
+        return reading()
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot use {path}: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+    except Exception as error:  # damaged bytes end the reading anywhere, with any error
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"refused to open {path}: it asks for {match[1]}, and a checkpoint may hold only tensors in plain "
+                f"containers; save its state_dict alone, with torch.save or as safetensors"
+            ) from None
+        raise CheckpointError(
+            f"cannot read {path}: it is empty, damaged, or no checkpoint of PyTorch or safetensors; fetch it again"
+        ) from None
+
+
+def _read(path: Path) -> Any:
+    """What is in the file, whatever its suffix; it is of safetensors where it starts with the length of a header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        file.seek(0)
+        return _unpickled(file)
+
+
+def _unpickled(file: BinaryIO) -> Any:
+    import numpy as np
+    import torch
+
+    # Training scripts keep their command line, a Namespace, and numbers of NumPy: containers of settings.
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool")]
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, np.dtype, *numbers, *names]):
+        warnings.simplefilter("ignore")
+        return torch.load(file, map_location="cpu", weights_only=True)
