@@ -16,7 +16,7 @@ class _Evaluate:
     """Measure a run's checkpoint on exactly the images of a split, and write report and pictures into its folder."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run or of a checkpoint."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the run's images."""
     checkpoint: Literal["last", "best"] = "last"

@@ -18,7 +18,7 @@ class _Predict:
     """Name what is in images: the most probable classes of each, in percent."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run, or a model with released weights such as convnext_tiny:in1k."""
+    """Folder of the run or of a checkpoint, or a model with released weights such as convnext_tiny:in1k."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, folders, glob patterns, or - for an image on standard input."""
     top_k: int = 5

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from convnext.config import DataSettings, RunSettings
+from convnext.config import DataSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
@@ -23,8 +23,9 @@ from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report, confusion
 from convnext.runs import checkpoint as checkpoints
+from convnext.runs.folder import home
 from convnext.storage.files import write_text
-from convnext.weights.model_info import ModelInfo, read_json
+from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -140,7 +141,8 @@ def evaluate(
     """Evaluate a run's checkpoint, and write the report and its pictures into the run's folder.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; or a checkpoint's, or its ``model.safetensors``. Where that was copied elsewhere, it gets
+            the report.
         split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
         checkpoint: ``"last"`` or ``"best"``.
         root: a folder to evaluate on in place of the one trained on: the same data moved, or other images.
@@ -159,11 +161,10 @@ def evaluate(
 
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
-    run = Path(run)
-    folder = checkpoints.find(run, checkpoint)
+    folder = checkpoints.find(Path(run), checkpoint)
     model, info = checkpoints.load_model(folder, model)
-    trained = read_json(run / "settings.json", RunSettings).data
-    changed: DataSettings = trained if root is None else trained.replace(root=Path(root))
+    run, settings = home(folder)
+    changed: DataSettings = settings.data if root is None else settings.data.replace(root=Path(root))
     splits = load_splits(changed) if data is None else own_splits(data, info.classes, changed)
     check_classes(info, splits, folder)
     if split not in ("train", "val", "test"):
@@ -179,7 +180,7 @@ def evaluate(
         model = FlipAverage(model)
     predictions = compute_logits(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
     stem = splits.test_name if split == "test" else split
-    stem += "" if checkpoint == "last" else f"-{checkpoint}"
+    stem += "" if folder.name == "last" or run == folder else f"-{folder.name}"
     stem += "-flip" if flip else ""
     if not same_images:
         stem += f"-on-{changed.root.name}" if changed.root else "-on-other-images"

@@ -51,7 +51,8 @@ class Predictor:
         """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, or of released weights.
 
         Args:
-            run: the run's folder, or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
+            run: the run's folder; or a checkpoint's, or its ``model.safetensors``, copied elsewhere or not; or a model
+                and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
             checkpoint: the run's: ``"last"`` or ``"best"``.
             device: where to compute.
             model: where the weights go, if the run trained a module of one's own.

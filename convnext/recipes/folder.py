@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
 from convnext.models import registry
 from convnext.recipes import not_given
+from convnext.weights.files import run_info
 
 if TYPE_CHECKING:
     from convnext.data.sources import ImageSource
@@ -107,7 +108,8 @@ def _shorter_edge(source: "ImageSource", index: int) -> int | None:
 
 def _resolution(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
     if settings.model.weights is not None:
-        return {"data.image_size": 224}, "what released weights are for"
+        info = run_info(settings.model.weights)
+        return {"data.image_size": info.image_size if info else 224}, "what the weights were trained with"
     if facts.shorter_edge <= _SMALL:
         unit = 4 if facts.shorter_edge <= 24 else 8  # the strides of three stages behind stems of patch size 1 and 2
         return {"data.image_size": max(8, unit * -(-facts.shorter_edge // unit))}, "as large as the images are"
@@ -159,12 +161,12 @@ def _epochs(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
     epochs = min(max(150 * (1_000 / facts.images) ** (1 / 3), 30), 200)
     if settings.model.weights is None:
         return {"epochs": 10 * round(epochs / 10)}, "fewer images are seen more often"
-    return {"epochs": min(max(round(epochs / 5), 10), 30)}, "released weights need few"
+    return {"epochs": min(max(round(epochs / 5), 10), 30)}, "trained weights need few"
 
 
 def _regularisation(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], str]:
     if settings.model.weights is not None:
-        return {"optimizer.lr": 2e-4, "model.stochastic_depth": 0.1}, "released weights change little"
+        return {"optimizer.lr": 2e-4, "model.stochastic_depth": 0.1}, "trained weights change little"
     if settings.data.image_size <= _SMALL:
         mild = {"augment.crop_scale": (0.6, 1.0), "augment.policy": "none", "augment.random_erasing": 0.0}
         return mild | {"model.stochastic_depth": 0.0}, "small images have little that can be spared"

@@ -297,6 +297,8 @@ def check_same_images(state: TrainingState, fingerprints: dict[str, str], run: P
 
 
 def read_fingerprints(folder: Path) -> dict[str, str]:
-    """Digests of the images that the run of a checkpoint, of any format, had, by split."""
-    fingerprints = read_object(folder / "training.json").get("fingerprints")
+    """Digests of the images that the run of a checkpoint, of any format, had, by split; none where it was copied
+    without what it takes to go on."""
+    path = folder / "training.json"
+    fingerprints = read_object(path).get("fingerprints") if path.is_file() else None
     return fingerprints if isinstance(fingerprints, dict) else {}

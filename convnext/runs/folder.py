@@ -8,6 +8,7 @@ from typing import Any
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError, reason
+from convnext.runs.checkpoint import read_state
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
 from convnext.weights.model_info import read_json
@@ -75,6 +76,15 @@ def _is_finished(folder: Path, settings: RunSettings) -> bool:
     except CheckpointError:  # which is said when the run goes on
         return False
     return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
+
+
+def home(checkpoint: Path) -> tuple[Path, RunSettings]:
+    """Where reports on a checkpoint's folder go, and the settings that it was trained under: the folder and those of
+    its run, or for one that was copied elsewhere its own. CheckpointError where they cannot be read."""
+    run, training = checkpoint.parent.parent, checkpoint / "training.json"
+    if checkpoint.parent.name == "checkpoints" and (run / "settings.json").is_file():
+        return run, read_json(run / "settings.json", RunSettings)
+    return checkpoint, read_state(checkpoint).settings if training.is_file() else RunSettings()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -73,8 +73,8 @@ class Extract:
         """What was taken, and what was left out, where there was a choice."""
         notes = []
         if self.others:
-            kind = " (a moving average)" if self.averaged else ""
-            notes.append(f"took the weights under {_shown(self.key)}{kind}, not {_shown(*self.others)}: see weights_key")
+            key = _shown(self.key) + " (a moving average)" * self.averaged
+            notes.append(f"took the weights under {key}, not {_shown(*self.others)}: see weights_key")
         if self.beside:
             notes.append(f"left out {few(self.beside)}")
         return notes

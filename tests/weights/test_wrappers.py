@@ -160,7 +160,7 @@ def test_contents_decide_and_not_the_suffix(name: str, tmp_path: Path) -> None:
 
 
 def backbones() -> dict[str, nn.Module]:
-    sizes = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
+    sizes: dict[str, Any] = {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}
     config = transformers.ConvNextConfig(hidden_sizes=sizes["dims"], depths=sizes["depths"])
     return {
         "transformers": transformers.ConvNextModel(config),
