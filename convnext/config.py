@@ -180,6 +180,8 @@ class DataSettings(Settings):
     """File with a path a line, relative to root, of images to leave out; `convnext datasets check --fix` writes it."""
     strict: bool = False
     """Stop at the first unreadable image instead of leaving it out and counting it."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """Training images of an epoch: each once, or each class equally often; the epoch keeps its length."""
 
     @model_validator(mode="after")
     def _growing(self) -> "DataSettings":
@@ -229,6 +231,15 @@ class AugmentSettings(Settings):
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError(f"augment.crop_scale: the smaller share comes first, got {list(self.crop_scale)}")
         return self
+
+
+class LossSettings(Settings):
+    """The cross-entropy that training minimizes."""
+
+    section: ClassVar[str] = "loss."
+
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(ge=0)], ...] = "none"
+    """Weight of an image in the loss: balanced makes all classes count alike; or a number for each class."""
 
 
 class OptimizerSettings(Settings):
@@ -311,10 +322,13 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
+    loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @model_validator(mode="after")
     def _possible(self) -> "RunSettings":
+        if self.data.sampler == self.loss.class_weights == "balanced":
+            raise ValueError("data.sampler and loss.class_weights are both balanced, which counts rare classes twice")
         if self.gradient_accumulation != "auto" and self.gradient_accumulation > self.batch_size:
             raise ValueError(
                 f"gradient_accumulation: {self.gradient_accumulation} micro-batches of a batch of {self.batch_size} "

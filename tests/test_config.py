@@ -3,7 +3,15 @@
 import pytest
 
 from convnext import recipe, recipes
-from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings, Settings
+from convnext.config import (
+    AugmentSettings,
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    Settings,
+)
 from convnext.errors import SettingsError
 from convnext.models.registry import resolve
 from convnext.runs.folder import flatten
@@ -18,7 +26,7 @@ def test_a_recipe_survives_json(name: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [RunSettings, ModelSettings, DataSettings, AugmentSettings, OptimizerSettings],
+    [RunSettings, ModelSettings, DataSettings, AugmentSettings, LossSettings, OptimizerSettings],
     ids=lambda kind: kind.__name__,
 )
 def test_every_setting_has_its_sentence(kind: type[Settings]) -> None:
@@ -44,6 +52,7 @@ def test_changes_by_name() -> None:
         ({"model.dims": (8,)}, "one entry a stage each: got 3 depths .* and 1 dims"),
         ({"data.val_fraction": 1.0}, r"data\.val_fraction: input should be less than 1"),
         ({"gradient_accumulation": 65}, "65 micro-batches of a batch of 64 would be empty"),
+        ({"data.sampler": "balanced", "loss.class_weights": "balanced"}, "are both balanced"),
         ({"name": "a/b"}, "name: must be a plain folder name"),
     ],
 )

@@ -173,7 +173,7 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
 
 
 def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
-    from convnext.data.audit.check import FEWEST_IMAGES, MOST_IMBALANCE, MOST_NEAR
+    from convnext.data.audit.check import BALANCING, FEWEST_IMAGES, MOST_IMBALANCE, MOST_NEAR
     from convnext.data.audit.signatures import SMALLEST_SIZE
 
     if findings.near_fraction > MOST_NEAR:
@@ -183,7 +183,7 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
     if findings.imbalance > MOST_IMBALANCE:
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         sizes = f"{largest} has {counts[largest]:,} training images, {smallest} {counts[smallest]:,}"
-        yield _Section(False, f"the classes are out of balance: {sizes}")
+        yield _Section(False, f"the classes are out of balance: {sizes}; train with {BALANCING}")
     if findings.rare:
         lines = [f"{label}: {count}" for label, count in findings.rare.items()]
         headline = f"{_number(len(lines), 'class')} with fewer than {FEWEST_IMAGES} training images"

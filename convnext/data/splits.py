@@ -44,6 +44,14 @@ class Splits:
         """The split called ``"train"``, ``"val"`` or ``"test"``."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
+    @property
+    def training_counts(self) -> list[int]:
+        """Training images of each class."""
+        import numpy as np
+
+        counts: list[int] = np.bincount(self.train.targets, minlength=len(self.classes)).tolist()
+        return counts
+
     def fingerprints(self) -> dict[str, str]:
         """Digests of the splits there are, by name."""
         sources = {name: self.split(name) for name in SPELLINGS}

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from convnext.config import RunSettings
+from convnext.training.loss import cross_entropy
 
 
 def backward(
@@ -18,6 +18,7 @@ def backward(
     batch: tuple[Tensor, Tensor, Tensor],
     count: int,
     everyones: int,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Leave the mean gradient over the images of all processes in the parameters, computed in micro-batches.
 
@@ -28,6 +29,7 @@ def backward(
         batch: images ``(n, C, H, W)`` of this process, their targets ``(n,)`` or ``(n, K)``, and labels ``(n,)``.
         count: ``n``, or 0 where the images are there only for form.
         everyones: images of all processes.
+        class_weights: see `convnext.training.loss.cross_entropy`.
 
     Returns:
         The sum of this process's losses, and the number of its right answers.
@@ -40,7 +42,7 @@ def backward(
         with nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():
                 logits = model(images).float()
-            loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+            loss = cross_entropy(logits, targets, settings.label_smoothing, class_weights)
             # Gradients are averaged over the processes, hence their number.
             weight = min(len(labels), count) * accelerator.num_processes / everyones
             accelerator.backward(loss * weight)

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -12,16 +13,18 @@ from torch import device, nn
 
 from convnext import kernels
 from convnext.config import RunSettings
+from convnext.data.audit.check import BALANCING, MOST_IMBALANCE
 from convnext.data.splits import Splits
 from convnext.models import registry
 from convnext.runs.checkpoint import TrainingState
+from convnext.training.loss import class_weights
 
 _PERIOD = 0.5  # seconds from one update of the bar to the next
 
 
 def announcement(
     settings: RunSettings, splits: Splits, model: nn.Module, where: device, folder: Path
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     """What will be trained on what, and how."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
@@ -35,7 +38,23 @@ def announcement(
         f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{split} / "
         f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of {steps} steps, {warmup:g} "
         f"of warm-up; run folder {folder}",
+        *_about_classes(settings, splits),
     )
+
+
+def _about_classes(settings: RunSettings, splits: Splits) -> Iterator[str]:
+    """What each class counts, where the settings say so; else what to do about very unequal ones, where they are."""
+    counts = {name: count for name, count in zip(splits.classes, splits.training_counts, strict=True) if count}
+    most, fewest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    sizes = f"classes have {counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) training images"
+    weights = class_weights(settings, splits)
+    if weights is not None:
+        values = dict(zip(splits.classes, weights.tolist(), strict=True))
+        yield f"{sizes}; their weights in the loss: {values[fewest]:.3g} and {values[most]:.3g}"
+    if settings.data.sampler == "balanced":
+        yield f"{sizes}; each class is drawn equally often"
+    elif weights is None and counts[most] > MOST_IMBALANCE * counts[fewest]:
+        yield f"{sizes}: {BALANCING} makes them count alike"
 
 
 def epoch_line(metrics: dict[str, float], epochs: int) -> str:

@@ -31,6 +31,7 @@ from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
+from convnext.training.loss import class_weights
 from convnext.training.memory import settle_gradient_accumulation
 from convnext.training.optimizers import (
     average_weights,
@@ -77,6 +78,8 @@ class Trainer:
         self.images = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
+        weights = class_weights(settings, splits)
+        self.class_weights = None if weights is None else weights.to(self.device)
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -184,7 +187,10 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self._buffers]
         lr = settings.learning_rate(step, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
-        sums = gradients.backward(self.accelerator, self.model, settings, (images, targets, labels), count, everyones)
+        batch_tensors = (images, targets, labels)
+        sums = gradients.backward(
+            self.accelerator, self.model, settings, batch_tensors, count, everyones, self.class_weights
+        )
         norm = gradients.norm(self.accelerator, self._parameters, settings.optimizer.clip_norm)
         if save_asked := signals.save:
             signals.save = False  # now, so that a signal during this step counts in the next

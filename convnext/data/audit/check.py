@@ -19,6 +19,7 @@ from convnext.data.splits import Splits
 MOST_DUPLICATES = 0.01  # of the training images
 MOST_NEAR = 0.05  # of all images, before near copies are to be doubted
 MOST_IMBALANCE = 10  # images of the largest class for one of the smallest
+BALANCING = "--data.sampler balanced or --loss.class-weights balanced"  # what to do about more
 FEWEST_IMAGES = 5  # of a class, to train on
 SMALLEST_PIXELS = 8  # shorter side
 ODD_RATIO = 8  # of the longer side to the shorter one, or of the shorter side to the median one

@@ -33,7 +33,7 @@ Sample = tuple[Tensor, int, int] | str | UserError
 _GROUPS_TOGETHER = 8  # half of what `shard_files` keeps at once
 _MOST_WORKERS = 1024
 _AHEAD = 4  # batches that a worker makes before they are asked for
-Key = tuple[int, int, int]  # epoch, index, and which of the image's repetitions in the epoch
+Key = tuple[int, int, int]  # epoch, index, and which of the image's views in the epoch
 
 
 class Batch(NamedTuple):
@@ -163,7 +163,8 @@ class Collate:
 
 
 class TrainSampler(Sampler[list[Key]]):
-    """The batches of steps ``start_step`` to the end of training; each epoch is a new permutation.
+    """The batches of steps ``start_step`` to the end of training; each epoch is a new permutation, or as many images of
+    every class.
 
     Args:
         length: images of the training set.
@@ -176,6 +177,8 @@ class TrainSampler(Sampler[list[Key]]):
         repeats: views of an image in a batch (repeated augmentation, Hoffer et al. 2020); an epoch then shows that
             many times fewer images in as many steps.
         groups: numbers of the files that images lie in together, or None; see `ImageSource.groups`.
+        balanced: ``(length,)`` class indices, to draw each class equally often: images of a rare class come several
+            times, in different views, and of a frequent one others each epoch. None for each image once.
 
     Attributes:
         most: images of this process's fraction of a batch.
@@ -195,6 +198,7 @@ class TrainSampler(Sampler[list[Key]]):
         world_size: int = 1,
         repeats: int = 1,
         groups: NDArray[np.int64] | None = None,
+        balanced: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size > length:
             raise SettingsError(
@@ -202,33 +206,57 @@ class TrainSampler(Sampler[list[Key]]):
             )
         self.length, self.batch_size, self.epochs, self.seed = length, batch_size, epochs, seed
         self.start_step, self.rank, self.world_size = start_step, rank, world_size
-        self.repeats, self.groups = repeats, groups
+        self.repeats, self.groups, self.balanced = repeats, groups, balanced
         self.steps_per_epoch = length // batch_size
         self.most = -(-batch_size // world_size)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch - self.start_step
 
-    def _order(self, epoch: int) -> Tensor:
-        """All images in the epoch's order; whole groups come one after the other, a few of them shuffled together."""
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The epoch's images in order, and how often each was drawn before; whole groups come one after the other, a
+        few of them shuffled together."""
         generator = torch.Generator().manual_seed(seed_for(self.seed, epoch))
-        order = torch.randperm(self.length, generator=generator)
+        if self.balanced is None:
+            order = torch.randperm(self.length, generator=generator)
+            before = torch.zeros_like(order)
+        else:
+            count = -(-self.steps_per_epoch * self.batch_size // self.repeats)
+            order, before = _each_class_equally(torch.tensor(self.balanced), count, generator)
         if self.groups is None:
-            return order
+            return order, before
         groups = torch.from_numpy(self.groups)
         rank = torch.randperm(int(groups.max()) + 1, generator=generator)
-        return order[torch.argsort(rank[groups[order]] // _GROUPS_TOGETHER, stable=True)]
+        by_group = torch.argsort(rank[groups[order]] // _GROUPS_TOGETHER, stable=True)
+        return order[by_group], before[by_group]
 
     def __iter__(self) -> Iterator[list[Key]]:
         first_epoch, first_step = divmod(self.start_step, self.steps_per_epoch)
         for epoch in range(first_epoch, self.epochs):
-            order = self._order(epoch)[: -(-self.length // self.repeats)].repeat_interleave(self.repeats)
+            most = -(-self.length // self.repeats)
+            order, before = (drawn[:most].repeat_interleave(self.repeats) for drawn in self._order(epoch))
             for step in range(first_step if epoch == first_epoch else 0, self.steps_per_epoch):
                 positions = range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world_size)
-                indices = order[positions.start : positions.stop : positions.step].tolist()
+                own = slice(positions.start, positions.stop, positions.step)
+                drawn = zip(order[own].tolist(), before[own].tolist(), positions, strict=True)
                 yield [
-                    (epoch, index, position % self.repeats) for index, position in zip(indices, positions, strict=True)
+                    (epoch, index, times * self.repeats + position % self.repeats) for index, times, position in drawn
                 ]
+
+
+def _each_class_equally(targets: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``count`` images, and how often each was drawn before: every class once, in random order, again and again; of a
+    class all its images in random order, again and again."""
+    sizes = torch.bincount(targets)
+    sizes = sizes[sizes > 0]
+    rounds = torch.arange(-(-count // len(sizes)))
+    draws = []
+    for images in torch.split(torch.argsort(targets, stable=True), sizes.tolist()):
+        shuffled = torch.rand(-(-len(rounds) // len(images)), len(images), generator=generator).argsort(1)
+        draws.append(images[shuffled.flatten()[: len(rounds)]])
+    classes = torch.rand(len(rounds), len(sizes), generator=generator).argsort(1)
+    order, before = torch.stack(draws, 1).gather(1, classes), (rounds[:, None] // sizes).gather(1, classes)
+    return order.flatten()[:count], before.flatten()[:count]
 
 
 def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[float]) -> AugmentedImages:
@@ -254,6 +282,7 @@ def training_sampler(settings: RunSettings, source: ImageSource, rank: int, worl
         world_size=world_size,
         repeats=settings.augment.repeats,
         groups=source.groups,
+        balanced=source.targets if settings.data.sampler == "balanced" else None,
     )
 
 
