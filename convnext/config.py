@@ -13,6 +13,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
+MAX_PIXELS = 100_000_000  # of an image, by default: 0.7 GB in each process that reads
+
 
 def _odd(value: int) -> int:
     if value % 2 == 0:
@@ -176,6 +178,10 @@ class DataSettings(Settings):
     """Keep the decoded images in one file in the cache folder, which all workers and processes share."""
     cache_image_size: Positive = 384
     """Shorter side in pixels at which the cache keeps images that are larger."""
+    max_pixels: Positive = MAX_PIXELS
+    """Pixels above which an image is unreadable, to save memory; a JPEG may be decoded at 1/2, 1/4 or 1/8 instead."""
+    max_value: Annotated[float, Field(gt=0)] | None = None
+    """Value that is white in grey images of more than 8 bits; None takes 65535 for 16 bits and 1 for floats."""
     exclude: Path | None = None
     """File with a path a line, relative to root, of images to leave out; `convnext datasets check --fix` writes it."""
     strict: bool = False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from convnext.commands.terminal import parse
+from convnext.config import MAX_PIXELS
 from convnext.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class _Check:
     """File with a path a line of images to leave out, as --data.exclude takes it."""
     fix: Path | None = None
     """File to write: the images to leave out to be rid of the faults, for --data.exclude."""
+    max_pixels: Annotated[int, tyro.conf.arg(name="data.max-pixels")] = MAX_PIXELS
+    """Pixels above which an image counts as unreadable; as in training."""
+    max_value: Annotated[float | None, tyro.conf.arg(name="data.max-value")] = None
+    """Value that is white in grey images of more than 8 bits; as in training."""
     workers: int | None = None
     """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -54,7 +59,14 @@ def main(args: Sequence[str]) -> int:
     from convnext.data.datasets.load import exclude_images, read_splits
     from convnext.data.sources import FileSource
 
-    settings = DataSettings(name=options.name, root=options.root, exclude=options.exclude, workers=options.workers)
+    settings = DataSettings(
+        name=options.name,
+        root=options.root,
+        exclude=options.exclude,
+        workers=options.workers,
+        max_pixels=options.max_pixels,
+        max_value=options.max_value,
+    )
     splits = exclude_images(read_splits(settings), settings)
     folders = [source.root if isinstance(source, FileSource) else None for source in (splits.train, splits.test)]
     files = None not in folders
@@ -192,6 +204,7 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
         lines = [f"{name(item)}: {width}x{height} px" for item, width, height in findings.odd_sizes]
         headline = f"{_number(len(lines), 'image')} of an odd size: tiny, very long, or far from the others'"
         yield _Section(False, headline, lines)
+    yield from _scales(findings, name)
     if findings.modes:
         modes = ", ".join(f"{count:,} {mode}" for mode, count in findings.modes.items())
         yield _Section(False, f"images of several modes, or an unusual one; all are read alike: {modes}")
@@ -200,6 +213,26 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
         yield _Section(False, f"files that are not named like images are left alone: {ends}")
     if findings.tiny:
         yield _Section(False, f"images below {SMALLEST_SIZE} px were searched for exact copies alone")
+
+
+def _scales(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    """Grey of more than 8 bits whose values are not those that its scale is for."""
+    from convnext.data.audit.check import MOST_CLIPPED
+
+    for problem, clipped in (("come out dark", False), ("lie mostly beyond black and white", True)):
+        found = [(item, scale) for item, scale in findings.badly_scaled if (scale.clipped > MOST_CLIPPED) == clipped]
+        if not found:
+            continue
+        white, largest = max(scale.white for _, scale in found), max(scale.largest for _, scale in found)
+        # Cameras and scanners give 10, 12 or 14 bits, of which all are rarely seen in one image.
+        likely = largest if largest <= 1 else 2 ** int(largest).bit_length() - 1
+        lines = [f"{name(item)}: up to {scale.largest:,.6g}" for item, scale in found]
+        headline = f"{_number(len(lines), 'grey image')} of more than 8 bits {problem}: white is {white:,.6g}"
+        yield _Section(
+            False,
+            f"{headline}, their values go up to {largest:,.6g}; --data.max-value {likely:.6g} may be right",
+            lines,
+        )
 
 
 def _sign(exact: bool) -> str:

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,6 +25,8 @@ class _Predict:
     """Classes to show for each image."""
     checkpoint: Literal["last", "best"] = "last"
     """Which weights."""
+    max_pixels: Annotated[int | None, tyro.conf.arg(name="data.max-pixels")] = None
+    """Pixels above which an image counts as unreadable; None takes the run's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     json: Flag = False
@@ -36,12 +38,16 @@ def main(args: Sequence[str]) -> int:
     options = parse(_Predict, args, "predict")
     if options.top_k < 1:
         raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
+    if options.max_pixels is not None and options.max_pixels < 1:
+        raise SettingsError(f"data.max-pixels: must be at least 1, got {options.max_pixels}")
     if not options.images:
         raise SettingsError("which images? give files, folders, patterns, or - for standard input")
     from convnext.inference.files import expand
     from convnext.inference.predictor import Predictor
 
     predictor = Predictor.load(options.run, options.checkpoint, options.device)
+    if options.max_pixels is not None:
+        predictor.info = predictor.info.model_copy(update={"max_pixels": options.max_pixels})
     paths = expand(options.images)
     sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
     predictions, failures = [], 0

@@ -3,29 +3,42 @@
 Training, evaluation, prediction, the cache and the audit all read images by `Picture`.
 """
 
-import io
-import warnings
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from simplejpeg import decode_jpeg
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from convnext.errors import DataError
+from convnext.config import MAX_PIXELS
+from convnext.data.formats import bound_pixels, load_upright, open_image, silent, turn, without_metadata
+from convnext.errors import DataError, reason
 
 Raw: TypeAlias = bytes | NDArray[np.uint8]
 Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
+_BAND = 2**22  # pixels that are converted at once
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+
 
 class UnreadableImageError(DataError):
     """A file that is no image, or a damaged one."""
+
+
+class Scale(NamedTuple):
+    """How the values of a grey image of more than 8 bits become grey levels: 0 is black."""
+
+    white: float  # the value that is
+    largest: float  # value that there is
+    clipped: float  # fraction of the pixels that lie beyond black and white
 
 
 class Picture:
@@ -38,27 +51,60 @@ class Picture:
             pixels are taken as they are.
         channels: 3 or 1: those of the pixels that it gives.
         name: what to call it in an error.
+        max_pixels: of a file, as in `convnext.config.DataSettings`.
+        max_value: as there.
+
+    Attributes:
+        mode: Pillow's name for how the pixels are stored.
+        scale: of grey of more than 8 bits; None for other images.
 
     Raises:
-        UnreadableImageError: not an image, truncated, damaged or too large; the message has the name.
+        UnreadableImageError: not an image, truncated, damaged or too large, or values of which none is known to be
+            white; the message has the name.
     """
 
-    def __init__(self, raw: Raw | Image.Image, channels: int, name: str = "image") -> None:
+    def __init__(
+        self,
+        raw: Raw | Image.Image,
+        channels: int,
+        name: str = "image",
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_value: float | None = None,
+    ) -> None:
         self.channels, self.name = channels, name
+        self.scale: Scale | None = None
+        self._max_pixels, self._max_value = max_pixels, max_value
         self._jpeg: tuple[bytes, tuple[int, int]] | None = None  # with its width and height
         self._pixels: Tensor | None = None
         if isinstance(raw, bytes):
-            self._open(raw)
-        elif isinstance(raw, Image.Image):
             with _readable(name):
-                self._pixels = _tensor(to_mode(raw, channels))
+                try:
+                    self._open(raw)
+                except Exception:
+                    bare, exif = without_metadata(raw)
+                    if bare == raw:
+                        raise
+                    self._open(bare, exif)
+        elif isinstance(raw, Image.Image):
+            self.mode = _mode(raw)
+            with _readable(name):
+                self._pixels = self._converted(raw, _white(raw))
         else:
+            self.mode = "L" if raw.ndim == 2 or raw.shape[2] == 1 else "RGB"
             # Copied where the memory is read-only, which torch would warn of; a batch is copied later anyway.
             pixels = torch.from_numpy(raw if raw.flags.writeable else raw.copy())
             self._pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
     @classmethod
-    def open(cls, file: str | Path | BinaryIO, channels: int) -> "Picture":
+    def open(
+        cls,
+        file: str | Path | BinaryIO,
+        channels: int,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        max_value: float | None = None,
+    ) -> "Picture":
         """The image of a file or of a binary stream, which is called standard input in an error.
 
         Raises:
@@ -74,16 +120,33 @@ class Picture:
                 raw = file.read()
         except OSError as error:
             raise UnreadableImageError(f"{name}: unreadable image ({error.strerror or error})") from error
-        return cls(raw, channels, name)
+        return cls(raw, channels, name, max_pixels=max_pixels, max_value=max_value)
 
-    def _open(self, raw: bytes) -> None:
-        with _readable(self.name), Image.open(io.BytesIO(raw)) as image:
-            _drop_xmp(image)
-            jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-            if jpeg and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                self._jpeg = raw, image.size
-            else:
-                self._pixels = _tensor(_upright(image, self.channels))
+    def _open(self, raw: bytes, exif: bytes = b"") -> None:
+        image = open_image(raw, exif)
+        size = image.size
+        bound_pixels(image, raw, self._max_pixels)
+        self.mode = _mode(image)
+        whole_jpeg = image.format == "JPEG" and image.size == size and image.mode in ("RGB", "L")
+        if whole_jpeg and turn(image) is None:
+            self._jpeg = raw, size
+        else:
+            self._pixels = self._converted(load_upright(image), _white(image))
+
+    def _converted(self, image: Image.Image, white: float | None = None) -> Tensor:
+        """The pixels of any Pillow image ``(channels, H, W)``; ``white`` is its own, in grey of more than 8 bits."""
+        if image.mode.startswith(("I", "F")):
+            levels, self.scale = _grey_levels(image, white, self._max_value)
+            image = Image.fromarray(levels)
+        width, height = image.size
+        pixels = np.empty((height, width) if self.channels == 1 else (height, width, self.channels), np.uint8)
+        rows = max(_BAND // width, 1)
+        for top in range(0, height, rows):  # bounds the memory for what lies between
+            bottom = min(top + rows, height)
+            band = image if bottom - top == height else image.crop((0, top, width, bottom))
+            pixels[top:bottom] = np.asarray(_to_mode(band, self.channels))
+        tensor = torch.from_numpy(pixels)
+        return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,10 +214,9 @@ class Picture:
         try:
             pixels = decode_jpeg(raw, colours, min_height=height, min_width=width, min_factor=factor)
         except ValueError:  # Pillow forgives what a person would not see, and says what is wrong with the rest
-            with _readable(self.name), Image.open(io.BytesIO(raw)) as image:
-                _drop_xmp(image)
-                whole = _upright(image, self.channels)
-                return _tensor(whole.resize((width, height), Image.Resampling.BOX) if factor > 1 else whole)
+            with _readable(self.name):
+                whole = load_upright(open_image(raw))
+                return self._converted(whole.resize((width, height), Image.Resampling.BOX) if factor > 1 else whole)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -166,42 +228,23 @@ def _readable(name: str) -> Iterator[None]:
         UnreadableImageError: the line, which begins with ``name``.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata does not matter; damaged pixels raise
+        with silent:
             yield
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = "no image format that Pillow knows" if "cannot identify" in str(error) else str(error)
-        raise UnreadableImageError(f"{name}: unreadable image ({reason})") from error
+    except Exception as error:
+        raise UnreadableImageError(f"{name}: unreadable image ({reason(error)})") from error
 
 
-def _tensor(image: Image.Image) -> Tensor:
-    pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+def _mode(image: Image.Image) -> str:
+    return image.mode + ("+transparency" if "transparency" in image.info else "")
 
 
-def _drop_xmp(image: Image.Image) -> None:
-    """Pillow turns an image by an orientation that stands in XMP alone; browsers and other decoders do not."""
-    for key in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(key, None)
-
-
-def _upright(image: Image.Image, channels: int) -> Image.Image:
-    """The whole image by Pillow, turned by its EXIF orientation, in mode ``RGB`` or ``L``."""
-    image.load()
-    _drop_xmp(image)  # again: a PNG may have it after the pixels
-    return to_mode(ImageOps.exif_transpose(image), channels)
-
-
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Convert any Pillow mode to ``RGB`` (3 channels) or ``L`` (1 channel)."""
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Convert any Pillow mode of 8 bits to ``RGB`` (3 channels) or ``L`` (1 channel)."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode == mode and "transparency" not in image.info:
-        image.load()
         return image
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bit(image)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -211,12 +254,42 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(mode)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey, which Pillow would clip at 255, scaled to mode ``L``."""
-    values = np.asarray(image).astype(np.float64)
-    largest = values.max(initial=0)
+def _white(image: Image.Image) -> float | None:
+    """The value that is white in a grey image of more than 8 bits by its type; None where that does not say."""
     if image.mode == "F":
-        scale = 255.0 if largest <= 1 else 1.0
-    else:
-        scale = 255 / 65535 if image.mode.startswith("I;16") or largest > 255 else 1.0
-    return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
+        return 1.0
+    if image.mode.startswith("I;16"):
+        bits: int = image.tag_v2[_BITS_PER_SAMPLE][0] if isinstance(image, TiffImageFile) else 16  # 12, too
+        return 2.0**bits - 1
+    # Pillow holds 16 bits as 32 in these formats.
+    return 65535.0 if image.mode == "I" and image.format in ("PNG", "PPM") else None
+
+
+def _grey_levels(
+    image: Image.Image, own_white: float | None, max_value: float | None
+) -> tuple[NDArray[np.uint8], Scale]:
+    """``(H, W)`` levels of 16-bit, 32-bit or float grey, which Pillow would clip at 255; white is what the data set
+    says, else the type of file, and never the image's own values, or neighbours would come out differently.
+
+    Raises:
+        ValueError: values of which none is known to be white, or that lie beyond those that are known to be.
+    """
+    values = np.asarray(image)
+    smallest, largest = float(values.min()), float(values.max())
+    if not math.isfinite(smallest + largest):
+        raise ValueError("values that are not finite numbers (NaN or infinite): replace them")
+    white = max_value or own_white
+    level = 255 / white if white else 0.0
+    # Half a grey level beyond black or white is a rounding error.
+    if white is None or (max_value is None and not -0.5 <= level * smallest <= level * largest < 255.5):
+        of = "float grey, white at 1," if image.mode == "F" else "32-bit grey, white nowhere in particular,"
+        raise ValueError(
+            f"{of} with values from {smallest:,.6g} to {largest:,.6g}: give the white of all images, --data.max-value"
+        )
+    levels = np.empty(values.shape, np.uint8)
+    rows = max(_BAND // values.shape[1], 1)
+    for top in range(0, len(values), rows):
+        band = values[top : top + rows].astype(np.float64)
+        levels[top : top + rows] = np.clip(band * level + 0.5, 0, 255)
+    outside = np.count_nonzero(values > white) + np.count_nonzero(values < 0)
+    return levels, Scale(white, largest, outside / values.size)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from convnext.config import MAX_PIXELS, DataSettings
 from convnext.data.images import Picture, Raw, UnreadableImageError
 from convnext.errors import DataError
 
@@ -36,6 +37,8 @@ class ImageSource(ABC):
     in_memory: ClassVar[bool] = False  # whether pixels lie decoded in this process: workers would gain nothing
     # Numbers of the files that images lie in together, where reading those in turn is much faster; else None.
     groups: NDArray[np.int64] | None = None
+    max_pixels: int = MAX_PIXELS  # this and the next one as in the settings
+    max_value: float | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -58,14 +61,22 @@ class ImageSource(ABC):
 
     def subset(self: Source, indices: NDArray[np.int64]) -> Source:
         """The images at ``indices``, in that order."""
-        subset = copy(self)
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        vars(subset).update({name: array[indices] for name, array in arrays.items()})
-        return subset
+        return self._changed({name: array[indices] for name, array in arrays.items()})
+
+    def configured(self: Source, settings: DataSettings) -> Source:
+        """The same images, read as the settings say."""
+        return self._changed({"max_pixels": settings.max_pixels, "max_value": settings.max_value})
+
+    def _changed(self: Source, changes: dict[str, Any]) -> Source:
+        changed = copy(self)
+        vars(changed).update(changes)
+        return changed
 
     def picture(self, index: int) -> Picture:
         """The image, not decoded yet."""
-        return Picture(self.raw(index), self.channels, self.image_name(index))
+        raw, name = self.raw(index), self.image_name(index)
+        return Picture(raw, self.channels, name, max_pixels=self.max_pixels, max_value=self.max_value)
 
     def load(self, index: int) -> Image.Image:
         """The image, mode ``RGB`` or ``L``.
@@ -236,10 +247,12 @@ def statistics(source: ImageSource) -> tuple[tuple[float, ...], tuple[float, ...
         source = source.subset(np.flatnonzero(np.isin(source.groups, chosen)))
     limit = len(source) if source.in_memory else min(_IMAGES_MEASURED, len(source))
     total, squares, count = np.zeros(source.channels), np.zeros(source.channels), 0
+    problems: list[UnreadableImageError] = []
     for index in np.linspace(0, len(source) - 1, limit).astype(int):
         try:
             image = source.load(int(index))
-        except UnreadableImageError:
+        except UnreadableImageError as error:
+            problems.append(error)
             continue
         image.thumbnail((256, 256))
         pixels = np.asarray(image, np.float64).reshape(-1, source.channels) / 255
@@ -247,7 +260,7 @@ def statistics(source: ImageSource) -> tuple[tuple[float, ...], tuple[float, ...
         squares += (pixels**2).sum(0)
         count += len(pixels)
     if not count:
-        raise DataError(f"none of the first images can be read, such as {source.image_name(0)}")
+        raise DataError(f"none of {len(problems):,} images can be read; the first: {problems[0]}")
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))
     return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())

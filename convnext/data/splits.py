@@ -1,9 +1,9 @@
 """A data set, divided: its splits, how they are called, and how one that is missing is held out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convnext.errors import DataError
 
@@ -56,6 +56,13 @@ class Splits:
         """Digests of the splits there are, by name."""
         sources = {name: self.split(name) for name in SPELLINGS}
         return {name: source.fingerprint() for name, source in sources.items() if source is not None}
+
+    def configured(self, settings: "DataSettings") -> "Splits":
+        """The same splits, their images read as the settings say."""
+        sources = {name: source for name in SPELLINGS if (source := self.split(name)) is not None}
+        changed = {id(source): source.configured(settings) for source in sources.values()}  # val and test may be one
+        changes: dict[str, Any] = {name: changed[id(source)] for name, source in sources.items()}
+        return replace(self, **changes)
 
     @property
     def channels(self) -> int:

@@ -27,6 +27,7 @@ class Transform(Protocol):
 
 
 _RATIO = (3 / 4, 4 / 3)  # width over height of a random area
+_LONG = 32  # times as long as wide
 
 
 class TrainTransform:
@@ -125,12 +126,17 @@ class EvalTransform:
 
 def _resized_center(picture: Picture, image_size: int, center_crop: float, margin: int) -> Tensor:
     width, height = picture.size
+    left, top = 0, 0
+    if max(width, height) > _LONG * min(width, height):
+        # The middle square alone: resized as a whole, a line of pixels would take gigabytes.
+        left, top = max(width - height, 0) // 2, max(height - width, 0) // 2
+        width = height = min(width, height)
     if width == height == image_size and center_crop == 1:
-        return picture.resized((0, 0, width, height), width, height)
+        return picture.resized((left, top, left + width, top + height), width, height)
     shorter = round(image_size / center_crop)
     scale = shorter / min(width, height)
     size = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
-    pixels = picture.resized((0, 0, width, height), *size, margin)
+    pixels = picture.resized((left, top, left + width, top + height), *size, margin)
     middle: Tensor = functional.center_crop_image(pixels, [image_size, image_size])
     return middle
 

@@ -101,10 +101,10 @@ class Predictor:
             return error
 
     def _prepare(self, image: ImageLike) -> Tensor:
-        channels = self.info.channels
+        channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
         if isinstance(image, bytes | Image.Image):
-            return self._transform(Picture(image, channels))
-        return self._transform(Picture.open(image, channels))
+            return self._transform(Picture(image, channels, max_pixels=most, max_value=white))
+        return self._transform(Picture.open(image, channels, max_pixels=most, max_value=white))
 
     @torch.inference_mode()
     def _predict(self, pixels: Sequence[Tensor], top_k: int) -> list[list[Prediction]]:

@@ -11,7 +11,6 @@ Command: ``convnext train folder --data.root DIR``, where DIR has ``train/<class
 ``test/``, or ``<class>/*`` alone.
 """
 
-import io
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median_low
@@ -94,14 +93,14 @@ def _look(data: DataSettings) -> _Facts | None:
 
 def _shorter_edge(source: "ImageSource", index: int) -> int | None:
     """Shorter side of an image in pixels; None where it cannot be read."""
-    from PIL import Image
+    from convnext.data.formats import open_image, silent
 
     try:
         raw = source.raw(index)
         if not isinstance(raw, bytes):
             return int(min(raw.shape[:2]))
-        with Image.open(io.BytesIO(raw)) as image:  # the header alone
-            return int(min(image.size))
+        with silent:
+            return min(open_image(raw).size)
     except Exception:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...; training names the image
         return None
 

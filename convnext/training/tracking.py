@@ -120,7 +120,7 @@ class _TensorBoard:
         from PIL import Image
 
         for name, path in pictures.items():
-            with Image.open(path) as image:
+            with Image.open(path, formats=["PNG"]) as image:
                 self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         self.log(step, values)
 

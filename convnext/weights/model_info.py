@@ -6,7 +6,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
-from convnext.config import ModelSettings, Positive, RunSettings
+from convnext.config import MAX_PIXELS, ModelSettings, Positive, RunSettings
 from convnext.errors import CheckpointError, SettingsError, reason
 
 M = TypeVar("M", bound=BaseModel)
@@ -46,6 +46,8 @@ class ModelInfo(BaseModel):
         std: channel standard deviations on that scale.
         image_size: side of the images in pixels.
         center_crop: share of the resized shorter side that is kept.
+        max_pixels: of a file, as in the settings of the training data.
+        max_value: as there.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -56,6 +58,8 @@ class ModelInfo(BaseModel):
     std: tuple[Annotated[float, Field(gt=0)], ...]
     image_size: Positive
     center_crop: Annotated[float, Field(gt=0, le=1)]
+    max_pixels: Positive = MAX_PIXELS
+    max_value: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _channels(self) -> "ModelInfo":
@@ -68,9 +72,16 @@ class ModelInfo(BaseModel):
     def of(cls, settings: RunSettings, splits: Images) -> "ModelInfo":
         """What a run's settings and data come to."""
         data, model = settings.data, settings.model
-        classes, mean, std = splits.classes, splits.mean, splits.std
-        size, crop = data.image_size, data.center_crop
-        return cls(model=model, classes=classes, mean=mean, std=std, image_size=size, center_crop=crop)
+        return cls(
+            model=model,
+            classes=splits.classes,
+            mean=splits.mean,
+            std=splits.std,
+            image_size=data.image_size,
+            center_crop=data.center_crop,
+            max_pixels=data.max_pixels,
+            max_value=data.max_value,
+        )
 
     @property
     def channels(self) -> int:

@@ -57,7 +57,7 @@ def test_colour_modes(colour_image: Image.Image, mode: str, kind: str, tolerance
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["8 bit", "16 bit PNG", "16 bit TIFF", "32 bit", "float", "1 bit", "alpha"])
+@pytest.mark.parametrize("kind", ["8 bit", "16 bit PNG", "16 bit TIFF", "16 bit PGM", "float", "1 bit", "alpha"])
 def test_grey_modes(kind: str, channels: int) -> None:
     values = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
     expected = Image.fromarray(values)
@@ -67,8 +67,8 @@ def test_grey_modes(kind: str, channels: int) -> None:
         raw = saved(Image.fromarray(values.astype(np.uint16) * 257), "PNG")
     elif kind == "16 bit TIFF":
         raw = saved(Image.fromarray(values.astype(np.uint16) * 257), "TIFF")
-    elif kind == "32 bit":
-        raw = saved(Image.fromarray(values.astype(np.int32) * 257), "TIFF")
+    elif kind == "16 bit PGM":
+        raw = saved(Image.fromarray(values.astype(np.int32) * 257), "PPM")
     elif kind == "float":
         raw = saved(Image.fromarray(values.astype(np.float32) / 255), "TIFF")
     elif kind == "1 bit":

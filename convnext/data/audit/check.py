@@ -12,6 +12,7 @@ from PIL import Image
 
 from convnext.data.audit.duplicates import find_copies
 from convnext.data.audit.signatures import SMALLEST_SIZE, read_all, same_in_detail
+from convnext.data.images import Scale
 from convnext.data.progress import tracked
 from convnext.data.sources import FileSource, ImageSource, is_image_name
 from convnext.data.splits import Splits
@@ -22,6 +23,8 @@ MOST_IMBALANCE = 10  # images of the largest class for one of the smallest
 BALANCING = "--data.sampler balanced or --loss.class-weights balanced"  # what to do about more
 FEWEST_IMAGES = 5  # of a class, to train on
 SMALLEST_PIXELS = 8  # shorter side
+DARKEST = 0.3  # of white, to which the values of an image of more than 8 bits rise: those of 14 bits in 16 do not
+MOST_CLIPPED = 0.5  # of an image's pixels
 ODD_RATIO = 8  # of the longer side to the shorter one, or of the shorter side to the median one
 
 
@@ -64,6 +67,8 @@ class Findings:
     groups: list[Group]  # images that are in a split more than once
     # Below 8 px, eight times as long as wide, or eight times as large or small as usual: with width and height.
     odd_sizes: list[tuple[Item, int, int]]
+    # Grey of more than 8 bits that comes out dark, or lies mostly beyond black and white: with how it is scaled.
+    badly_scaled: list[tuple[Item, Scale]]
     modes: dict[str, int]  # by Pillow's mode, where there are several, or one that is neither colour nor grey
     ignored: dict[str, int]  # files among the images that are not named like one, by the end of their names
     tiny: bool  # whether most images are too small to look for copies that are not exact
@@ -152,6 +157,7 @@ class Findings:
             "imbalance": self.imbalance,
             "rare_classes": self.rare,
             "odd_sizes": [_plain(item) | {"width": width, "height": height} for item, width, height in self.odd_sizes],
+            "badly_scaled": [_plain(item) | scale._asdict() for item, scale in self.badly_scaled],
             "modes": self.modes,
             "ignored_files": self.ignored,
             "leave_out": {reason: [item.name for item in items] for reason, items in self.to_leave_out().items()},
@@ -208,6 +214,7 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
         leaks=[Leak(images.item(one), images.item(other), exact([one, other])) for one, other in pairs],
         groups=[Group(tuple(map(images.item, group)), exact(group)) for group in members.values()],
         odd_sizes=_odd_sizes(readings, images),
+        badly_scaled=_badly_scaled(readings, images),
         modes={} if len(modes) == 1 and not modes.keys().isdisjoint({"RGB", "L"}) else dict(modes.most_common()),
         ignored=_ignored(images.sources),
         tiny=_median_size(readings) < SMALLEST_SIZE,
@@ -254,6 +261,12 @@ def _odd_sizes(readings: NDArray[np.void], images: _Images) -> list[tuple[Item, 
     odd |= (shorter * ODD_RATIO < usual) | (shorter > ODD_RATIO * usual)
     indices = np.flatnonzero(odd & readings["readable"]).tolist()
     return [(images.item(index), int(readings["width"][index]), int(readings["height"][index])) for index in indices]
+
+
+def _badly_scaled(readings: NDArray[np.void], images: _Images) -> list[tuple[Item, Scale]]:
+    bad = (readings["largest"] < DARKEST * readings["white"]) | (readings["clipped"] > MOST_CLIPPED)
+    scales = readings[list(Scale._fields)]
+    return [(images.item(index), Scale(*scales[index].tolist())) for index in np.flatnonzero(bad).tolist()]
 
 
 def _ignored(sources: list[ImageSource]) -> dict[str, int]:

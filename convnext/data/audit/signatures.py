@@ -6,8 +6,6 @@ a fifth stay within them; of 432 near copies found in CIFAR-10, 3 were not the s
 things alike on an empty ground (clothes for sale, digits scaled up) can pass for copies.
 """
 
-import io
-import warnings
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import chain
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from convnext.data.images import Picture, Raw, UnreadableImageError
+from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import default_workers, ignore_stop_signals
 from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
@@ -39,6 +37,9 @@ READING = np.dtype(
         ("width", "u4"),
         ("height", "u4"),
         ("mode", "S20"),
+        ("white", "f8"),  # this and the next two as in `convnext.data.images.Scale`, or zero
+        ("largest", "f8"),
+        ("clipped", "f4"),
         ("signature", "i1", (SIZE, SIZE)),
     ]
 )
@@ -97,8 +98,8 @@ class _Readings(Dataset[_Read]):
         reading = np.zeros((), READING)
         name = self.source.image_name(index)
         try:
-            raw = self.source.raw(index)
-            image = Picture(raw, self.source.channels, name).decode()
+            picture = self.source.picture(index)
+            image = picture.decode()
         except UnreadableImageError as error:
             return reading, str(error)
         except MemoryError:
@@ -109,20 +110,11 @@ class _Readings(Dataset[_Read]):
         size = np.array(image.size, "<u4").tobytes()
         reading["digest"] = blake2b(image.tobytes(), digest_size=16, salt=size).digest()
         reading["width"], reading["height"] = image.size
-        reading["mode"] = _mode(raw)
+        reading["mode"] = picture.mode
+        if picture.scale is not None:
+            reading["white"], reading["largest"], reading["clipped"] = picture.scale
         reading["signature"] = signature(image)
         return reading, ""
-
-
-def _mode(raw: Raw) -> str:
-    """Pillow's name for how the pixels are stored."""
-    if not isinstance(raw, bytes):
-        return "L" if raw.ndim == 2 or raw.shape[2] == 1 else "RGB"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(raw)) as image:
-            mode: str = image.mode + ("+transparency" if "transparency" in image.info else "")
-            return mode
 
 
 def signature(image: Image.Image) -> NDArray[np.int8]:

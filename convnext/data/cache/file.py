@@ -23,7 +23,7 @@ from convnext.data.sources import digest
 from convnext.errors import UserError
 from convnext.storage.files import writing
 
-_MAGIC = b"convnext images\x01"
+_MAGIC = b"convnext images\x02"
 _HEADER = 4096  # bytes
 
 

@@ -123,7 +123,8 @@ def _lock_of(path: Path) -> Path:
 def _keys(source: ImageSource, image_size: int) -> tuple[str, str]:
     """Digests of which images these are, and of that together with the state of their files."""
     root = os.path.realpath(source.root) if isinstance(source, FileSource) else ""
-    name = digest(json.dumps([root, source.fingerprint(), source.channels, image_size]).encode())
+    read_as = [source.max_pixels, source.max_value]
+    name = digest(json.dumps([root, source.fingerprint(), source.channels, image_size, *read_as]).encode())
     if not isinstance(source, FileSource):
         return name, name
     states = (_state(os.fsencode(root) + b"/" + path) for path in source.paths.tolist())

@@ -39,6 +39,10 @@ def read_splits(settings: DataSettings) -> Splits:
     Raises:
         DataError: unknown name, missing folder, or one that is not as the data set needs it.
     """
+    return _read(settings).configured(settings)
+
+
+def _read(settings: DataSettings) -> Splits:
     if settings.name.startswith("hf:"):
         from convnext.data.datasets.hub import hub_splits
 

@@ -39,7 +39,7 @@ class DatasetSource(ImageSource):
         image, label = self.dataset[int(self.indices[index])]
         if int(label) != self.targets[index]:
             raise DataError(f"{self.image_name(index)} had label {self.targets[index]}, and now has {int(label)}")
-        return _pixels(image, self.channels, self.image_name(index))
+        return self._pixels(image, self.image_name(index))
 
     def image_name(self, index: int) -> str:
         """The split and the image's number in the data set."""
@@ -48,6 +48,24 @@ class DatasetSource(ImageSource):
     def fingerprint(self) -> str:
         """A digest of numbers and labels."""
         return digest(self.indices, self.targets)
+
+    def _pixels(self, image: object, name: str) -> NDArray[np.uint8]:
+        channels = self.channels
+        if isinstance(image, Image.Image):
+            return np.asarray(Picture(image, channels, name, max_value=self.max_value).decode())
+        if (
+            isinstance(image, torch.Tensor)
+            and image.dtype == torch.uint8
+            and image.ndim == 3
+            and len(image) == channels
+        ):
+            pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+            return pixels
+        kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
+        raise DataError(
+            f"{name} is {kind}: give a Pillow image, or a uint8 tensor ({channels}, H, W); normalisation and "
+            f"augmentation are the training's"
+        )
 
 
 def own_splits(data: Mapping[str, Dataset[Any]], class_names: Sequence[str] | None, settings: DataSettings) -> Splits:
@@ -74,7 +92,7 @@ def own_splits(data: Mapping[str, Dataset[Any]], class_names: Sequence[str] | No
             problem = f"labels up to {targets.max()}, and {len(names)} class names" if len(targets) else "no images"
             raise DataError(f"data: {split} has {problem}")
         sources[split] = DatasetSource(dataset, np.arange(len(targets)), targets, channels, split)
-    splits = make_splits(tuple(map(str, names)), sources, settings.test_fraction, val_chooses=True)
+    splits = make_splits(tuple(map(str, names)), sources, settings.test_fraction, val_chooses=True).configured(settings)
     return hold_out_val(measure_statistics(splits, settings), settings)
 
 
@@ -97,16 +115,3 @@ def _channels(dataset: Dataset[Any]) -> int:
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L") else 3
     return int(image.shape[0]) if isinstance(image, torch.Tensor) and image.ndim == 3 else 3
-
-
-def _pixels(image: object, channels: int, name: str) -> NDArray[np.uint8]:
-    if isinstance(image, Image.Image):
-        return np.asarray(Picture(image, channels, name).decode())
-    if isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) == channels:
-        pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-        return pixels
-    kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
-    raise DataError(
-        f"{name} is {kind}: give a Pillow image, or a uint8 tensor ({channels}, H, W); normalisation and augmentation "
-        f"are the training's"
-    )
