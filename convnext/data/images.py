@@ -81,11 +81,12 @@ class Picture:
             with _readable(name):
                 try:
                     self._open(raw)
-                except Exception:
+                except Exception as error:
                     bare, exif = without_metadata(raw)
-                    if bare == raw:
-                        raise
-                    self._open(bare, exif)
+                    try:
+                        self._open(bare, exif)
+                    except Exception:
+                        raise error from None
         elif isinstance(raw, Image.Image):
             self.mode = _mode(raw)
             with _readable(name):

@@ -9,12 +9,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from convnext.data.images import Picture, UnreadableImageError
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
+from tests.support.photographs import encoded as saved
 
 
 def decoded(raw: bytes | Image.Image, channels: int = 3) -> Image.Image:

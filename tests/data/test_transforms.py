@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from simplejpeg import decode_jpeg
 from sklearn.datasets import load_sample_image
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
@@ -21,6 +23,7 @@ from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.resizing import sizes_by_epoch
 from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
 from convnext.errors import SettingsError
+from tests.support.photographs import encoded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -99,6 +102,33 @@ def test_evaluation_sees_the_pixels_of_a_whole_decode(photograph: Image.Image, s
 @settings(max_examples=150, deadline=None)
 def test_any_box_comes_out_in_the_size_asked_for(box: Box, width: int, height: int, margin: int) -> None:
     assert Picture(SMALL, 3).resized(box, width, height, margin).shape == (3, height, width)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize(("length", "breadth"), [(5000, 1), (65000, 1), (20000, 400), (3200, 100), (3201, 100)])
+def test_long_thin_images_take_no_more_memory_than_others(
+    monkeypatch: pytest.MonkeyPatch, length: int, breadth: int, upright: bool, kind: str
+) -> None:
+    ramp = np.broadcast_to(np.linspace(0, 255, length).astype(np.uint8), (breadth, length))
+    raw = jpeg(Image.fromarray(ramp)) if kind == "JPEG" else encoded(Image.fromarray(ramp), kind)
+    if upright:
+        raw = encoded(Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_90), kind)
+    sizes = list[int]()
+
+    def resize(*args: Any, **options: Any) -> Tensor:
+        result: Tensor = interpolate(*args, **options)
+        sizes.append(result.numel())
+        return result
+
+    monkeypatch.setattr("convnext.data.images.interpolate", resize)
+    cropped = AugmentSettings(crop="padding", flip=0)
+    for transform in (EvalTransform(224), EvalTransform(224, 0.875), TrainTransform(cropped, 224, MEAN)):
+        pixels = transform(Picture(raw, 3))
+        assert pixels.shape == (3, 224, 224)
+        assert abs(float(pixels.float().mean()) - 127) < 2  # the middle
+    assert TrainTransform(AugmentSettings(), 224, MEAN)(Picture(raw, 3)).shape == (3, 224, 224)
+    assert max(sizes) <= 3 * 32 * 256**2
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -21,6 +21,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.sources import scan_folder
 from convnext.evaluation.evaluator import compute_logits
 from convnext.weights.model_info import ModelInfo
+from tests.support.photographs import encoded
 
 CLASSES = ("a", "b", "c")
 SIZE = 16
@@ -97,12 +98,6 @@ def check(files: dict[str, bytes], center_crop: float, batch_size: int = 1) -> N
                 assert [probability for _, probability in sorted(result)] == pytest.approx(
                     probabilities.tolist(), rel=1e-5
                 )
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def exif(orientation: int) -> Image.Exif:

@@ -1,5 +1,7 @@
 """Real, small photographs, all different, that are on every machine."""
 
+import io
+
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -14,3 +16,10 @@ def patches() -> list[Image.Image]:
         for y in range(0, photograph.shape[0] - SIDE, SIDE)
         for x in range(0, photograph.shape[1] - SIDE, SIDE)
     ]
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """An image as a file of Pillow's format ``kind``."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
