@@ -25,7 +25,7 @@ from convnext.errors import DataError, reason
 Raw: TypeAlias = bytes | NDArray[np.uint8]
 Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
-_BAND = 2**22  # pixels that are converted at once
+BAND = 2**22  # pixels that are converted at once
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
@@ -141,7 +141,7 @@ class Picture:
             image = Image.fromarray(levels)
         width, height = image.size
         pixels = np.empty((height, width) if self.channels == 1 else (height, width, self.channels), np.uint8)
-        rows = max(_BAND // width, 1)
+        rows = max(BAND // width, 1)
         for top in range(0, height, rows):  # bounds the memory for what lies between
             bottom = min(top + rows, height)
             band = image if bottom - top == height else image.crop((0, top, width, bottom))
@@ -288,7 +288,7 @@ def _grey_levels(
             f"{of} with values from {smallest:,.6g} to {largest:,.6g}: give the white of all images, --data.max-value"
         )
     levels = np.empty(values.shape, np.uint8)
-    rows = max(_BAND // values.shape[1], 1)
+    rows = max(BAND // values.shape[1], 1)
     for top in range(0, len(values), rows):
         band = values[top : top + rows].astype(np.float64)
         levels[top : top + rows] = np.clip(band * level + 0.5, 0, 255)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def grey(values: NDArray[np.generic], kind: str = "TIFF", **settings: float) -> 
 @pytest.mark.parametrize("largest", [100, 255, 256, 4095, 65535])
 @pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.uint16), ("PPM", np.int32)])
 def test_16_bits_are_scaled_alike_whatever_the_brightest_pixel(kind: str, dtype: type, largest: int) -> None:
-    values = (RAMP * largest).astype(dtype)
+    values: NDArray[Any] = (RAMP * largest).astype(dtype)
     assert np.array_equal(grey(values, kind), np.floor(values / 257 + 0.5))
 
 
@@ -88,7 +89,7 @@ def test_32_bit_integers_have_no_white_without_the_setting(largest: int) -> None
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_the_setting_says_what_is_white_in_all_types(dtype: type) -> None:
-    values = (RAMP * 8000 + (dtype != np.uint16) * -100).astype(dtype)
+    values: NDArray[Any] = (RAMP * 8000 + (dtype != np.uint16) * -100).astype(dtype)
     expected = np.floor(np.clip(values * (255 / 4000) + 0.5, 0, 255))
     assert np.array_equal(grey(values, max_value=4000), expected)
     scale = Picture(encoded(Image.fromarray(values), "TIFF"), 1, max_value=4000).scale

@@ -94,7 +94,7 @@ def test_frames_of_a_film_do_not_all_hang_on_the_first() -> None:
     frames = [Image.fromarray((start + (end - start) * t).astype(np.uint8)) for t in np.linspace(0, 1, 15)]
     readings = np.zeros(len(frames), READING)
     for number, frame in enumerate(frames):
-        readings[number] = (True, bytes([number] * 16), SIDE, SIDE, "RGB", signature(frame))
+        readings[number] = (True, bytes([number] * 16), SIDE, SIDE, "RGB", 0, 0, 0, signature(frame))
     copies = find_copies(readings, np.zeros(len(frames), np.int64), lambda *_: True, lambda blocks: blocks)
     originals = np.flatnonzero(copies.within < 0)
     assert 2 <= len(originals) < len(frames) / 2

@@ -38,6 +38,10 @@ def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(4)
 
 
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
 def chunk(kind: bytes, data: bytes, *, sound: bool = True) -> bytes:
     """A chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ (not sound))
@@ -124,7 +128,7 @@ def test_an_orientation_counts_beside_ill_typed_tags(
 def test_damaged_segments_of_a_jpeg_do_not_matter(colour_image: Image.Image, segment: bytes) -> None:
     whole = encoded(colour_image, "JPEG", exif=exif(ORIENTATION))
     picture = Picture(whole[:2] + segment + whole[2:], 3)
-    assert np.array_equal(picture.decode(), Picture(whole, 3).decode())
+    assert same(picture.decode(), Picture(whole, 3).decode())
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -141,13 +145,13 @@ def test_damaged_chunks_of_a_png_do_not_matter(colour_image: Image.Image, damage
     raw, turned = encoded(colour_image, "PNG"), chunk(b"eXIf", exif(ORIENTATION)[6:])
     where = len(raw) - 12 if late else 33
     picture = Picture(raw[:where] + turned + damaged + raw[where:], 3)
-    assert np.array_equal(picture.decode(), colour_image.transpose(Image.Transpose.ROTATE_270))
+    assert same(picture.decode(), colour_image.transpose(Image.Transpose.ROTATE_270))
 
 
 def test_a_damaged_tiff_directory_does_not_matter(colour_image: Image.Image) -> None:
     for offset in (0xFFFFFFFF, 0, 11, 2**31):
         picture = Picture(tiff(colour_image, {0x8769: offset}, {274: 6}), 3)
-        assert np.array_equal(picture.decode(), colour_image.transpose(Image.Transpose.ROTATE_270))
+        assert same(picture.decode(), colour_image.transpose(Image.Transpose.ROTATE_270))
 
 
 def test_what_is_wrong_with_the_pixels_is_said_beside_damaged_metadata(colour_image: Image.Image) -> None:
@@ -193,7 +197,7 @@ def test_the_setting_allows_more_than_pillow(monkeypatch: pytest.MonkeyPatch, co
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(raw))
-    assert np.array_equal(Picture(raw, 3).decode(), colour_image)
+    assert same(Picture(raw, 3).decode(), colour_image)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -233,5 +237,5 @@ def test_conversion_in_bands_changes_nothing(
     for channels in (1, 3):
         whole = Picture(image, channels).decode()
         with monkeypatch.context() as patch:
-            patch.setattr("convnext.data.images._BAND", 7 * 40 + 3)
-            assert np.array_equal(Picture(image, channels).decode(), whole)
+            patch.setattr("convnext.data.images.BAND", 7 * 40 + 3)
+            assert same(Picture(image, channels).decode(), whole)

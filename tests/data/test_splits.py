@@ -46,7 +46,7 @@ def test_what_needs_no_statistics_reads_no_pixel(small_folder: Path) -> None:
     settings = DataSettings(root=small_folder)
     divided = hold_out_val(exclude_images(read_splits(settings), settings), settings)
     assert [len(source) for source in (divided.train, divided.test)] == [54, 15]
-    with pytest.raises(DataError, match="none of the first images can be read"):
+    with pytest.raises(DataError, match="none of 60 images can be read; the first: "):
         load_splits(settings)
 
 
