@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import convnext
 from convnext.errors import SettingsError, UserError, did_you_mean
+from convnext.output import abandon_output, filled, prepare_streams, say
 
 _USERS_ERRNO = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+    *(errno.EIO, errno.EBADF, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
 
 # What `convnext --help` says of each command: the first line of `main` in the module of that name in
@@ -41,33 +42,34 @@ def main(args: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     if debug:
         args.remove("--debug")
+    prepare_streams()
     try:
-        status = _dispatch(args)
+        try:
+            status = _dispatch(args)
+        except SystemExit as stop:  # --help
+            status = stop.code if isinstance(stop.code, int) else 2
         sys.stdout.flush()
         return status
-    except SystemExit as stop:  # --help
-        return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        print("convnext: interrupted", file=sys.stderr)
+        say("convnext: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        abandon_output()
         return 0
     except Exception as error:
+        abandon_output()
         if debug:
             raise
         return _report_error(error, args)
 
 
 def _dispatch(args: list[str]) -> int:
+    if args[:1] == ["help"]:  # `help train` is `train --help`
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help"):
-        commands = "".join(f"  {name:<10} {description}\n" for name, description in COMMANDS.items())
-        print(
-            f"usage: convnext COMMAND [options]\n\nTrain, measure and use a ConvNeXt.\n\n{commands}\n"
-            f"`convnext COMMAND --help` explains a command; --debug shows the traceback of an error; --version."
-        )
+        _print_help()
         return 0 if args else 2
-    if args[0] == "--version":
+    if args[0] in ("-v", "-V", "--version"):
         print(f"convnext {convnext.__version__}")
         return 0
     if args[0] not in COMMANDS:
@@ -76,25 +78,28 @@ def _dispatch(args: list[str]) -> int:
     return status
 
 
+def _print_help() -> None:
+    commands = (filled(description, f"  {name:<10} ", " " * 13) for name, description in COMMANDS.items())
+    ending = "`convnext COMMAND --help` explains a command; --debug shows the traceback of an error; --version."
+    print("usage: convnext COMMAND [options]\n\nTrain, measure and use a ConvNeXt.\n", *commands, sep="\n")
+    print("\n" + filled(ending))
+
+
 def _report_error(error: Exception, args: list[str]) -> int:
     interrupted = type(error).__name__ == "InterruptedRunError"
-    # torchrun's number of this process on its machine: what all of them have to say, the first says.
-    silent = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
-    if isinstance(error, UserError):
-        if not silent:
-            print(f"convnext: {error}", file=sys.stderr)
-        return 2
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
-        print(f"convnext: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
-        return 2
+        error = UserError(f"{error.filename or 'a file or standard output'}: {error.strerror}")
+    # Of the processes that torchrun starts on a machine, the first alone says what all of them have to say.
+    silent = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
+    lines = [f"convnext: {error}"]
     if interrupted:
         again = [*args, *([] if "--resume" in args else ["--resume"])]
-        if not silent:
-            print(f"convnext: {error}\ngo on with: convnext {shlex.join(again)}", file=sys.stderr)
-        return 128 + int(getattr(error, "signal", 0))
-    print(
-        f"convnext: internal error: {type(error).__name__}: {error}\nrun the command again with --debug for the "
-        f"traceback, and please report it",
-        file=sys.stderr,
-    )
-    return 1
+        lines.append(f"go on with: convnext {shlex.join(again)}")
+    elif not isinstance(error, UserError):
+        lines = [
+            f"convnext: internal error: {type(error).__name__}: {error}",
+            "run the command again with --debug for the traceback; please report it, with what `convnext env` prints",
+        ]
+    if not silent:
+        say(*lines, by_all=True)
+    return 128 + int(getattr(error, "signal", 0)) if interrupted else 2 if isinstance(error, UserError) else 1

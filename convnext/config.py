@@ -16,6 +16,11 @@ Positive = Annotated[int, Field(ge=1)]
 MAX_PIXELS = 100_000_000  # of an image, by default: 0.7 GB in each process that reads
 
 
+_ALL = "`convnext train RECIPE --help` shows them all"
+# What to do where a setting has a value that another tool would take.
+VALUES = {"device": "--device cuda with CUDA_VISIBLE_DEVICES=N in the environment computes on GPU N"}
+
+
 def _odd(value: int) -> int:
     if value % 2 == 0:
         raise ValueError("must be odd")
@@ -47,12 +52,17 @@ class Settings(BaseModel):
     @classmethod
     def _explain(cls, error: ValidationError) -> str:
         problem = error.errors()[0]
-        # Nested locations go on with pydantic's own names for the branches of a union: only the field's is the user's.
-        name = cls.section + str(problem["loc"][0]) if problem["loc"] else cls.section.rstrip(".") or "settings"
         if problem["type"] == "extra_forbidden":
-            return f"no setting is called {name}: {did_you_mean(name, [cls.section + f for f in cls.model_fields])}"
+            unknown = (cls.section + str(one["loc"][0]) for one in error.errors() if one["type"] == problem["type"])
+            hints = ((name, did_you_mean(name, RunSettings.names(), _ALL)) for name in unknown)
+            return "; ".join(f"no setting is called {name}: {hint}" for name, hint in hints)
         message = problem["msg"].removeprefix("Value error, ")
-        return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}" if problem["loc"] else message
+        if not problem["loc"]:
+            return message
+        # Nested locations go on with pydantic's own names for the branches of a union: only the field's is the user's.
+        name = cls.section + str(problem["loc"][0])
+        hint = f"; {VALUES[name]}" if name in VALUES else ""
+        return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}{hint}"
 
     @classmethod
     def names(cls) -> set[str]:
@@ -81,6 +91,8 @@ class Settings(BaseModel):
                 nested.setdefault(name, {})[rest] = value
             elif isinstance(value, dict):
                 nested.setdefault(name, {}).update(value)
+            elif isinstance(values.get(name), Settings) and not isinstance(value, Settings):
+                raise SettingsError(f"{name} is a group of settings, got {value!r}: {did_you_mean(name, self.names())}")
             else:
                 values[name] = value
         for name, inner in nested.items():

@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 
 from convnext.commands.terminal import parse
+from convnext.output import show
 
 
 @dataclass(frozen=True)
@@ -38,5 +39,5 @@ def main(args: Sequence[str]) -> int:
     loading.write(converted, options.target, options.to)
     bare = "head.weight" not in layouts.convert(weights.tensors, "official", weights.layout)
     notes = weights.notes + ["there is no classifier in it"] * bare
-    print(f"{options.target}: {len(converted)} tensors, from {weights.layout} to {options.to}", *notes, sep="; ")
+    show("; ".join([f"{options.target}: {len(converted)} tensors, from {weights.layout} to {options.to}", *notes]))
     return 0

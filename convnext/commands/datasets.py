@@ -7,8 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Table, parse, print_table
 from convnext.errors import SettingsError
+from convnext.output import show
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,19 @@ def main(args: Sequence[str]) -> int:
 
         if options.download is not None:
             obtain(options.name, options.download)
-            print(options.download)
+            show(str(options.download))
         if options.to_folder is not None:
             # No validation images are held out: they would lie among the training images anyway.
             settings = DataSettings(name=options.name, root=options.root or options.download)
             export_folder(read_splits(settings), options.to_folder)
-            print(options.to_folder)
+            show(str(options.to_folder))
     return 0
 
 
 def _list() -> None:
     from convnext.data.datasets.catalogue import DATASETS, FAMILIES
 
-    rows = table("data set", "what it is", "images", "classes", "download", "licence")
+    rows = Table("data set", "what it is", "images", "classes", "download", "licence")
     for name, entry in sorted(DATASETS.items()):
         images = f"{sum(entry.splits.values()):,}" if entry.splits else ""
         summary = entry.summary if entry.title.lower() == name else f"{entry.title}: {entry.summary}"
@@ -93,7 +94,7 @@ def _show(name: str) -> None:
     }
     for fact, value in facts.items():
         if value:
-            print(f"{fact}: {value}")
+            show(f"{fact}: {value}")
     for file in entry.files:
         where = " or ".join(mirror + file.name for mirror in file.mirrors) or file.name
         print(", ".join(filter(None, (f"file: {where}", _megabytes(file.size), f"MD5 {file.md5}"))))

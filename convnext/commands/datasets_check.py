@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from convnext.commands.terminal import parse
 from convnext.config import MAX_PIXELS
 from convnext.errors import DataError, SettingsError
+from convnext.output import say, show
 
 if TYPE_CHECKING:
     from convnext.data.audit.check import Findings, Group, Item, Leak
@@ -82,13 +82,12 @@ def main(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(findings.as_dict(), indent=2))
     else:
-        report = _report(findings, name, str(options.root or options.name))
-        print(report.encode("utf-8", "backslashreplace").decode())  # a name may be no UTF-8
+        show(*_report(findings, name, str(options.root or options.name)))
     if options.fix is not None:
         assert options.root is not None
         _write(findings, options.fix, options.root)
     elif files and findings.to_leave_out():
-        print("--fix FILE writes a list of the images to leave out, for --data.exclude", file=sys.stderr)
+        say("--fix FILE writes a list of the images to leave out, for --data.exclude")
     return int(findings.severe)
 
 
@@ -111,13 +110,10 @@ def _write(findings: "Findings", path: Path, root: Path) -> None:
             lines.append(f"./{name}" if name.startswith("#") else name)
     with writing(path) as unfinished:
         unfinished.write_bytes(os.fsencode("\n".join(lines) + "\n"))
-    print(
-        f"{path}: {_number(sum(map(len, unwanted.values())), 'image')} to leave out; train with --data.exclude {path}",
-        file=sys.stderr,
-    )
+    say(f"{path}: {_number(sum(map(len, unwanted.values())), 'image')} to leave out; train with --data.exclude {path}")
 
 
-def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> str:
+def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> list[str]:
     """A line on the images, then a headline for each kind of fault, with the first of its images."""
     counts_by_split = []
     for split, counts in findings.counts.items():
@@ -133,7 +129,7 @@ def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> 
         lines += [f"  {line}" for line in section.lines[:_SHOWN]]
         if len(section.lines) > _SHOWN:
             lines.append(f"  … and {len(section.lines) - _SHOWN:,} more (all of them: --json)")
-    return "\n".join(lines)
+    return lines
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convnext.commands.terminal import Flag, parse, print_table, table
+from convnext.commands.terminal import Flag, Table, parse, print_table
+from convnext.output import show
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,15 @@ def main(args: Sequence[str]) -> int:
     if as_json:
         print(json.dumps(report.as_dict()))
         return 0
-    rows = table("class", "precision", "recall", "F1", "images")
+    rows = Table("class", "precision", "recall", "F1", "images")
     for name, values in report.per_class.items():
         scores = (f"{values[key]:.4f}" for key in ("precision", "recall", "f1"))
         rows.add_row(name, *scores, f"{values['support']:,}")
     print_table(rows)
-    print(
+    show(
         f"top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
         f"loss {report.loss:.4f} over {report.count:,} images"
         + (f"; {report.unreadable} unreadable left out" if report.unreadable else "")
     )
-    print(f"report and pictures: {options['run']}")
+    show(f"report and pictures: {options['run']}")
     return 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from convnext.commands.terminal import Flag, assignments, parse, percent, print_table, table
+from convnext.commands.terminal import Flag, Table, assignments, parse, percent, print_table
+from convnext.output import show
 
 if TYPE_CHECKING:
     from convnext.runs.inspection import Contents
@@ -38,16 +39,16 @@ def main(args: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(contents.as_dict() | {"checkpoints": [one.as_dict() for one in stored]}))
         return 0
-    rows = table("checkpoint", "condition", "size", "links")
+    rows = Table("checkpoint", "condition", "size", "links")
     for one in stored:
         rows.add_row(one.path.name, one.condition, f"{one.size / 1e6:,.1f} MB", ", ".join(one.links))
     print_table(rows)
     facts = {"checkpoint": f"{contents.path}, format {contents.format}"}
     for fact, value in (facts | _about_model(contents) | _about_training(contents)).items():
         if value:
-            print(f"{fact}: {value}")
+            show(f"{fact}: {value}")
     for problem in contents.problems:
-        print(f"note: {problem}")
+        show(f"note: {problem}")
     return 0
 
 

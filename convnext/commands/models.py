@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from convnext.commands.terminal import Flag, parse, print_table, table
+from convnext.commands.terminal import Flag, Table, parse, print_table
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
 from convnext.models import registry
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
 
 def _list_models(image_size: int) -> None:
     columns = ("model", "depths", "dims", "parameters", f"GMACs at {image_size}", "source")
-    rows = table(*columns, "weights (top-1, published)")
+    rows = Table(*columns, "weights (top-1, published)")
     for name, entry in registry.entries().items():
         variant = published(name)
         depths, dims = (
@@ -77,12 +77,12 @@ def _show_model(name: str, image_size: int, throughput: bool) -> None:
     with torch.device("meta"):
         model = registry.create_model(name)
     if isinstance(model, ConvNeXt):
-        rows = table("layers", "output", "parameters", "GMACs")
+        rows = Table("layers", "output", "parameters", "GMACs")
         for row in summary.stage_rows(model, image_size):
             rows.add_row(row.name, " x ".join(map(str, row.output)), f"{row.parameters:,}", f"{row.gmacs:.3f}")
         print_table(rows)
     if name in WEIGHTS:
-        rows = table("weights", "top-1, published", "classes", "image size", "licence", "from")
+        rows = Table("weights", "top-1, published", "classes", "image size", "licence", "from")
         for tag, weights in WEIGHTS[name].items():
             top1 = f"{weights.top1} %" if weights.top1 else "-"
             rows.add_row(tag, top1, f"{weights.classes:,}", f"{weights.image_size} px", weights.licence, weights.url)

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from convnext.commands.terminal import Flag, parse, print_table, table
+from convnext.commands.terminal import Flag, Table, parse, print_table
 from convnext.errors import SettingsError
+from convnext.output import say
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def main(args: Sequence[str]) -> int:
         raise SettingsError(f"data.max-pixels: must be at least 1, got {options.max_pixels}")
     if not options.images:
         raise SettingsError("which images? give files, folders, patterns, or - for standard input")
+    from convnext.data.progress import tracked
     from convnext.inference.files import expand
     from convnext.inference.predictor import Predictor
 
@@ -51,10 +53,11 @@ def main(args: Sequence[str]) -> int:
     paths = expand(options.images)
     sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
     predictions, failures = [], 0
-    for path, result in zip(paths, predictor.batches(sources, options.top_k), strict=True):
+    results = tracked(predictor.batches(sources, options.top_k), len(paths), "predicting")
+    for path, result in zip(paths, results, strict=True):
         if isinstance(result, Exception):
             failures += 1
-            print(f"convnext: {result}", file=sys.stderr)
+            say(f"convnext: {result}")
         else:
             predictions.append((path, result))
     if options.json:
@@ -62,7 +65,7 @@ def main(args: Sequence[str]) -> int:
         lists = [(path, [dict(zip(keys, one, strict=True)) for one in best]) for path, best in predictions]
         print(json.dumps([{"path": path, "predictions": best} for path, best in lists]))
     elif predictions:
-        rows = table("image", *(f"{rank}." for rank in range(1, len(predictions[0][1]) + 1)))
+        rows = Table("image", *(f"{rank}." for rank in range(1, len(predictions[0][1]) + 1)))
         for path, best in predictions:
             rows.add_row(path, *(f"{name} {100 * probability:.1f} %" for name, probability in best))
         print_table(rows)

@@ -7,8 +7,9 @@ from pathlib import Path
 import tyro
 
 from convnext import recipes
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Table, parse, print_table
 from convnext.errors import SettingsError
+from convnext.output import show
 
 _STEPS_PER_EPOCH = 100  # in the picture of a recipe for the user's own images
 
@@ -31,7 +32,7 @@ def main(args: Sequence[str]) -> int:
         return 0
     if options.plot is not None:
         raise SettingsError("which recipe's schedule? convnext recipes NAME --plot FILE")
-    rows = table("recipe", "what it is", "published (not run here)", "measured here")
+    rows = Table("recipe", "what it is", "published (not run here)", "measured here")
     for recipe in map(recipes.get, recipes.names()):
         published = recipe.published.text(recipe.settings.model.name) if recipe.published else ""
         rows.add_row(recipe.name, recipe.summary, published, "; ".join(map(str, recipe.measured)))
@@ -56,4 +57,4 @@ def _show_recipe(recipe: recipes.Recipe, picture: Path | None) -> None:
         steps = estimate.images // recipe.settings.batch_size if estimate.images else _STEPS_PER_EPOCH
         schedule(recipe.settings, steps, picture)
         assumed = "" if estimate.images else f" (for epochs of {steps} steps: how many they have, your images decide)"
-        print(f"picture: {picture}{assumed}")
+        show(f"picture: {picture}{assumed}")

@@ -1,6 +1,5 @@
 """``convnext roadmap``: the steps from ResNet-50 to ConvNeXt-T."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from convnext import recipes
-from convnext.commands.terminal import parse, print_table, table
+from convnext.commands.terminal import Table, parse, print_table
+from convnext.output import say, show
 
 if TYPE_CHECKING:
     from convnext.models.roadmap import Step
@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> int:
     measured = [_train_step(step, options) for step in STEPS] if options.train is not None else None
     name = options.train or ""
     columns = ("step", "change", "parameters", "GMACs at 224", "paper's", "ImageNet top-1, published")
-    rows = table(*columns, *([f"top-1 on {name}, measured"] if measured else []))
+    rows = Table(*columns, *([f"top-1 on {name}, measured"] if measured else []))
     for step in STEPS:
         with torch.device("meta"):
             model = Roadmap(step.number)
@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
         rows.add_row(*row, *([f"{measured[step.number]:.2f} %"] if measured else []))
     print_table(rows)
     plot_roadmap(STEPS, options.picture, measured, name)
-    print(f"picture: {options.picture}")
+    show(f"picture: {options.picture}")
     return 0
 
 
@@ -68,5 +68,5 @@ def _train_step(step: "Step", options: _Roadmap) -> float:
     changes |= {"name": f"roadmap-{options.train}-{step.number:02d}", "model.name": "roadmap"}
     optional = {"model.step": step.number, "epochs": options.epochs, "data.root": options.root}
     changes |= {name: value for name, value in optional.items() if value is not None}
-    print(f"step {step.number}: {step.name}", file=sys.stderr)
+    say(f"step {step.number}: {step.name}")
     return 100 * train(recipes.recipe(options.train, **changes), resume=True).report.top1

@@ -1,7 +1,6 @@
 """``convnext runs``: what was trained."""
 
 import json
-import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from convnext.commands.terminal import Flag, assignments, parse, percent, print_table, table
+from convnext.commands.terminal import Flag, Table, assignments, parse, percent, print_table
 from convnext.errors import SettingsError
+from convnext.output import say, show
 
 if TYPE_CHECKING:
     from convnext.runs.history import Summary
@@ -48,16 +48,16 @@ def main(args: Sequence[str]) -> int:
     elif summaries:
         _print_runs(summaries)
     else:
-        print(f"no runs in {options.folder}: convnext train RECIPE makes one", file=sys.stderr)
+        say(f"no runs in {options.folder}: convnext train RECIPE makes one")
     if options.plot:
         _plot(summaries, options.output)
-        print(f"picture: {options.output}", file=sys.stderr if options.json else sys.stdout)
+        (say if options.json else show)(f"picture: {options.output}")
     return 0
 
 
 def _print_runs(runs: "Sequence[Summary]") -> None:
     columns = ("run", "recipe", "status", "epochs", "best val top-1", "test top-1", "macro-F1", "age")
-    rows = table(*columns, "not as in the recipe")
+    rows = Table(*columns, "not as in the recipe")
     for run in runs:
         test = percent(run.test_top1) + (f" ({run.test_name})" if run.test_name != "test" else "")
         macro_f1 = "" if run.test_macro_f1 is None else f"{run.test_macro_f1:.4f}"

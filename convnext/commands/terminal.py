@@ -3,19 +3,25 @@
 import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import tyro
+from rich.cells import cell_len
 
-from convnext.errors import SettingsError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from convnext.config import VALUES
+from convnext.errors import SettingsError, did_you_mean
+from convnext.output import escaped
 
 T = TypeVar("T")
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """An option without a value, and without one of the opposite."""
+_UNKNOWN = "Unrecognized options: "
+_READABLE = 16  # columns that a cell of several words has at least
 
 
 def parse(
@@ -28,49 +34,101 @@ def parse(
         SystemExit: ``--help`` was printed.
     """
     options: dict[str, Any] = {} if default is None else {"default": default}
+    options |= {"prog": f"convnext {command}", "description": description}
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            parsed: T = tyro.cli(kind, args=list(args), prog=f"convnext {command}", description=description, **options)
+            parsed: T = tyro.cli(kind, args=list(args), **options)
             return parsed
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise SettingsError(f"{_one_line(errors.getvalue())} (see convnext {command} --help)") from None
+        help_text = io.StringIO()
+        with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+            tyro.cli(kind, args=["--help"], **options)
+        known = re.findall(r"^  (--?[\w.-]+)", help_text.getvalue(), re.MULTILINE)
+        raise SettingsError(f"{_one_line(errors.getvalue(), known)} (see convnext {command} --help)") from None
 
 
-def _one_line(box: str) -> str:
-    """The first paragraph of tyro's framed message, with its suggestions."""
+def _one_line(box: str, known: Sequence[str]) -> str:
+    """The first paragraph of tyro's framed message, with hints; ``known`` are the command's options."""
     lines = [re.sub(r"[─╭╮╰╯│]", "", line).strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    paragraphs = " ".join(line or "\n" for line in lines).split("\n")
-    text = paragraphs[0].strip().rstrip(".")
-    suggested = [
-        name for paragraph in paragraphs[1:] if "meant" in paragraph for name in re.findall(r"--[\w.-]+", paragraph)
-    ]
-    return f"{text}: did you mean {' or '.join(dict.fromkeys(suggested[:3]))}?" if suggested else text
+    text = " ".join(line or "\n" for line in lines).split("\n")[0].strip().rstrip(".")
+    if not text.startswith(_UNKNOWN):
+        return "; ".join([text, *(hint for name, hint in VALUES.items() if f"'--{name}'" in text)])
+    word, _, value = text.removeprefix(_UNKNOWN).partition(", ")[0].partition("=")
+    if word.startswith("-"):
+        return f"no option is called {word}: {did_you_mean(word, known, 'none is alike')}"
+    if value:
+        hint = did_you_mean(word, known, f"did you mean --{word}?")
+        return f"{word}={value} has no dashes: {hint.removesuffix('?')} {value}?"
+    folder = f": a folder of images is given by --data.root {word}" if "--data.root" in known else ""
+    return f"{word!r} is too much{folder if Path(word).is_dir() else ''}"
 
 
-def table(*columns: str) -> "Table":
-    """An empty table with these columns."""
-    from rich import box
-    from rich.table import Table
+class Table:
+    """Rows of text under the names of their columns."""
 
-    made = Table(box=box.SIMPLE_HEAD, highlight=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+    def __init__(self, *columns: str) -> None:
+        self.columns, self.rows = columns, list[tuple[str, ...]]()
+
+    def add_row(self, *cells: str) -> None:
+        """A row, with a cell a column."""
+        self.rows.append(tuple(map(escaped, cells)))
+
+    def lines(self, width: int | None) -> Iterator[str]:
+        """The table in lines of at most ``width`` (None for any), of whole words; the columns that do not fit into it
+        follow below their row. A word longer than a line gets one of its own."""
+        columns = list(zip(self.columns, *self.rows, strict=True))
+        widths: list[int] = []
+        for count in range(len(columns), 0, -1):
+            if widths := _widths(columns[:count], width):
+                break
+        widths = widths or [max(map(cell_len, columns[0]))]
+        yield from _row(self.columns[: len(widths)], widths)
+        yield " " + "─" * (sum(widths) + 3 * len(widths) - 1)
+        for row in self.rows:
+            yield from _row(row[: len(widths)], widths)
+            more = list(zip(self.columns, row, strict=True))[len(widths) :]
+            if text := "; ".join(f"{name}: {cell}" for name, cell in more if cell):
+                yield from (f"      {line}" for line in _wrapped(text, (width or 0) - 6))
 
 
-def print_table(rows: "Table") -> None:
+def _widths(columns: Sequence[Sequence[str]], width: int | None) -> list[int]:
+    """The columns' widths, the widest made narrower until all fit; none where a word would have to be broken."""
+    widths = [max(map(cell_len, column)) for column in columns]
+    least = [max(cell_len(word) for cell in column for word in cell.split(" ")) for column in columns]
+    least = [max(low, min(_READABLE, most)) for low, most in zip(least, widths, strict=True)]
+    while width is not None and sum(widths) + 3 * len(widths) > width:
+        wide = [index for index, low in enumerate(least) if widths[index] > low]
+        if not wide:
+            return []
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    wrapped = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for line in zip_longest(*wrapped, fillvalue=""):
+        padded = (text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True))
+        yield f"  {'   '.join(padded)}".rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of whole words, of at most that many columns where the words allow it."""
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if cell_len(lines[-1]) + 1 + cell_len(word) > width:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def print_table(rows: Table) -> None:
     """Print to standard output; where that is no terminal, a row stays one line."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 1000
-    with console.capture() as capture:  # printed by print, which leaves a closed pipe to the caller
-        console.print(rows)
-    print("\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines() if line.strip()))
+    print(*rows.lines(shutil.get_terminal_size().columns if sys.stdout.isatty() else None), sep="\n")
 
 
 def percent(fraction: float | None) -> str:

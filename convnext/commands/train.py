@@ -1,8 +1,7 @@
 """``convnext train``: a recipe, with any setting changed."""
 
-import os
 import shlex
-import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from convnext import recipes
 from convnext.commands.terminal import Flag, parse
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
+from convnext.output import filled, is_first_process, say, show
 
 if TYPE_CHECKING:
     from convnext.training.train import Run
@@ -46,30 +46,32 @@ def main(args: Sequence[str]) -> int:
     parsed = parse(_Train, options, f"train {recipe.name}", default, description)
     given = recipes.given_names(values) | _given(options)
     settings, notes = recipes.complete(parsed.settings, given)
-    for note in notes:
-        print(note, file=sys.stderr)
+    say(*notes)
     if parsed.dry_run:
         from convnext.training.plan import plan
 
         settings, lines = plan(settings)
-        print(settings.model_dump_json(indent=2), *lines, sep="\n")
+        if is_first_process():
+            print(settings.model_dump_json(indent=2))
+            show(*lines)
         return 0
     from convnext.training.train import train
 
+    start = time.perf_counter()
     run = train(settings, resume=parsed.resume)
-    if os.environ.get("RANK", "0") == "0":  # torchrun's number of this process
-        _print_summary(run, recipe)
+    if is_first_process():
+        show(*_summary(run, recipe, time.perf_counter() - start))
     return 0
 
 
 def _explain(args: Sequence[str]) -> int:
     """The usage, where that was asked for; else a SettingsError, since no recipe was named."""
-    usage = "usage: convnext train RECIPE [--resume] [--dry-run] [--settings FILE] [settings]\n\nRecipes"
-    usage += " (`convnext train RECIPE --help` shows every setting, with the recipe's values):\n"
-    width = max(map(len, recipes.names()))
-    usage += "".join(f"  {name:<{width}} {recipes.get(name).summary}\n" for name in recipes.names())
     if args and args[0] in ("-h", "--help"):
-        print(usage, end="")
+        print("usage: convnext train RECIPE [--resume] [--dry-run] [--settings FILE] [settings]\n")
+        print(filled("Recipes (`convnext train RECIPE --help` shows every setting, with the recipe's values):"))
+        width = max(map(len, recipes.names()))
+        for name in recipes.names():
+            print(filled(recipes.get(name).summary, f"  {name:<{width}} ", " " * (width + 3)))
         return 0
     hint = next((f"put {name} first" for name in args if name in recipes.names()), "such as: convnext train digits")
     raise SettingsError(f"which recipe? known: {', '.join(recipes.names())}; {hint}")
@@ -112,9 +114,9 @@ def _automatic_batch(args: Sequence[str]) -> list[str]:
     return words
 
 
-def _comparison(run: "Run", recipe: recipes.Recipe) -> str:
+def _comparison(run: "Run", recipe: recipes.Recipe) -> list[str]:
     """Lines with the numbers that others and we reached with the recipe, beside the run's."""
-    lines = [f"Measured  {measured}\n" for measured in recipe.measured]
+    lines = [f"Measured  {measured}" for measured in recipe.measured]
     if (published := recipe.published) is not None:
         model = run.settings.model.name
         line = f"Published {published.text(model)} (by {published.source}; not run here)"
@@ -124,19 +126,26 @@ def _comparison(run: "Run", recipe: recipes.Recipe) -> str:
             digits, unit = (2, " %") if top1 else (4, "")
             line += f"; this run {ours:.{digits}f}{unit}, {abs(ours - theirs):.{digits}f} "
             line += "above" if ours >= theirs else "below"
-        lines.append(line + "\n")
-    return "".join(lines)
+        lines.append(line)
+    return lines
 
 
-def _print_summary(run: "Run", recipe: recipes.Recipe) -> None:
+def _summary(run: "Run", recipe: recipes.Recipe, seconds: float) -> list[str]:
+    """What the run reached, in how many ``seconds`` since it was started or resumed, and what to do with it."""
+    from convnext.data.progress import duration
+    from convnext.runs.folder import read_metrics
+
     report = run.report
+    training = sum(epoch["seconds"] for epoch in read_metrics(run.path))  # of all epochs, without their evaluations
+    before = f" since it was resumed; all epochs {duration(training)}" if training > seconds else ""
     files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
-    print(
+    left_out = [f"Left out  {len(run.unreadable)} unreadable images, such as: {line}" for line in run.unreadable[:1]]
+    return [
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
-        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)\n"
-        + _comparison(run, recipe)
-        + f"Files     {run.path}: {files}\n"
-        f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE"
-    )
-    if run.unreadable:
-        print(f"Left out  {len(run.unreadable)} unreadable images, such as: {run.unreadable[0]}")
+        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)",
+        f"Took      {duration(seconds)}{before}",
+        *_comparison(run, recipe),
+        f"Files     {run.path}: {files}",
+        f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE",
+        *left_out,
+    ]

@@ -1,7 +1,6 @@
 """A model over every image of a split, each exactly once, and the report and pictures of a whole run."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from convnext.config import DataSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
+from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
 from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.evaluation.metrics import Report, compute_report, confusion
+from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.storage.files import write_text
@@ -63,6 +64,7 @@ def compute_logits(
     autocast: Any = nullcontext,
     between_batches: Callable[[], None] = lambda: None,
     accelerator: "Accelerator | None" = None,
+    title: str | None = "evaluating",
 ) -> SplitLogits:
     """The model's logits for every image of ``source``, in order; where several processes train, each computes some and
     gets all.
@@ -78,6 +80,7 @@ def compute_logits(
         autocast: context of the forward pass.
         between_batches: called before each batch; what it raises ends the evaluation.
         accelerator: the processes; None for this one alone.
+        title: of a bar on a terminal, or a line each minute elsewhere; None for neither.
 
     Raises:
         DataError: no image could be read; or ``strict`` and one could not.
@@ -91,16 +94,15 @@ def compute_logits(
     unreadable = list[str]()
     sampler = EvalSampler(len(source), batch_size, rank, world_size)
     with batches(dataset, sampler, workers, device.type == "cuda") as stream:
-        for batch in stream:
+        for batch in tracked(stream, len(sampler), title or "", shown=title is not None):
             between_batches()
             unreadable += batch.unreadable
             raise_if_strict(batch.unreadable, strict)
-            if not len(batch.targets):
-                continue
-            images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            with autocast():
-                logits.append(model(normalize(images)).float().cpu())
-            indices.append(batch.indices)
+            if len(batch.targets):
+                images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+                with autocast():
+                    logits.append(model(normalize(images)).float().cpu())
+                indices.append(batch.indices)
     all_indices, all_logits = torch.cat(indices), torch.cat(logits)
     if accelerator is not None:
         from convnext import distributed
@@ -200,7 +202,7 @@ def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root
             f"the {split} images of {run} have changed since its training, so training images may be among them: "
             f"restore them, or give --data.root to evaluate on the images that are there"
         )
-    print(f"these are not the {split} images of {run}; the report gets a name of its own", file=sys.stderr)
+    say(f"these are not the {split} images of {run}; the report gets a name of its own")
     return False
 
 

@@ -13,7 +13,6 @@ parameters are named after.
 import ast
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ import convnext.models
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, did_you_mean
 from convnext.models.variants import VARIANTS, ConvNeXtName, convnext_cost, published
+from convnext.output import say
 from convnext.weights.catalogue import AUTO, is_weights_file
 
 if TYPE_CHECKING:
@@ -308,6 +308,9 @@ def create_model(name: str | None = None, num_classes: int | None = None, **sett
         SettingsError: unknown name or setting, or an impossible value.
         UserError: the weights cannot be had, or do not fit; a library is not installed.
     """
+    known = ["num_classes", *ModelSettings.model_fields]
+    if unknown := [key for key in settings if key not in known]:
+        raise SettingsError("; ".join(f"no argument is called {key}: {did_you_mean(key, known)}" for key in unknown))
     given = {f"model.{key}" for key in settings}
     chosen = ModelSettings(**settings) if name is None else ModelSettings(name=name, **settings)
     chosen, info = follow_weights(chosen, given if name is None else given | {"model.name"})
@@ -322,5 +325,5 @@ def create_model(name: str | None = None, num_classes: int | None = None, **sett
         from convnext.weights.loading import start_from
 
         if note := start_from(model, resolved, num_classes):
-            print(note, file=sys.stderr)
+            say(note)
     return model

@@ -7,8 +7,10 @@ its own, and ``choose``, which chooses settings by the data. What several recipe
 
 import importlib
 import pkgutil
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from convnext.config import RunSettings, Settings
@@ -80,7 +82,7 @@ def names() -> list[str]:
 def get(name: str) -> Recipe:
     """The recipe of that name; SettingsError, with close matches, where there is none."""
     if name not in names():
-        raise SettingsError(f"no recipe is called {name!r}: {did_you_mean(name, names())}")
+        raise SettingsError(f"no recipe is called {name!r}: {_meant(name)}")
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return Recipe(
         name=name,
@@ -91,6 +93,19 @@ def get(name: str) -> Recipe:
         by_model=getattr(module, "BY_MODEL", {}),
         choose=getattr(module, "choose", None),
     )
+
+
+def _meant(name: str) -> str:
+    """What to write in place of a name that is no recipe's."""
+    if Path(name).is_dir():
+        return f"for the images of a folder: convnext train folder --data.root {shlex.quote(name)}"
+    if Path(name).name != name:
+        return "nor is that a folder; for the images of one: convnext train folder --data.root DIR"
+    if name in registry.list_models():
+        return f"that is a model: convnext train RECIPE --model.name {name}"
+    if "=" in name or name.startswith("-"):
+        return "the recipe comes first, then its settings: convnext train digits --epochs 3"
+    return f"{did_you_mean(name, names())} For your own images: convnext train folder --data.root DIR"
 
 
 def recipe(name: str, /, **changes: Any) -> RunSettings:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
+from convnext.output import say
 from convnext.storage.files import digest, sync, usual_mode
 from convnext.weights.files import checkpoint_folder
 from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
@@ -196,7 +196,7 @@ def newest_complete(run: Path) -> Path | None:
     for path in _newest_first(folder):
         if is_complete(path):
             for other in damaged:
-                print(f"{other} is damaged: going on from {path.name}", file=sys.stderr)
+                say(f"{other} is damaged: going on from {path.name}")
                 other.rename(_unused(folder / f"damaged-{other.name}"))
             return path
         damaged.append(path)

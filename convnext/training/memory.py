@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
+from convnext.output import say
 from convnext.training.faults import TrainingError, no_memory
 
 _FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
@@ -26,7 +27,9 @@ def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accele
     device = accelerator.device
     micro_batches = micro_batches_that_fit(model, (channels, size, size), images, device, accelerator.autocast)
     everyones = accelerator.gather(torch.tensor([micro_batches], device=device))
-    settled: RunSettings = settings.replace(gradient_accumulation=int(everyones.max()))
+    settled: RunSettings = settings.replace(gradient_accumulation=(count := int(everyones.max())))
+    each = f"{count} micro-batches of {-(-settings.batch_size // count):,}" if count > 1 else "one piece"
+    say(f"memory holds the batch of {settings.batch_size:,} images in {each}: gradient_accumulation {count}")
     return settled
 
 

@@ -1,21 +1,24 @@
 """What a training run says of itself: a live display and lines on standard error."""
 
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from torch import device, nn
 
 from convnext import kernels
 from convnext.config import RunSettings
 from convnext.data.audit.check import BALANCING, MOST_IMBALANCE
+from convnext.data.progress import PERIOD, duration, left
 from convnext.data.splits import Splits
 from convnext.models import registry
+from convnext.output import say
 from convnext.runs.checkpoint import TrainingState
 from convnext.training.loss import class_weights
 
@@ -64,7 +67,8 @@ def epoch_line(metrics: dict[str, float], epochs: int) -> str:
         if f"{name}_loss" in metrics:
             accuracy = 100 * metrics[f"{name}_top1"]
             fields.append(f"{name} loss {metrics[f'{name}_loss']:.4f}, top-1 {accuracy:.2f} %")
-    fields.append(f"lr {metrics['lr']:.2e}, {metrics['images_per_second']:,.0f} images/s")
+    rate = f"{metrics['images_per_second']:,.0f} images/s"
+    fields.append(f"lr {metrics['lr']:.2e}, {rate}, {duration(metrics['seconds'])}")
     return "; ".join(fields)
 
 
@@ -78,50 +82,58 @@ def versions() -> dict[str, str]:
 
 
 class Display:
-    """A bar of ``steps``, from ``start`` on, that moves on a terminal, and a line an epoch anywhere; on one process
-    alone."""
+    """How far ``steps`` are, from ``start`` on: a bar where standard error is a terminal, else a line each minute by
+    ``clock``; and lines of the run's own. Nothing unless ``shown``."""
 
-    def __init__(self, steps: int, start: int, shown: bool = True) -> None:
-        self.console = Console(stderr=True, quiet=not shown, highlight=False, soft_wrap=True)
+    def __init__(
+        self, steps: int, start: int, shown: bool = True, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._steps, self._start, self._shown, self._clock = steps, start, shown, clock
+        terminal = shown and sys.stderr.isatty()
+        self._period = _PERIOD if terminal else PERIOD
+        columns = (TextColumn(f"{{task.{field}}}") for field in ("description", "fields[numbers]", "fields[left]"))
+        description, numbers, time_left = columns
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            *(description, BarColumn(None), numbers, time_left),
+            console=Console(stderr=True),
+            disable=not terminal,
             transient=True,
+            expand=True,
         )
-        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="")
-        self._since, self._images = time.perf_counter(), 0
+        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="", left="")
+        self._began = self._since = clock()
+        self._images = 0
 
     def __enter__(self) -> "Display":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        with suppress(OSError):  # a terminal that is gone
+            self._bar.stop()
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        """Print a line, above the bar."""
+        if self._shown:
+            say(text)
 
     def update(self, state: TrainingState, steps_per_epoch: int, epochs: int, images: int, lr: float) -> None:
-        """Show the numbers after a step on ``images`` images."""
+        """Show the numbers after a step on ``images`` images, where it is time to."""
         self._images += images
-        now = time.perf_counter()
-        if now - self._since < _PERIOD:
+        now = self._clock()
+        if not self._shown or now - self._since < self._period:
             return
         rate, seen = self._images / (now - self._since), max(state.images, 1)
         self._since, self._images = now, 0
-        numbers = (
-            f"loss {state.loss_sum / seen:.3f}  top-1 {100 * state.correct / seen:5.2f} %  lr {lr:.2e}  "
-            f"{rate:,.0f} images/s"
-        )
         epoch = f"epoch {(state.step - 1) // steps_per_epoch + 1}/{epochs}"
-        self._bar.update(self._task, completed=state.step, description=epoch, numbers=numbers)
+        numbers = f"loss {state.loss_sum / seen:.3f}  top-1 {100 * state.correct / seen:.2f} %  {rate:,.0f} images/s"
+        time_left = left(now - self._began, state.step - self._start, self._steps - self._start)
+        if self._bar.disable:
+            step = f"step {(state.step - 1) % steps_per_epoch + 1:,}/{steps_per_epoch:,}"
+            self.line(f"{epoch}, {step}: {numbers.replace('  ', ', ')}, lr {lr:.2e}, {time_left}")
+        else:
+            self._bar.update(self._task, completed=state.step, description=epoch, numbers=numbers, left=time_left)
 
     def resume_clock(self) -> None:
         """Leave the time since the last update out of the rate, after an evaluation."""
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._images = self._clock(), 0

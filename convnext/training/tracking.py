@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.evaluation.metrics import Report
+from convnext.output import say
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.files import sync, write_text
 
@@ -87,7 +87,7 @@ class Tracker:
 
 
 def _warn_failed(name: str, error: Exception) -> None:
-    print(f"tracker {name} failed ({_reason(error)}); training goes on without it", file=sys.stderr)
+    say(f"tracker {name} failed ({_reason(error)}); training goes on without it")
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """`train`: from settings to a finished run."""
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 from convnext import distributed
 from convnext.config import RunSettings
 from convnext.evaluation.metrics import Report
+from convnext.output import say
 from convnext.recipes import recipe
 from convnext.runs.folder import folder_to_resume, new_folder, read_metrics
 from convnext.storage.locks import locked
@@ -80,7 +80,7 @@ def train(
         folder = before or distributed.from_main(accelerator, lambda: new_folder(settings.output, settings.name))
     main = accelerator.is_main_process
     if resume and before is None and main:
-        print(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it", file=sys.stderr)
+        say(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it")
     try:
         with (
             faults.explained(settings, folder),

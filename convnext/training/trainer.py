@@ -6,7 +6,6 @@ processes each take some images of every batch, and agree once a step on its num
 """
 
 import math
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from convnext.errors import CheckpointError
 from convnext.evaluation.evaluator import SplitLogits, check_classes, compute_logits, write_report
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
+from convnext.output import say
 from convnext.plots.curves import curves
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
@@ -112,7 +112,7 @@ class Trainer:
                 checkpoint.point_links(newest, self.state)
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes), self.splits.classes)
-            print(note or f"started from {self.settings.model.weights}", file=sys.stderr)
+            say(note or f"started from {self.settings.model.weights}")
         if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
             before = read_json(folder / "settings.json", RunSettings)
             self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
@@ -122,7 +122,7 @@ class Trainer:
         if self.main:
             sweep(folder)
             if changed := changed_since(folder, self.settings):
-                print(f"changed since the run was last started: {'; '.join(changed)}", file=sys.stderr)
+                say(f"changed since the run was last started: {'; '.join(changed)}")
             write_settings(folder, self.settings)
         # An epoch whose validation was stopped is written down once that is done.
         self.tracker = Tracker(folder, self.state.step - self.state.unvalidated, self.settings, self.main)
@@ -297,6 +297,7 @@ class Trainer:
             autocast=self.accelerator.autocast,
             between_batches=stopping_together(self.accelerator, signals, len(source), _EVAL_BATCH),
             accelerator=self.accelerator,
+            title={"val": "validating", "test": "testing"}[split] if self.main else None,
         )
         self.model.train()
         self._note_unreadable(predictions.unreadable)

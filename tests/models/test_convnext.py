@@ -157,7 +157,7 @@ def test_unknown_names_and_impossible_shapes_are_refused() -> None:
         create_model("convnext_tiny", kernel_size=4)
     with pytest.raises(SettingsError, match=r"model\.weights: nobody released"):
         create_model("roadmap", weights="in1k")
-    with pytest.raises(SettingsError, match=r"did you mean model\.depths"):
+    with pytest.raises(SettingsError, match=r"depth: did you mean depths"):
         create_model("convnext_tiny", depth=(1, 1, 1, 1))
     with pytest.raises(SettingsError, match=r"images of 16 px are too small.*need 32 px"):
         check_image_size(resolve(ModelSettings()), 16)

@@ -9,7 +9,7 @@ from pathlib import Path
 # As CONTRIBUTING.md states it: a room may import those after it; rooms that stand together, not each other.
 ARROWS = (
     "cli > commands > comparison > training, inference > evaluation > runs, plots > recipes > data, models > "
-    "weights, kernels > storage > devices, distributed > config > errors"
+    "weights, kernels > storage > devices, distributed > config > errors > output"
 )
 _LEVELS = {room: level for level, rooms in enumerate(ARROWS.split(" > ")) for room in rooms.split(", ")}
 

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from convnext.data.loading.workers import reading
 from convnext.data.progress import tracked
 from convnext.data.sources import FileSource, ImageSource, digest
 from convnext.errors import UserError
+from convnext.output import say
 from convnext.storage.downloads import cache_folder
 from convnext.storage.locks import alone, remove_idle
 
@@ -90,9 +90,9 @@ def open_cache(source: ImageSource, image_size: int, workers: int | None = None,
         DataError: a process that decodes died; nothing is left either.
     """
 
-    def say(line: str) -> None:
+    def note(line: str) -> None:
         if progress:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
     name, key = _keys(source, image_size)
     folder = cache_folder() / "images"
@@ -101,7 +101,7 @@ def open_cache(source: ImageSource, image_size: int, workers: int | None = None,
     try:
         while (file := CacheFile.open(path, key)) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with alone(_lock_of(path), lambda: say("waiting for another process, which caches the same images")):
+            with alone(_lock_of(path), lambda: note("waiting for another process, which caches the same images")):
                 if CacheFile.open(path, key) is None:
                     _make(path, key, source, image_size, workers, progress)
                     made = True
@@ -109,7 +109,7 @@ def open_cache(source: ImageSource, image_size: int, workers: int | None = None,
         raise _disk_error(folder, error, image_size) from error
     if made:
         unreadable = f", {len(file.reasons):,} of them unreadable" if file.reasons else ""
-        say(
+        note(
             f"cached {file.header.images:,} images{unreadable}, with a shorter side of at most {image_size} px: "
             f"{decimal(file.header.size)} in {file.path}"
         )

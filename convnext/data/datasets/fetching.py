@@ -1,7 +1,6 @@
 """From the web, or from archives already there, to the unpacked files of a data set."""
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 from convnext.data.datasets.entries import Dataset, File
 from convnext.errors import DataError
+from convnext.output import say
 from convnext.storage import archives
 from convnext.storage.downloads import DownloadError, download, refuse_offline
 from convnext.storage.locks import alone
@@ -107,9 +107,9 @@ def _announce(entry: Dataset, root: Path, missing: Sequence[File], wanted: Seque
     if wanted:
         amount = f" ({size / 1e6:,.0f} MB)" if size else ""
         host = urlsplit(wanted[0].mirrors[0]).hostname
-        print(f"{entry.title} is not in {root}: downloading it{amount} from {host}", file=sys.stderr)
+        say(f"{entry.title} is not in {root}: downloading it{amount} from {host}")
     else:
-        print(f"unpacking {entry.title} in {root}", file=sys.stderr)
+        say(f"unpacking {entry.title} in {root}")
 
 
 def _download(file: File, folder: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from convnext.data.datasets.fetching import fetch
 from convnext.data.sources import FileSource, ImageSource, statistics
 from convnext.data.splits import Splits, hold_out
 from convnext.errors import DataError
+from convnext.output import say
 
 OWN = "own"  # what data.name says of data sets that a program handed in
 
@@ -95,7 +95,7 @@ def exclude_images(splits: Splits, settings: DataSettings) -> Splits:
     assert test is not None
     if excluded != unwanted:
         missing = len(unwanted - excluded)
-        print(f"{settings.exclude}: {missing} of {len(unwanted)} paths name no image", file=sys.stderr)
+        say(f"{settings.exclude}: {missing} of {len(unwanted)} paths name no image")
     counts = np.bincount(train.targets, minlength=len(splits.classes))
     if not counts.all():
         name = splits.classes[int(counts.argmin())]

@@ -1,6 +1,5 @@
 """ImageNet-1K: the official archives, unpacked into class folders, or the folders themselves."""
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from convnext.data.datasets.fetching import archive_path, preparing
 from convnext.data.datasets.listing import human_names, list_images, subfolders, synset_names
 from convnext.data.splits import Splits, make_splits, root_of
 from convnext.errors import DataError
+from convnext.output import say
 from convnext.storage import archives
 
 _CLASSES = 1000
@@ -38,7 +38,7 @@ def prepare(entry: Dataset, root: Path) -> None:
             archive = archive_path(file, root)
             if (root / file.becomes).is_dir():
                 continue  # another process did it while we waited
-            print(f"unpacking {archive}", file=sys.stderr)
+            say(f"unpacking {archive}")
             archives.verify(archive, file.md5)
             if file is train:
                 archives.unpack_classes(archive, root / file.becomes)
