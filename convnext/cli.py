@@ -32,6 +32,7 @@ COMMANDS = {
     "models": "List the models with their parameters and multiply-adds, or show one stage by stage.",
     "datasets": "List the data sets; show, fetch or check one, or write it as a folder of images.",
     "convert": "Write weights in the layout of another library: official, torchvision, timm, transformers.",
+    "env": "Print what a report of a fault needs: versions, machine, accelerators, kernels, cache, variables.",
     "roadmap": "Show the steps from ResNet-50 to ConvNeXt-T, draw them, or train them all.",
 }
 

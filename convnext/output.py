@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
+import warnings
 from contextlib import suppress
 
 # What moves the cursor, ends a line, is no character (of a file name that is no UTF-8), or turns the direction of
@@ -49,8 +50,8 @@ def filled(text: str, first: str = "", rest: str = "") -> str:
 
 
 def prepare_streams() -> None:
-    """Make standard streams that can be used: those that are closed lead nowhere, and a character that their encoding
-    lacks is replaced."""
+    """Make standard streams that can be used: those that are closed lead nowhere, a character that their encoding lacks
+    is replaced, and a library's warning is a line of ours."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
@@ -58,6 +59,11 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="convnext")
+    warnings.showwarning = _say_warning
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    say(f"{category.__name__}: {message}")
 
 
 def _in_plain(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from convnext import recipe, recipes
+from convnext import create_model, recipe, recipes
+from convnext.cli import COMMANDS
 from convnext.config import (
     AugmentSettings,
     DataSettings,
@@ -12,7 +13,8 @@ from convnext.config import (
     RunSettings,
     Settings,
 )
-from convnext.errors import SettingsError
+from convnext.data.datasets.catalogue import DATASETS
+from convnext.errors import HABITS, SettingsError
 from convnext.models.registry import resolve
 from convnext.runs.folder import flatten
 
@@ -53,6 +55,15 @@ def test_changes_by_name() -> None:
         ({"data.val_fraction": 1.0}, r"data\.val_fraction: input should be less than 1"),
         ({"gradient_accumulation": 65}, "65 micro-batches of a batch of 64 would be empty"),
         ({"data.sampler": "balanced", "loss.class_weights": "balanced"}, "are both balanced"),
+        ({"lr": 1e-3}, r"no setting is called lr: did you mean optimizer\.lr\?"),
+        (
+            {"imgsz": 1, "epoch": 3},
+            r"imgsz: did you mean data\.image_size\?; no setting is called epoch: did you",
+        ),
+        ({"model": "convnext_tiny"}, r"model is a group of settings, got 'convnext_tiny': did you mean model\.name\?"),
+        ({"model": {"drop_path": 0.1}}, r"called model\.drop_path: did you mean model\.stochastic_depth\?"),
+        ({"device": 0}, "device: input should be .*CUDA_VISIBLE_DEVICES"),
+        ({"zzz": 0}, "no setting is called zzz: `convnext train RECIPE --help` shows them all"),
         ({"name": "a/b"}, "name: must be a plain folder name"),
     ],
 )
@@ -60,6 +71,21 @@ def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None
     with pytest.raises(SettingsError, match=message) as error:
         recipe("digits", **changes)
     assert "\n" not in str(error.value)
+
+
+def test_habits_lead_to_what_there_is() -> None:
+    there = {*RunSettings.names(), *COMMANDS, *DATASETS, "num_classes", "patience"}
+    assert {target for targets in HABITS.values() for target in targets.split()} <= there
+    assert not HABITS.keys() & RunSettings.names()
+
+
+def test_create_model_names_what_is_meant() -> None:
+    with pytest.raises(SettingsError) as error:
+        create_model("convnext_tiny", pretrained=True, num_clases=3, drop_path_rate=0.1)
+    assert str(error.value) == (
+        "no argument is called pretrained: did you mean weights?; no argument is called num_clases: did you mean "
+        "num_classes?; no argument is called drop_path_rate: did you mean stochastic_depth?"
+    )
 
 
 def test_unknown_recipe_names_close_matches() -> None:

@@ -119,6 +119,33 @@ def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFi
         ("train digits --name ..", "name: must be a plain folder name"),
         ("train digits --augment.crop-scale 0.9 0.1", "the smaller share comes first"),
         ("train --epochs 3 digits", "put digits first"),
+        ("train digits --model convnext_tiny", "no option is called --model: did you mean --model.name? "),
+        ("train digits --data c10", "did you mean --data.root or --data.name?"),
+        ("train digits --imgsz 32", "did you mean --data.image-size?"),
+        ("train digits --lr0 1", "did you mean --optimizer.lr?"),
+        ("train digits --lr=1", "no option is called --lr: did you mean --optimizer.lr?"),
+        ("train digits --project x", "did you mean --output?"),
+        ("train digits --pretrained", "did you mean --model.weights?"),
+        ("train digits --batch 3", "did you mean --batch-size?"),
+        ("train digits -b 3", "did you mean --batch-size?"),
+        ("train digits --workers 3", "did you mean --data.workers?"),
+        ("train digits --opt adam", "did you mean --optimizer.name?"),
+        ("train digits --drop-path 0.1", "did you mean --model.stochastic-depth?"),
+        ("train digits --weight-decay 0.1", "did you mean --optimizer.weight-decay?"),
+        ("train digits --zzzz", "no option is called --zzzz: none is alike"),
+        ("train digits --device 0", "--device cuda with CUDA_VISIBLE_DEVICES=N"),
+        ("train digits epochs=3", "epochs=3 has no dashes: did you mean --epochs 3?"),
+        ("train digits imgsz=32", "did you mean --data.image-size 32?"),
+        ("train digits hollow", "'hollow' is too much: a folder of images is given by --data.root hollow"),
+        ("train epochs=3", "the recipe comes first, then its settings"),
+        ("train hollow", "for the images of a folder: convnext train folder --data.root hollow"),
+        ("train ./nowhere", "nor is that a folder; for the images of one: convnext train folder --data.root DIR"),
+        ("train my_images", "For your own images: convnext train folder --data.root DIR"),
+        ("train convnext_tiny", "that is a model: convnext train RECIPE --model.name convnext_tiny"),
+        ("train digits --data.name c10", "did you mean cifar10?"),
+        ("val runs/x", "no command is called 'val': did you mean evaluate?"),
+        ("evaluate hollow --batch 3", "did you mean --batch-size?"),
+        ("evaluate hollow --data x", "did you mean --data.root?"),
         ("datasets --to-folder new", "NAME --to-folder DIR"),
         ("datasets digits --to-folder file/new", "file: File exists"),
         ("evaluate missing", "run folder missing is not there"),
@@ -174,6 +201,18 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_help_and_version_by_any_name(capfd: pytest.CaptureFixture[str]) -> None:
+    for args, expected in ((["help"], "usage: convnext COMMAND"), (["-h"], "usage: convnext COMMAND")):
+        assert main(args) == 0
+        assert expected in capfd.readouterr().out
+    for args in (["help", "train"], ["help", "train", "digits"], ["help", "datasets", "check"]):
+        assert main(args) == 0
+        assert f"usage: convnext {' '.join(args[1:])}" in capfd.readouterr().out
+    for args in (["-v"], ["-V"], ["--version"]):
+        assert main(args) == 0
+        assert capfd.readouterr().out == f"convnext {convnext.__version__}\n"
+
+
 def test_tables(capfd: pytest.CaptureFixture[str]) -> None:
     for command, expected in (("models", "28,589,128"), ("datasets", "cifar10"), ("recipes", "digits")):
         assert main([command]) == 0
@@ -190,6 +229,34 @@ def test_our_own_mistakes_have_status_1(
     assert "internal error: TypeError" in capfd.readouterr().err
     with pytest.raises(TypeError):
         main(["evaluate", str(digits_run.path), "--debug"])
+
+
+def test_env_says_what_a_report_needs(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("CONVNEXT_KERNELS", "0")
+    assert main(["env"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    facts = dict(line.split(": ", 1) for line in out.splitlines())
+    assert facts["convnext"].startswith(convnext.__version__)
+    assert {"python", "system", "cpu", "cores", "memory", "torch", "accelerators", "compiler", "cache"} <= facts.keys()
+    assert "torchvision 0." in facts["libraries"]
+    assert (facts["$HF_TOKEN"], facts["$CONVNEXT_KERNELS"]) == ("(set)", "0")
+    assert facts["kernels"] == "PyTorch's own kernels (CONVNEXT_KERNELS=0)"
+    assert main(["env", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out).items() >= facts.items()
+
+
+def test_env_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CC", "'")  # no words of a shell
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "no" / "folder"))
+    monkeypatch.setattr("torch.cuda.is_available", None)
+    assert main(["env"]) == 0
+    out = capfd.readouterr().out
+    assert "kernels: not known: ValueError: No closing quotation\n" in out
+    assert "accelerators: not known: TypeError" in out
+    assert f"cache: {tmp_path}/no/folder: 0 files, 0.000 GB\n" in out
 
 
 def test_python_api_is_lazy_and_complete() -> None:
