@@ -82,7 +82,7 @@ def _machine() -> Facts:
 
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
+    fields: dict[str, str] = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text.partition("\n\n")[0], re.MULTILINE))
     flags = fields.get("flags", fields.get("Features", "")).split()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limit = ""
@@ -122,7 +122,7 @@ def _accelerators() -> Facts:
             f"{device.name}, {device.total_memory / 1e9:.1f} GB, compute capability {device.major}.{device.minor}"
             for device in devices
         )
-        facts["cudnn"] = str(torch.backends.cudnn.version())
+        facts["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     return facts
 
 

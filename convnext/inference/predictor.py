@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from convnext.errors import SettingsError
 from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
 
-ImageLike: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
+ImageLike: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor
 
 
 class Prediction(NamedTuple):
@@ -70,11 +72,13 @@ class Predictor:
         """The ``top_k`` most probable classes of one image, best first.
 
         Args:
-            image: a path, an encoded file's bytes or a binary stream of them, or a Pillow image, whose pixels are
-                taken as they are.
+            image: a path, an encoded file's bytes or a binary stream of them; or pixels, which are taken as they are: a
+                Pillow image, a uint8 array ``(H, W, 3)`` or ``(H, W)``, or a uint8 tensor ``(3, H, W)`` or ``(H, W)``,
+                in RGB order (OpenCV's are BGR: ``image[..., ::-1]``).
             top_k: how many; all classes where there are fewer.
 
         Raises:
+            SettingsError: no image, such as an array of floats, of which nobody knows the scale.
             UnreadableImageError: the image cannot be decoded.
         """
         if top_k < 1:
@@ -84,7 +88,8 @@ class Predictor:
     def batches(
         self, images: Iterable[ImageLike], top_k: int = 5, batch_size: int = 32
     ) -> Iterator[list[Prediction] | Exception]:
-        """Predictions for many images, in order; an unreadable one yields its `UnreadableImageError`."""
+        """Predictions for many images, as one alone is given, in order; an unreadable one yields its
+        `UnreadableImageError`."""
         stream = iter(images)
         with ThreadPoolExecutor() as threads:
             while chunk := list(islice(stream, batch_size)):
@@ -102,8 +107,15 @@ class Predictor:
 
     def _prepare(self, image: ImageLike) -> Tensor:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
+        if isinstance(image, np.ndarray | Tensor):
+            image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
             return self._transform(Picture(image, channels, max_pixels=most, max_value=white))
+        if not isinstance(image, str | Path) and not hasattr(image, "read"):
+            raise SettingsError(
+                f"an image is a path, bytes, a stream, a Pillow image, an array or a tensor, not of type "
+                f"{type(image).__name__}; many go into Predictor.batches"
+            )
         return self._transform(Picture.open(image, channels, max_pixels=most, max_value=white))
 
     @torch.inference_mode()
@@ -114,6 +126,29 @@ class Predictor:
             [Prediction(self.info.classes[index], probability) for index, probability in zip(*row, strict=True)]
             for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def _from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
+    """The image of a uint8 array ``(H, W)`` or ``(H, W, C)``, or of a uint8 tensor ``(H, W)`` or ``(C, H, W)``, with 1,
+    3 or 4 channels."""
+    kind, order, cast = "an array", "(H, W, C)", "astype(np.uint8)"
+    array: NDArray[Any] = pixels.numpy(force=True) if isinstance(pixels, Tensor) else pixels
+    if isinstance(pixels, Tensor):
+        kind, order, cast = "a tensor", "(C, H, W)", "byte()"
+        array = array.transpose(1, 2, 0) if array.ndim == 3 else array
+    if array.dtype != np.uint8:
+        raise SettingsError(
+            f"{kind} of {array.dtype}: pixels are uint8, from 0 to 255; of an image between 0 and 1 they are "
+            f"(image * 255).round().{cast}"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if 0 in array.shape or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise SettingsError(
+            f"{kind} of shape {tuple(pixels.shape)} is no image: that has {order} with 1, 3 or 4 channels, or (H, W); "
+            f"many images go into Predictor.batches"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from convnext import distributed
 from convnext.config import RunSettings
+from convnext.errors import SettingsError
 from convnext.evaluation.metrics import Report
 from convnext.output import say
 from convnext.recipes import recipe
@@ -49,11 +50,12 @@ def train(
     model: nn.Module | None = None,
     data: Mapping[str, Dataset[Any]] | None = None,
     class_names: Sequence[str] | None = None,
+    **changes: Any,
 ) -> Run:
     """Train, evaluate on the test split, and keep everything in the run's folder.
 
     Args:
-        settings: what to do; see `convnext.recipe`, whose name is enough where nothing is to be changed.
+        settings: what to do, as of `convnext.recipe`; or a recipe's name.
         resume: go on with the newest run of this name where there is one.
         model: one's own module, from normalized images ``(N, C, H, W)`` to logits ``(N, K)``, trained in place of that
             of the settings. To use the run later, give it again: ``Predictor.load(run, model=…)``.
@@ -61,6 +63,7 @@ def train(
             Pillow images or uint8 tensors ``(C, H, W)`` and class indices. A run that is interrupted goes on exactly
             where each is a function of its index.
         class_names: of the labels of ``data``; None takes the ``classes`` of its training set.
+        changes: of a recipe's settings, as `convnext.recipe` takes them: ``train("digits", epochs=1)``.
 
     Returns:
         The finished run.
@@ -69,8 +72,7 @@ def train(
         UserError: settings, data or an output folder that cannot be used; nothing is written then.
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
-    if isinstance(settings, str):
-        settings = recipe(settings)
+    settings = _settings(settings, changes, model, data)
     settings, splits, accelerator = prepare(settings, model, data, class_names)
     with distributed.reported_once(accelerator):
         with distributed.first_on_machine(accelerator):
@@ -96,3 +98,16 @@ def train(
         if main and before is None and not (folder / "checkpoints").exists() and not read_metrics(folder):
             shutil.rmtree(folder)  # nothing in it but the settings that led to the error
         raise
+
+
+def _settings(settings: RunSettings | str, changes: Mapping[str, Any], model: object, data: object) -> RunSettings:
+    """The settings to train with; SettingsError for what goes into them in another way."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise SettingsError(f"model is a torch.nn.Module, got {model!r}: settings are changed by **{{'model.name': …}}")
+    if data is not None and not isinstance(data, Mapping):
+        raise SettingsError(f"data has data sets by split, got {data!r}: a folder is given by **{{'data.root': …}}")
+    if isinstance(settings, str):
+        return recipe(settings, **changes)
+    if changes:
+        raise SettingsError(f"{', '.join(changes)}: changes go with a recipe's name, or into settings.replace(…)")
+    return settings

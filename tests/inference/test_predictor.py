@@ -2,15 +2,17 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import convnext
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import UnreadableImageError
-from convnext.errors import DataError
+from convnext.errors import DataError, SettingsError
 from convnext.inference.files import expand
 
 
@@ -36,6 +38,42 @@ def test_paths_streams_and_pillow_images_are_alike(digits_run: convnext.Run, dig
     assert predictor(str(path)) == predictor(io.BytesIO(path.read_bytes())) == expected
     assert predictor(Image.open(path).convert("RGB")) == expected
     assert len(predictor(path, top_k=99)) == 10
+
+
+def test_arrays_and_tensors_are_images_too(digits_run: convnext.Run, digits_images: Path) -> None:
+    predictor = convnext.Predictor.load(digits_run.path)
+    image = Image.open(sorted((digits_images / "test" / "7").iterdir())[0]).convert("L")
+    expected, grey = predictor(image), np.asarray(image)
+    colour = np.stack([grey] * 3, axis=-1)
+    for array in (grey, grey[..., None], colour, colour[..., ::-1], np.dstack([colour, np.full_like(grey, 255)])):
+        tensor = torch.from_numpy(array.copy())
+        assert predictor(array) == expected
+        assert predictor(tensor if tensor.ndim == 2 else tensor.permute(2, 0, 1)) == expected
+    three = list(predictor.batches([image, image, image]))
+    assert list(predictor.batches(np.stack([colour] * 3))) == three
+    assert list(predictor.batches([image, grey, torch.from_numpy(grey.copy())])) == three
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8)), r"float64: pixels are uint8, .*\(image \* 255\)\.round\(\)\.astype\(np\.uint8\)"),
+        (torch.zeros(3, 8, 8), r"float32: pixels are uint8, .*\.byte\(\)"),
+        (np.zeros((8, 8), bool), "an array of bool"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"an array of shape \(2, 8, 8, 3\) is no image: that has \(H, W, C\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"an array of shape \(3, 8, 8\) is no image"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor of shape \(8, 8, 3\) is no image: that has \(C, H, W\)"),
+        (np.zeros((0, 8), np.uint8), "is no image"),
+        (["a.png", "b.png"], "not of type list; many go into Predictor.batches"),
+        (None, "not of type NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, message: str, digits_run: convnext.Run) -> None:
+    predictor = convnext.Predictor.load(digits_run.path)
+    with pytest.raises(SettingsError, match=message):
+        predictor(image)
+    with pytest.raises(SettingsError, match=message):
+        list(predictor.batches([image]))
 
 
 def test_any_size_and_mode_is_accepted(digits_run: convnext.Run) -> None:

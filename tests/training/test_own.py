@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 import convnext
 from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch
-from convnext.errors import UserError
+from convnext.errors import SettingsError, UserError
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.trainer import Trainer
 
@@ -37,6 +37,21 @@ class Squares(Dataset[Any]):
         label = index % 2
         pixels[:, 2:6, 4 * label : 4 * label + 4] = 100 + index % 100
         return pixels if self.tensors else Image.fromarray(pixels.permute(1, 2, 0).numpy()), label + self.shift
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ("digits", {"epoch": 1}, "no setting is called epoch: did you mean epochs"),
+        ("digits", {"lr": 1}, r"no setting is called lr: did you mean optimizer\.lr"),
+        ("digits", {"model": "convnext_tiny"}, r"model is a torch\.nn\.Module, got 'convnext_tiny': .*'model\.name'"),
+        ("folder", {"data": "my_images"}, r"data has data sets by split, got 'my_images': .*'data\.root'"),
+        (RunSettings(), {"epochs": 1}, "epochs: changes go with a recipe's name"),
+    ],
+)
+def test_changes_of_a_recipe_go_into_train(settings: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        convnext.train(settings, **changes)
 
 
 def model() -> nn.Module:
