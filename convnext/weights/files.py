@@ -5,12 +5,14 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from convnext.errors import CheckpointError, SettingsError, did_you_mean, reason
 from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
 from convnext.weights.model_info import ModelInfo, read_json
-from convnext.weights.wrappers import Extract, extract
+
+if TYPE_CHECKING:  # what reads no tensors does not wait for torch
+    from convnext.weights.wrappers import Extract
 
 _WEIGHTS, _INFO = "model.safetensors", "model.json"  # of a run's checkpoint
 
@@ -71,22 +73,23 @@ def run_info(weights: str) -> ModelInfo | None:
     raise SettingsError(f"model.weights: there is no file or folder {weights}{hint}")
 
 
-def read_convnext(path: Path, key: str | None = None) -> Extract:
+def read_convnext(path: Path, key: str | None = None) -> "Extract":
     """The weights of a ConvNeXt, in any layout, in a checkpoint file; those under ``key`` where it has several.
     CheckpointError where it is missing, damaged, without such, or holds anything but tensors and plain containers."""
     from convnext.weights.layouts import names_of_layouts
+    from convnext.weights.wrappers import extract
 
     return _explained(path, lambda: extract(_read(path), names_of_layouts(), key))
 
 
-def read_own(path: Path, state: "dict[str, Any]", key: str | None = None) -> Extract:
+def read_own(path: Path, state: "dict[str, Any]", key: str | None = None) -> "Extract":
     """The weights of a model with the names of ``state``; otherwise as `read_convnext`."""
-    from convnext.weights.wrappers import names_of
+    from convnext.weights.wrappers import extract, names_of
 
     return _explained(path, lambda: extract(_read(path), [names_of(state)], key))
 
 
-def _explained(path: Path, reading: Callable[[], Extract]) -> Extract:
+def _explained(path: Path, reading: "Callable[[], Extract]") -> "Extract":
     from safetensors import SafetensorError
 
     try:
