@@ -215,7 +215,7 @@ def _scales(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Se
     """Grey of more than 8 bits whose values are not those that its scale is for."""
     from convnext.data.audit.check import MOST_CLIPPED
 
-    for problem, clipped in (("come out dark", False), ("lie mostly beyond black and white", True)):
+    for problem, clipped in (("dark", False), ("mostly beyond black and white", True)):
         found = [(item, scale) for item, scale in findings.badly_scaled if (scale.clipped > MOST_CLIPPED) == clipped]
         if not found:
             continue
@@ -223,12 +223,11 @@ def _scales(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Se
         # Cameras and scanners give 10, 12 or 14 bits, of which all are rarely seen in one image.
         likely = largest if largest <= 1 else 2 ** int(largest).bit_length() - 1
         lines = [f"{name(item)}: up to {scale.largest:,.6g}" for item, scale in found]
-        headline = f"{_number(len(lines), 'grey image')} of more than 8 bits {problem}: white is {white:,.6g}"
-        yield _Section(
-            False,
-            f"{headline}, their values go up to {largest:,.6g}; --data.max-value {likely:.6g} may be right",
-            lines,
+        headline = (
+            f"{_number(len(lines), 'grey image')} of more than 8 bits {_are(len(lines))} {problem}: white is "
+            f"{white:,.6g}, their values go up to {largest:,.6g}; --data.max-value {likely:.6g} may be right"
         )
+        yield _Section(False, headline, lines)
 
 
 def _sign(exact: bool) -> str:

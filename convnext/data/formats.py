@@ -108,7 +108,7 @@ def bound_pixels(image: ImageFile.ImageFile, raw: bytes, max_pixels: int) -> Non
         pixels = max(pixels, math.prod(edge for edge in edges if isinstance(edge, int)))
     if pixels > max_pixels:
         raise ValueError(
-            f"{width:,} x {height:,} pixels, and --data.max-pixels allows {max_pixels:,}, for the sake of memory"
+            f"{width:,} x {height:,} pixels are more than the {max_pixels:,} that --data.max-pixels allows"
         )
 
 

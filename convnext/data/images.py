@@ -283,9 +283,10 @@ def _grey_levels(
     level = 255 / white if white else 0.0
     # Half a grey level beyond black or white is a rounding error.
     if white is None or (max_value is None and not -0.5 <= level * smallest <= level * largest < 255.5):
-        of = "float grey, white at 1," if image.mode == "F" else "32-bit grey, white nowhere in particular,"
+        rule = "float grey has white at 1" if image.mode == "F" else "32-bit grey has white nowhere in particular"
         raise ValueError(
-            f"{of} with values from {smallest:,.6g} to {largest:,.6g}: give the white of all images, --data.max-value"
+            f"{rule}, and these values go from {smallest:,.6g} to {largest:,.6g}: say what is white in all images by "
+            f"--data.max-value"
         )
     levels = np.empty(values.shape, np.uint8)
     rows = max(BAND // values.shape[1], 1)

@@ -1,5 +1,6 @@
 """Class names and probabilities for images, from a run's folder alone."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -91,7 +92,7 @@ class Predictor:
         """Predictions for many images, as one alone is given, in order; an unreadable one yields its
         `UnreadableImageError`."""
         stream = iter(images)
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
             while chunk := list(islice(stream, batch_size)):
                 prepared = list(threads.map(self._try_prepare, chunk))
                 readable = [pixels for pixels in prepared if isinstance(pixels, Tensor)]

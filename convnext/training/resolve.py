@@ -15,7 +15,7 @@ from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.cache.source import open_cache
 from convnext.data.datasets.load import OWN, load_splits
 from convnext.data.datasets.own import own_splits
-from convnext.data.splits import SPELLINGS, Splits
+from convnext.data.splits import Splits
 from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
@@ -93,11 +93,11 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
 
 def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:
     """The splits with their images decoded in a cache, where the settings ask for one and they are not in memory;
-    CacheError where there is no room for it."""
+    CacheError where there is no room for it. The test images, which are read once, stay as they are: what is reported
+    is measured on the pixels that `evaluate` and `predict` see, and not on those that were shrunk for the cache."""
     if data.cache == "none":
         return splits
-    by_name = {name: source for name in SPELLINGS if (source := splits.split(name)) and not source.in_memory}
+    sources = {name: source for name in ("train", "val") if (source := splits.split(name)) and not source.in_memory}
     options = data.cache_image_size, data.workers, progress
-    opened = {id(source): open_cache(source, *options) for source in by_name.values()}  # val and test may be one
-    changes: dict[str, Any] = {name: opened[id(source)] for name, source in by_name.items()}
+    changes: dict[str, Any] = {name: open_cache(source, *options) for name, source in sources.items()}
     return replace(splits, **changes)

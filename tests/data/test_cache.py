@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from convnext.config import AugmentSettings, RunSettings
+from convnext.config import AugmentSettings, DataSettings, RunSettings
 from convnext.data.cache.source import CachedSource, CacheError, open_cache
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
 from convnext.data.sources import FileSource, ImageSource, scan_folder
+from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, TrainTransform
+from convnext.training.resolve import cached
 from convnext.weights.model_info import read_json
 from tests.support.caching import FORK, SIZE, forked, make_images, opened, same_pixels
 
@@ -220,6 +222,22 @@ def test_memory_does_not_grow_with_epochs_and_workers(tmp_path: Path) -> None:
         worker.join()
     assert all(grown < size / 5 for grown in growth), growth
     assert own_memory() - before < size / 5
+
+
+def test_the_test_images_are_those_of_the_files(source: FileSource) -> None:
+    images = Splits(("a", "b"), source, source, source)  # val and test are one
+    splits = cached(images, DataSettings(cache="disk", cache_image_size=SIZE), progress=False)
+    assert isinstance(splits.train, CachedSource)
+    assert isinstance(splits.val, CachedSource)
+    assert splits.test is source
+
+
+def test_settings_that_change_the_pixels_have_files_of_their_own(source: FileSource) -> None:
+    plain = opened(source)
+    for change in ({"max_value": 4095.0}, {"max_pixels": 100}):
+        assert opened(source.configured(DataSettings(**change))).path != plain.path  # type: ignore[arg-type]
+    with pytest.raises(UnreadableImageError, match=r"--data\.max-pixels allows"):
+        opened(source.configured(DataSettings(max_pixels=100))).load(0)
 
 
 def test_a_run_that_cached_in_memory_can_still_be_read(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_12_bits_that_the_file_states_are_white_at_4095() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        (RAMP * 4095, r"float grey, white at 1, with values from 0 to 4,095: .*--data\.max-value"),
-        (RAMP - 0.5, r"float grey, white at 1, with values from -0\.5 to 0\.5: .*--data\.max-value"),
+        (RAMP * 4095, r"float grey has white at 1, and these values go from 0 to 4,095: .*--data\.max-value"),
+        (RAMP - 0.5, r"float grey has white at 1, and these values go from -0\.5 to 0\.5: .*--data\.max-value"),
         (np.where(RAMP > 0.9, np.nan, RAMP), "not finite numbers"),
         (np.where(RAMP > 0.9, np.inf, RAMP), "not finite numbers"),
     ],
@@ -111,13 +111,13 @@ def folder(tmp_path: Path) -> Path:
 def test_the_check_says_which_setting_dark_images_want(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["datasets", "check", str(folder)])
     line = next(line for line in capsys.readouterr().out.splitlines() if "8 bits" in line)
-    assert "20 grey images of more than 8 bits come out dark: white is 65,535" in line
+    assert "20 grey images of more than 8 bits are dark: white is 65,535" in line
     assert "--data.max-value 4095" in line
     main(["datasets", "check", str(folder), "--data.max-value", "4095"])
     assert "8 bits" not in capsys.readouterr().out
     main(["datasets", "check", str(folder), "--data.max-value", "500"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "8 bits" in line)
-    assert "lie mostly beyond black and white: white is 500" in line
+    assert "are mostly beyond black and white: white is 500" in line
     settings = DataSettings(root=folder, max_value=500)
     assert len(check(read_splits(settings), progress=False).as_dict()["badly_scaled"]) == 20
 
@@ -144,7 +144,7 @@ def test_training_evaluation_and_prediction_read_by_the_same_setting(folder: Pat
     for source in (splits.train, splits.test):
         predictor(source.image_name(0))
         assert np.array_equal(Recorder.images[0].permute(1, 2, 0), np.asarray(source.load(0)))
-    with pytest.raises(UnreadableImageError, match=r"--data\.max-pixels allows 300"):
+    with pytest.raises(UnreadableImageError, match=r"300 that --data\.max-pixels allows"):
         predictor(encoded(Image.new("L", (17, 18)), "PNG"))
 
 
