@@ -3,6 +3,9 @@
 import ctypes
 import os
 import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -74,6 +77,14 @@ def pick_precision(name: str, device: str) -> str:
     if name == "fp16" and device != "cuda":
         raise SettingsError(f"precision fp16 needs a CUDA device, and this run uses {device}: use bf16 or fp32")
     return name
+
+
+def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """The context in which a model computes as a run of that ``precision`` does; in fp32 where the device lacks it."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None or (dtype == torch.float16 and device.type != "cuda"):
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype)
 
 
 def keep_freed_memory() -> None:

@@ -11,6 +11,8 @@ import tyro
 from convnext.commands.terminal import Flag, Table, parse, print_table
 from convnext.output import show
 
+_CONFUSED_SHOWN = 5  # pairs of classes; the report has more
+
 
 @dataclass(frozen=True)
 class _Evaluate:
@@ -51,10 +53,15 @@ def main(args: Sequence[str]) -> int:
         scores = (f"{values[key]:.4f}" for key in ("precision", "recall", "f1"))
         rows.add_row(name, *scores, f"{values['support']:,}")
     print_table(rows)
+    if report.most_confused:
+        confused = Table("confused most", "taken for", "images")
+        for pair in report.most_confused[:_CONFUSED_SHOWN]:
+            confused.add_row(pair["true"], pair["predicted"], f"{pair['count']:,} of {pair['support']:,}")
+        print_table(confused)
     show(
         f"top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
         f"loss {report.loss:.4f} over {report.count:,} images"
         + (f"; {report.unreadable} unreadable left out" if report.unreadable else "")
     )
-    show(f"report and pictures: {options['run']}")
+    show(f"report, pictures and a table of all images: {options['run']}")
     return 0

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from convnext import kernels
 from convnext.config import DataSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.datasets.own import own_splits
@@ -21,8 +22,11 @@ from convnext.data.sources import ImageSource
 from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import CheckpointError, DataError, SettingsError
-from convnext.evaluation.metrics import Report, compute_report, confusion
+from convnext.evaluation.metrics import Report, compute_report, most_confident_mistakes, ranked
+from convnext.evaluation.predictions import write_predictions
+from convnext.models.classifier import classify_in_full_precision
 from convnext.output import say
+from convnext.plots import predictions as pictures
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.storage.files import write_text
@@ -30,8 +34,10 @@ from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from numpy.typing import NDArray
 
-_SHOWN = 32  # images of a picture of predictions
+_SHOWN, _PIXELS = 32, 256  # images of a picture of predictions, and their longer sides at most
+PICTURES = ("confusion_matrix", "predictions", "mistakes")  # of a report, by the ends of their names
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ class SplitLogits:
     targets: Tensor
     indices: Tensor
     unreadable: list[str]
+
+
+def prepare_model(model: nn.Module, info: ModelInfo) -> nn.Module:
+    """The same model, on its device, to compute as a training and its evaluations do: with our kernels, and the logits
+    in float32."""
+    kernels.install(model)
+    classify_in_full_precision(model, len(info.classes))
+    return model
 
 
 @torch.inference_mode()
@@ -159,7 +173,7 @@ def evaluate(
         CheckpointError: no such checkpoint, or one for other classes than the data's.
         DataError: the data is missing or cannot be read.
     """
-    from convnext.devices import keep_freed_memory, pick_device
+    from convnext.devices import pick_device
 
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
@@ -175,18 +189,34 @@ def evaluate(
     if source is None:
         raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
     same_images = _check_same_images(run, folder, splits, split, root)
-    keep_freed_memory()
-    chosen = torch.device(pick_device(device))
-    model = model.to(chosen).to(memory_format=torch.channels_last)
-    if flip:
-        model = FlipAverage(model)
-    predictions = compute_logits(model, source, info, device=chosen, batch_size=batch_size, workers=workers)
+    where = torch.device(pick_device(device))
+    predictions = _compute_as_trained(model, source, info, settings.precision, where, batch_size, workers, flip)
     stem = splits.test_name if split == "test" else split
     stem += "" if folder.name == "last" or run == folder else f"-{folder.name}"
     stem += "-flip" if flip else ""
     if not same_images:
         stem += f"-on-{changed.root.name}" if changed.root else "-on-other-images"
     return write_report(run, stem, predictions, source, info)
+
+
+def _compute_as_trained(
+    model: nn.Module,
+    source: ImageSource,
+    info: ModelInfo,
+    precision: str,
+    device: torch.device,
+    batch_size: int,
+    workers: int | None,
+    flip: bool,
+) -> SplitLogits:
+    """The logits that the run itself, trained in that precision, would compute on the device."""
+    from convnext.devices import autocast_of, keep_freed_memory
+
+    keep_freed_memory()
+    model = prepare_model(model.to(device).to(memory_format=torch.channels_last), info)
+    autocast = autocast_of(precision, device)
+    model = FlipAverage(model) if flip else model
+    return compute_logits(model, source, info, device=device, batch_size=batch_size, workers=workers, autocast=autocast)
 
 
 def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root: str | Path | None) -> bool:
@@ -221,15 +251,35 @@ def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
 
 
 def write_report(run: Path, stem: str, predictions: SplitLogits, source: ImageSource, info: ModelInfo) -> Report:
-    """Write ``<stem>_report.json``, ``<stem>_confusion_matrix.png`` and ``<stem>_predictions.png`` into the run."""
-    from convnext.plots.predictions import confusion_matrix, prediction_grid
-
-    report = compute_report(predictions.logits, predictions.targets, info.classes, len(predictions.unreadable))
+    """Write what a model made of a split into the run's folder: ``<stem>_report.json``, ``<stem>_predictions.csv`` and
+    the pictures of `PICTURES`, ``<stem>_….png``."""
+    logits, targets, classes = predictions.logits, predictions.targets, info.classes
+    report = compute_report(logits, targets, classes, len(predictions.unreadable))
     write_text(run / f"{stem}_report.json", json.dumps(report.as_dict(), indent=2))
-    counts = confusion(predictions.logits, predictions.targets).numpy()
-    confusion_matrix(counts, info.classes, run / f"{stem}_confusion_matrix.png")
-    shown = np.linspace(0, report.count - 1, min(_SHOWN, report.count)).astype(int)  # spread evenly over the split
-    images = [source.load(int(predictions.indices[row])) for row in shown]
-    labels, probabilities = predictions.targets[shown].tolist(), predictions.logits[shown].softmax(1).numpy()
-    prediction_grid(images, labels, probabilities, info.classes, run / f"{stem}_predictions.png")
+    write_predictions(run / f"{stem}_predictions.csv", source, classes, logits, targets, predictions.indices)
+    matrix, some, mistakes = (run / f"{stem}_{picture}.png" for picture in PICTURES)
+    pictures.confusion_matrix(report.confusion, report.most_confused, classes, matrix)
+    evenly = np.linspace(0, report.count - 1, min(_SHOWN, report.count)).astype(int)
+    pictures.prediction_grid(
+        _shown(predictions, source, info, evenly), f"{stem}: images spread evenly over the split", some
+    )
+    worst = most_confident_mistakes(logits, targets, _SHOWN).numpy()
+    title = f"{stem}: the most confident mistakes" if len(worst) else f"{stem}: no mistakes"
+    pictures.prediction_grid(_shown(predictions, source, info, worst), title, mistakes)
     return report
+
+
+def _shown(
+    predictions: SplitLogits, source: ImageSource, info: ModelInfo, rows: "NDArray[np.int64]"
+) -> list[pictures.PredictedImage]:
+    """The images of these rows of the predictions, small."""
+    shown = []
+    best = ranked(predictions.logits[rows])[:, 0].tolist()
+    for row, guess in zip(rows.tolist(), best, strict=True):
+        index = int(predictions.indices[row])
+        image = source.load(index)
+        image.thumbnail((_PIXELS, _PIXELS))
+        probability = predictions.logits[row].softmax(0)[guess].item()
+        true, name = info.classes[predictions.targets[row]], Path(source.image_name(index)).name
+        shown.append(pictures.PredictedImage(image, name, true, info.classes[guess], probability))
+    return shown

@@ -8,7 +8,7 @@ import numpy as np
 
 from convnext.config import RunSettings
 from convnext.data.resizing import sizes_by_epoch
-from convnext.plots.style import BLUE, ORANGE, new_figure, save_figure
+from convnext.plots.style import BLUE, ORANGE, RED, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +17,38 @@ if TYPE_CHECKING:
 _POINTS = 2000  # of a learning rate's curve: as many as a picture can show
 
 
-def curves(history: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Write a PNG of loss and accuracy of training and validation over the epochs: the lines of ``metrics.jsonl``."""
+def curves(
+    history: Sequence[dict[str, Any]],
+    path: Path,
+    title: str,
+    best_step: int | None = None,
+    test: Mapping[str, float] | None = None,
+    test_name: str = "test",
+) -> None:
+    """Write a PNG of loss and accuracy of training and validation over the epochs.
+
+    Args:
+        history: the lines of ``metrics.jsonl``.
+        path: PNG to write.
+        title: of the picture.
+        best_step: the step whose epoch is marked as the best; None for none.
+        test: ``loss`` and ``top1`` of the last weights on the split called ``test_name``; None while there are none.
+    """
     figure, panels = _loss_and_accuracy()
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(title)
     for name, axes in panels.items():
         for split, color in (("train", BLUE), ("val", ORANGE)):
             _draw_curve(axes, history, f"{split}_{name}", color=color, label=split)
+        best = [line for line in history if line["step"] == best_step and f"val_{name}" in line]
+        if best:
+            label = f"best: epoch {best[0]['epoch']}, {_text(name, best[0][f'val_{name}'])}"
+            _draw_curve(
+                axes, best, f"val_{name}", color=ORANGE, marker="o", markersize=8, ls="", mfc="none", label=label
+            )
+        if test is not None:
+            last = [{"epoch": history[-1]["epoch"], name: test[name]}]
+            label = f"{test_name}: {_text(name, test[name])}"
+            _draw_curve(axes, last, name, color=RED, marker="*", markersize=10, ls="", label=label)
         axes.legend()
     save_figure(figure, path)
 
@@ -41,9 +66,7 @@ def compare(histories: Mapping[str, Sequence[dict[str, Any]]], path: Path) -> No
         for name, axes in panels.items():
             _draw_curve(axes, history, f"val_{name}", color=color)
             _draw_curve(axes, history, f"train_{name}", color=color, linestyle="--", alpha=0.6)
-    legend = figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
     save_figure(figure, path)
 
 
@@ -51,7 +74,7 @@ def _loss_and_accuracy() -> "tuple[Figure, dict[str, Axes]]":
     """An empty figure, and its two panels by what they show of ``metrics.jsonl``."""
     figure = new_figure(figsize=(10, 4))
     panels = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
-    for axes, label in zip(panels.values(), ("cross-entropy", "top-1 accuracy"), strict=True):
+    for axes, label in zip(panels.values(), ("cross-entropy", "top-1 accuracy, %"), strict=True):
         axes.set(xlabel="epoch", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
@@ -60,9 +83,14 @@ def _loss_and_accuracy() -> "tuple[Figure, dict[str, Axes]]":
 
 def _draw_curve(axes: "Axes", history: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
     """One number over the epochs that have it, where any has."""
-    points = [(line["epoch"], line[name]) for line in history if name in line]
+    scale = 100 if name.endswith("top1") else 1
+    points = [(line["epoch"], scale * line[name]) for line in history if name in line]
     if points:
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", **style)
+        axes.plot(*zip(*points, strict=True), **({"marker": "." if len(points) < 30 else ""} | style))
+
+
+def _text(name: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if name == "top1" else f"{value:.4f}"
 
 
 def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
@@ -70,7 +98,7 @@ def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
     steps = np.unique(np.linspace(0, settings.epochs * steps_per_epoch - 1, _POINTS).round()).astype(int).tolist()
     rates = [settings.learning_rate(step, steps_per_epoch) for step in steps]
     figure = new_figure(figsize=(8, 4))
-    figure.suptitle(settings.name, parse_math=False)
+    figure.suptitle(settings.name)
     axes = figure.subplots()
     axes.plot([(step + 1) / steps_per_epoch for step in steps], rates, color=BLUE)
     axes.set(xlabel="epoch", xlim=(0, settings.epochs), ylim=(0, None))

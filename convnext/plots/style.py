@@ -1,31 +1,106 @@
-"""The one style of all pictures, and their writing."""
+"""The one style of all pictures, their texts, and their writing."""
 
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convnext.errors import UserError
+from convnext.output import escaped
 from convnext.storage.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
-BLUE, ORANGE, RED = "#1f6fb4", "#e07b22", "#b3261e"
+BLUE, ORANGE, RED, GREY = "#1f6fb4", "#e07b22", "#b3261e", "#666666"
 
 
 def new_figure(**options: Any) -> "Figure":
     """A figure without a display; the options are matplotlib's."""
     from matplotlib.figure import Figure  # without pyplot, which has global state
 
-    return Figure(layout="constrained", **options)
+    return Figure(**{"layout": "constrained"} | options)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG, whole or not at all.
+    """Write a PNG, whole or not at all, with all texts as they are: without formulas, in whatever script.
 
     Raises:
         UserError: its folder is not there.
     """
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: folder {path.parent} is not there: make it first")
-    with writing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=120)
+    with writing(path) as unfinished, _any_script(figure):
+        figure.savefig(unfinished, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
+
+
+def fit_texts(figure: "Figure", texts: "Iterable[Text]", width: float) -> None:
+    """Let texts be small enough for so many inches."""
+    with _any_script(figure):
+        for text in texts:
+            needed, most = text.get_window_extent().width, width * figure.dpi
+            text.set_fontsize(float(text.get_fontsize()) * most / max(needed, most))
+
+
+@contextmanager
+def _any_script(figure: "Figure") -> Iterator[None]:
+    """Give the figure's texts the fonts that they need; what no font of the system has becomes a box, silently."""
+    from matplotlib.text import Text
+
+    texts: list[Any] = figure.findobj(Text)
+    families = _families("".join(text.get_text() for text in texts))
+    for text in texts:
+        text.set(family=families, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def _families(text: str) -> list[str]:
+    """The usual font's family, and for characters that it lacks those of the system's fonts that have them."""
+    from matplotlib import font_manager, rcParams
+
+    fonts = font_manager.fontManager
+    missing = set(text) - _characters(fonts.findfont(font_manager.FontProperties())) - set("\n")
+    families = list(rcParams["font.family"])
+    for font in fonts.ttflist:
+        if not missing:
+            break
+        if not font.name.startswith("Last Resort") and missing & (available := _characters(font.fname)):
+            families.append(font.name)
+            missing -= available
+    return families
+
+
+def _characters(font: str) -> set[str]:
+    from matplotlib.font_manager import get_font
+
+    return {chr(code) for code in get_font(font).get_charmap()}
+
+
+def wrapped(text: str, width: int, lines: int = 2) -> str:
+    """A text in at most so many lines of at most ``width`` columns, of which ideographs take two; what does not fit is
+    left out."""
+    text, width = _printable(text, width)
+    split = textwrap.wrap(text, width, break_on_hyphens=False)
+    if len(split) > lines:
+        split[lines - 1 :] = [split[lines - 1][: width - 1] + "…"]
+    return "\n".join(split)
+
+
+def shortened(text: str, width: int) -> str:
+    """A text in one line of at most ``width`` columns, without its middle where it is longer."""
+    text, width = _printable(text, width)
+    left_out = len(text) > width
+    return f"{text[: width // 2]}…{text[len(text) - (width - 1) // 2 :]}" if left_out else text
+
+
+def _printable(text: str, width: int) -> tuple[str, int]:
+    """The text with control characters escaped, and how many of its characters take so many columns."""
+    from rich.cells import cell_len
+
+    text = escaped(text)
+    return text, max(2, width * len(text) // max(cell_len(text), 1))

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
+from convnext.evaluation.metrics import ranked
 from convnext.training.loss import cross_entropy
 
 
@@ -47,7 +48,7 @@ def backward(
             weight = min(len(labels), count) * accelerator.num_processes / everyones
             accelerator.backward(loss * weight)
         if count:
-            correct = (logits.detach().argmax(1) == labels).sum()
+            correct = (ranked(logits.detach())[:, 0] == labels).sum()
             sums += torch.stack([loss.detach() * len(labels), correct])
     return sums
 

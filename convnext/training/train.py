@@ -12,14 +12,14 @@ from torch.utils.data import Dataset
 
 from convnext import distributed
 from convnext.config import RunSettings
-from convnext.errors import SettingsError
+from convnext.errors import SettingsError, UserError
 from convnext.evaluation.metrics import Report
 from convnext.output import say
 from convnext.recipes import recipe
 from convnext.runs.folder import folder_to_resume, new_folder, read_metrics
 from convnext.storage.locks import locked
 from convnext.training import faults
-from convnext.training.interruption import StopSignals
+from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
@@ -91,8 +91,12 @@ def train(
         ):
             trainer.open(folder)
             with trainer.tracker:
-                trainer.fit(signals)
-                report = trainer.finish(signals)
+                try:
+                    trainer.fit(signals)
+                    report = trainer.finish(signals)
+                except (InterruptedRunError, UserError):
+                    trainer.draw_curves()
+                    raise
             return Run(folder, trainer.settings, report, splits.test_name, list(trainer.unreadable))
     except Exception:
         if main and before is None and not (folder / "checkpoints").exists() and not read_metrics(folder):

@@ -14,13 +14,20 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from convnext import distributed, kernels
+from convnext import distributed
 from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
 from convnext.data.splits import Splits
 from convnext.data.transforms import Normalize, batch_mix
-from convnext.errors import CheckpointError
-from convnext.evaluation.evaluator import SplitLogits, check_classes, compute_logits, write_report
+from convnext.errors import CheckpointError, UserError, reason
+from convnext.evaluation.evaluator import (
+    PICTURES,
+    SplitLogits,
+    check_classes,
+    compute_logits,
+    prepare_model,
+    write_report,
+)
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
 from convnext.output import say
@@ -47,6 +54,7 @@ from convnext.weights.loading import load_state, start_from
 from convnext.weights.model_info import ModelInfo, read_json
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
+DRAWN_EVERY = 20.0  # seconds, at least, from one drawing of the curves to the next: it takes a fifth of one
 
 
 class Trainer:
@@ -85,7 +93,7 @@ class Trainer:
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         raw_model = registry.build(settings.model, len(splits.classes)) if model is None else model
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
-        kernels.install(self.raw_model)
+        prepare_model(self.raw_model, self.info)
         self._parameters = list(self.raw_model.parameters())
         self._buffers = list(self.raw_model.buffers())  # batch norm's; ConvNeXt has none
         self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
@@ -97,7 +105,7 @@ class Trainer:
         self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._fault = ""  # where the first of the steps that are being skipped went wrong
-        self._clock = self._last_save = time.perf_counter()
+        self._clock = self._last_save = self._last_drawing = time.perf_counter()
         self.folder = settings.output
         self.display = progress.Display(self.total_steps, 0, shown=False)
 
@@ -164,11 +172,23 @@ class Trainer:
         predictions = self.predict("test", signals)
         if not self.main:
             return self._report(predictions)
-        curves(self.tracker.history, self.folder / "curves.png", self.settings.name)
         report = write_report(self.folder, self.splits.test_name, predictions, self.splits.test, self.info)
-        names = ("curves", *(f"{self.splits.test_name}_{name}" for name in ("confusion_matrix", "predictions")))
+        self.draw_curves(report)
+        names = ("curves", *(f"{self.splits.test_name}_{name}" for name in PICTURES))
         self.tracker.finish(report, [self.folder / f"{name}.png" for name in names])
         return report
+
+    def draw_curves(self, report: Report | None = None) -> None:
+        """Bring ``curves.png`` up to date, with the numbers on the test split where there are any."""
+        self._last_drawing = time.perf_counter()
+        if not self.main or not self.tracker.history:
+            return
+        test = None if report is None else {"loss": report.loss, "top1": report.top1}
+        path, state = self.folder / "curves.png", self.state
+        try:
+            curves(self.tracker.history, path, self.settings.name, state.best_step, test, self.splits.test_name)
+        except (OSError, UserError) as error:  # a full disk, which a run may outlive
+            self.display.line(f"cannot write {path}: {reason(error)}")
 
     def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
         """One optimizer step: the mean gradient over the images of all processes, in micro-batches. Returns whether any
@@ -275,6 +295,8 @@ class Trainer:
         if save or due or self._is_due():
             self._save()
         self.display.line(progress.epoch_line(metrics, settings.epochs))
+        if time.perf_counter() - self._last_drawing >= DRAWN_EVERY and epoch < settings.epochs:
+            self.draw_curves()
         self.display.resume_clock()
         self._clock = time.perf_counter()
 

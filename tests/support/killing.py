@@ -158,7 +158,7 @@ def _command(args: list[str], folder: Path, log: Path, prepare: Callable[[], Non
     multiprocessing.set_start_method("fork", force=True)  # of data workers, as where a shell starts the command
     torch.set_num_threads(1)
     for module, picture in ((trainer, "curves"), (predictions, "confusion_matrix"), (predictions, "prediction_grid")):
-        setattr(module, picture, lambda *_: None)  # more than half of the time, and nothing that is compared
+        setattr(module, picture, lambda *_, **__: None)  # more than half of the time, and nothing that is compared
     if prepare is not None:
         prepare()
     sys.exit(main(args))

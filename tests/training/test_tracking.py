@@ -81,8 +81,8 @@ def test_training_ends_with_the_final_metrics_and_pictures_at_the_trackers(tmp_p
     run = convnext.train(small)
     ((_, top1),) = scalars(run.path, "test/top1")
     assert top1 == round(run.report.top1, 4)
-    names = ["pictures/curves", "pictures/test_confusion_matrix", "pictures/test_predictions"]
-    assert events(run.path).Tags()["images"] == names
+    names = ("curves", "test_confusion_matrix", "test_predictions", "test_mistakes")
+    assert events(run.path).Tags()["images"] == [f"pictures/{name}" for name in names]
 
 
 def test_a_resumed_run_goes_on_from_its_step(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop: it learns, and neither accumulation nor an interruption changes what it computes."""
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ from convnext.data.loading.loader import Batch
 from convnext.errors import CheckpointError, DataError, SettingsError, UserError
 from convnext.runs.folder import folders, read_metrics
 from convnext.storage.locks import locked
+from convnext.training import trainer as trainer_module
 from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.tracking import Tracker
 from convnext.training.trainer import Trainer
 from tests.support.killing import result
 
@@ -58,7 +61,7 @@ def test_a_run_learns_and_leaves_its_files(digits_run: convnext.Run) -> None:
     assert history[-1]["val_loss"] < 0.6 * history[0]["val_loss"]
     assert digits_run.report.top1 > 0.8
     assert digits_run.report.count == 360
-    for name in ("curves.png", "test_confusion_matrix.png", "test_predictions.png"):
+    for name in ("curves.png", "test_confusion_matrix.png", "test_predictions.png", "test_mistakes.png"):
         assert (digits_run.path / name).read_bytes().startswith(b"\x89PNG")
     assert json.loads((digits_run.path / "test_report.json").read_text())["top1"] == digits_run.report.top1
     for name in ("last", "best"):
@@ -280,6 +283,37 @@ def test_a_signal_in_the_final_evaluation_stops_it(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "digits" / "test_report.json").exists()
     assert convnext.train(short(tmp_path), resume=True).path.name == "digits"
     assert (tmp_path / "digits" / "test_report.json").exists()
+
+
+def test_an_interrupted_run_has_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_step = Trainer.step
+
+    def signal_before(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        if trainer.state.step == 14:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(trainer, batch, signals)
+
+    monkeypatch.setattr(Trainer, "step", signal_before)
+    with pytest.raises(InterruptedRunError):
+        convnext.train(short(tmp_path, batch_size=128))
+    assert (tmp_path / "digits" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_are_drawn_while_a_run_goes_on_and_do_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn = list[tuple[int, Any]]()
+
+    def full_disk(history: list[dict[str, Any]], *details: Any) -> None:
+        drawn.append((history[-1]["epoch"], details[3]))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(trainer_module, "curves", full_disk)
+    monkeypatch.setattr(trainer_module, "DRAWN_EVERY", 0)
+    monkeypatch.setattr(Tracker, "finish", lambda *_: None)
+    report = convnext.train(short(tmp_path, epochs=3)).report
+    assert drawn == [(1, None), (2, None), (3, {"loss": report.loss, "top1": report.top1})]
+    assert capfd.readouterr().err.count("curves.png: No space left on device") == 3
 
 
 def test_a_signal_in_a_validation_stops_it_and_it_is_done_when_the_run_goes_on(
