@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -28,6 +28,8 @@ class _Predict:
     """Which weights."""
     max_pixels: Annotated[int | None, tyro.conf.arg(name="data.max-pixels")] = None
     """Pixels above which an image counts as unreadable; None takes the run's."""
+    max_value: Annotated[float | None, tyro.conf.arg(name="data.max-value")] = None
+    """Value that is white in grey images of more than 8 bits; None takes the run's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     json: Flag = False
@@ -39,17 +41,18 @@ def main(args: Sequence[str]) -> int:
     options = parse(_Predict, args, "predict")
     if options.top_k < 1:
         raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
-    if options.max_pixels is not None and options.max_pixels < 1:
-        raise SettingsError(f"data.max-pixels: must be at least 1, got {options.max_pixels}")
     if not options.images:
         raise SettingsError("which images? give files, folders, patterns, or - for standard input")
+    from convnext.config import DataSettings
     from convnext.data.progress import tracked
     from convnext.inference.files import expand
     from convnext.inference.predictor import Predictor
 
+    given: dict[str, Any] = {"max_pixels": options.max_pixels, "max_value": options.max_value}
+    reading = {name: value for name, value in given.items() if value is not None}
+    DataSettings(**reading)  # which refuses what is out of bounds
     predictor = Predictor.load(options.run, options.checkpoint, options.device)
-    if options.max_pixels is not None:
-        predictor.info = predictor.info.model_copy(update={"max_pixels": options.max_pixels})
+    predictor.info = predictor.info.model_copy(update=reading)
     paths = expand(options.images)
     sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
     predictions, failures = [], 0

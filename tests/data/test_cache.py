@@ -235,7 +235,7 @@ def test_the_test_images_are_those_of_the_files(source: FileSource) -> None:
 def test_settings_that_change_the_pixels_have_files_of_their_own(source: FileSource) -> None:
     plain = opened(source)
     for change in ({"max_value": 4095.0}, {"max_pixels": 100}):
-        assert opened(source.configured(DataSettings(**change))).path != plain.path  # type: ignore[arg-type]
+        assert opened(source.configured(DataSettings(**change))).path != plain.path
     with pytest.raises(UnreadableImageError, match=r"--data\.max-pixels allows"):
         opened(source.configured(DataSettings(max_pixels=100))).load(0)
 

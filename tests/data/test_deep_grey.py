@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from convnext import Run
 from convnext.cli import main
 from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.audit.check import check
@@ -146,6 +147,18 @@ def test_training_evaluation_and_prediction_read_by_the_same_setting(folder: Pat
         assert np.array_equal(Recorder.images[0].permute(1, 2, 0), np.asarray(source.load(0)))
     with pytest.raises(UnreadableImageError, match=r"300 that --data\.max-pixels allows"):
         predictor(encoded(Image.new("L", (17, 18)), "PNG"))
+
+
+def test_predict_takes_both_settings(tmp_path: Path, digits_run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    image, run = tmp_path / "float.tif", str(digits_run.path)
+    Image.fromarray((RAMP * 1000).astype(np.float32)).save(image)
+    assert main(["predict", run, str(image)]) == 2
+    assert "--data.max-value" in capfd.readouterr().err
+    assert main(["predict", run, str(image), "--data.max-value", "1000", "--data.max-pixels", "600"]) == 0
+    assert main(["predict", run, str(image), "--data.max-pixels", "599"]) == 2
+    assert "20 pixels are more than the 599 that --data.max-pixels allows" in capfd.readouterr().err
+    assert main(["predict", run, str(image), "--data.max-pixels", "0"]) == 2
+    assert "data.max_pixels: " in capfd.readouterr().err
 
 
 def test_a_folder_of_which_nothing_can_be_read_says_why(tmp_path: Path) -> None:
