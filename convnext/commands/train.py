@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ from convnext.commands.terminal import Flag, parse
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
 from convnext.output import filled, is_first_process, say, show
+from convnext.storage.downloads import offline
+from convnext.weights.catalogue import AUTO
 
 if TYPE_CHECKING:
     from convnext.training.train import Run
@@ -45,7 +48,14 @@ def main(args: Sequence[str]) -> int:
     default = _Train(recipe.settings.replace(**values))
     parsed = parse(_Train, options, f"train {recipe.name}", default, description)
     given = recipes.given_names(values) | _given(options)
-    settings, notes = recipes.complete(parsed.settings, given)
+    settings = parsed.settings
+    if parsed.resume and settings.model.weights == AUTO:
+        from convnext.runs.folder import weights_before
+
+        if (before := weights_before(settings.output, settings.name)) is not None:
+            settings = settings.replace(**{"model.weights": before[0]})
+    with offline() if parsed.dry_run else nullcontext():
+        settings, notes = recipes.complete(settings, given)
     say(*notes)
     if parsed.dry_run:
         from convnext.training.plan import plan

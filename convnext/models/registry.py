@@ -40,6 +40,8 @@ OWN = "own"  # the name of a module that a program trains without registering it
 _ORIGIN = {"weights", "weights_key"}  # settings that say where weights come from, which every model has
 # Of a ConvNeXt with released weights, or a model with those of a run, which bring all the rest.
 _FREE_BESIDE_WEIGHTS = _ORIGIN | {"name", "in_channels", "stochastic_depth", "head_init_scale", "init"}
+ARCHITECTURE = {f"model.{name}" for name in ModelSettings.model_fields.keys() - _FREE_BESIDE_WEIGHTS}
+"""The settings, by dotted name, that weights bring with them, beside the model's name."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,15 @@ def folder_to_resume(settings: RunSettings) -> Path | None:
     return (idle or open_runs or same)[0]
 
 
+def weights_before(output: Path, name: str) -> tuple[str | None] | None:
+    """The ``model.weights`` of the newest run of this name, which going on must not choose anew; None where there is no
+    such run."""
+    for folder in folders(output, name):
+        if (folder / "settings.json").is_file():
+            return (read_json(folder / "settings.json", RunSettings).model.weights,)
+    return None
+
+
 def _has_settings(folder: Path, settings: RunSettings) -> bool:
     try:
         check_same_settings(folder, settings)

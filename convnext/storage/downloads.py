@@ -20,6 +20,7 @@ from email.message import Message
 from http.client import HTTPException
 from io import FileIO
 from pathlib import Path, PurePosixPath
+from threading import Thread
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -49,6 +50,33 @@ def offline() -> Iterator[None]:
         yield
     finally:
         _is_offline.reset(token)
+
+
+def is_offline() -> bool:
+    """Whether nothing is to be fetched."""
+    return _is_offline.get()
+
+
+def check_reachable(url: str, seconds: float = 5.0) -> None:
+    """Raise a DownloadError unless the server answers within so many seconds, whatever it answers. A thread of its own
+    asks, since the look-up of a name cannot be cut short, and each of its addresses may take as long."""
+    problems: list[str] = []
+
+    def ask() -> None:
+        try:
+            urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+            problems.append("")
+        except HTTPError as error:
+            error.close()
+            problems.append("")
+        except (HTTPException, OSError) as error:
+            problems.append(reason(error.reason if isinstance(error, URLError) else error))
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if problem := problems[0] if problems else f"no answer in {seconds:g} s":
+        raise DownloadError(f"cannot reach {urlsplit(url).hostname}: {problem}")
 
 
 def refuse_offline(what: str) -> None:

@@ -136,6 +136,14 @@ def find(name: str, tag: str) -> Weights:
     return WEIGHTS[name][tag]
 
 
+def permissive_tag(name: str) -> str | None:
+    """The released weights of a model to start from unasked: their licence permits any use, and their training saw the
+    most images; None where there are none."""
+    tags = ("in22k_ft_in1k", "in1k")
+    released = WEIGHTS.get(name, {})
+    return next((tag for tag in tags if tag in released and released[tag].licence == "MIT"), None)
+
+
 def top1_by_model(tag: str) -> dict[str, float]:
     """What the authors published of the weights with that tag, in percent, by name of ConvNeXt (V1)."""
     tagged = {name: weights[tag].top1 for name, weights in WEIGHTS.items() if tag in weights and "v2" not in name}

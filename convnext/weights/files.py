@@ -12,6 +12,8 @@ from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
 from convnext.weights.model_info import ModelInfo, read_json
 
 if TYPE_CHECKING:  # what reads no tensors does not wait for torch
+    from torch import Tensor
+
     from convnext.weights.wrappers import Extract
 
 _WEIGHTS, _INFO = "model.safetensors", "model.json"  # of a run's checkpoint
@@ -32,8 +34,13 @@ def checkpoint_folder(path: Path, name: str = "last") -> Path:
         if name != "last":
             raise CheckpointError(f"{path} is one checkpoint, and {name!r} is for a run's folder: leave it out")
         return folder
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(
+            f"{path} is not a folder of a run or checkpoint, nor the {_WEIGHTS} in one: other files have no class "
+            f"names; train from it with --model.weights {path}"
+        )
     if not path.is_dir():
-        raise CheckpointError(f"run folder {path} is {'not a folder' if path.exists() else 'not there'}")
+        raise CheckpointError(f"run folder {path} is not there")
     raise CheckpointError(f"{path} has no checkpoint: it is no run's folder, or its training never saved one")
 
 
@@ -42,8 +49,8 @@ def weights_file(path: Path, name: str = "last") -> Path:
     `checkpoint_folder`. CheckpointError where there is none."""
     if path.is_dir():
         return checkpoint_folder(path, name) / _WEIGHTS
-    if not path.exists():
-        raise CheckpointError(f"cannot read {path}: it is not there")
+    if not path.is_file():
+        raise CheckpointError(f"cannot read {path}: it is {'no file' if path.exists() else 'not there'}")
     return path
 
 
@@ -82,7 +89,7 @@ def read_convnext(path: Path, key: str | None = None) -> "Extract":
     return _explained(path, lambda: extract(_read(path), names_of_layouts(), key))
 
 
-def read_own(path: Path, state: "dict[str, Any]", key: str | None = None) -> "Extract":
+def read_own(path: Path, state: "dict[str, Tensor]", key: str | None = None) -> "Extract":
     """The weights of a model with the names of ``state``; otherwise as `read_convnext`."""
     from convnext.weights.wrappers import extract, names_of
 

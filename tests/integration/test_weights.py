@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -155,6 +157,48 @@ def test_convert_there_and_back(model: torch.nn.Module, tmp_path: Path, capfd: p
     assert main(["convert", str(in_timm), str(back)]) == 0
     returned = torch.load(back, weights_only=True)["model"]
     assert all(torch.equal(tensor, returned[name]) for name, tensor in model.state_dict().items())
+
+
+def peers(depths: list[int], dims: list[int], classes: int) -> dict[str, torch.nn.Module]:
+    """The same small ConvNeXt of each library."""
+    blocks = list(zip(dims, [*dims[1:], None], depths, strict=True))
+    theirs = torchvision.models.convnext
+    sizes: dict[str, Any] = {"depths": depths, "hidden_sizes": dims, "num_labels": classes}
+    config = transformers.ConvNextConfig(**sizes)
+    return {
+        "torchvision": theirs.ConvNeXt([theirs.CNBlockConfig(*block) for block in blocks], num_classes=classes),
+        "timm": timm.models.ConvNeXt(depths=depths, dims=dims, num_classes=classes),  # type: ignore[arg-type]
+        "transformers": transformers.ConvNextForImageClassification(config),
+    }
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_converted_file_is_what_the_library_loads(library: str, suffix: str, tmp_path: Path) -> None:
+    depths, dims = [1, 1, 2, 1], [8, 16, 24, 32]
+    ours = convnext.create_model("convnext_tiny", 6, depths=depths, dims=dims, head_init_scale=100.0).eval()
+    source, target = tmp_path / "ours.ckpt", tmp_path / f"theirs{suffix}"
+    raw = {name: tensor + 1 for name, tensor in ours.state_dict().items()}
+    averaged = {f"module.{name}": tensor for name, tensor in ours.state_dict().items()}
+    torch.save({"model": raw, "model_ema": averaged, "criterion": {"weight": torch.ones(6)}}, source)
+    assert main(["convert", str(source), str(target), "--to", library]) == 0
+    theirs = peers(depths, dims, 6)[library]
+    theirs.load_state_dict(load_file(target) if suffix == ".safetensors" else torch.load(target))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        logits = theirs.eval()(images)
+        torch.testing.assert_close(getattr(logits, "logits", logits), ours(images), atol=1e-4, rtol=1e-4)
+
+
+def test_convert_says_what_it_took(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    backbone = timm.models.ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), num_classes=0).state_dict()
+    torch.save({"net": backbone, "ema": {name: tensor + 1 for name, tensor in backbone.items()}}, tmp_path / "in.pth")
+    args = ["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.pth")]
+    assert main([*args, "--weights-key", "net"]) == 0
+    out = capfd.readouterr().out
+    assert "from timm to official; took the weights under 'net', not 'ema': see weights_key; there is no class" in out
+    written = torch.load(tmp_path / "out.pth")["model"]
+    assert torch.equal(written["downsample_layers.0.0.weight"], backbone["stem.0.weight"])
 
 
 def test_convert_a_run(digits_run: convnext.Run, tmp_path: Path) -> None:

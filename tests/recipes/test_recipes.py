@@ -271,14 +271,14 @@ def test_small_images_keep_their_size_and_have_three_stages(digits_images: Path)
 def test_resolution_and_stem_follow_the_images(
     width: int, height: int, image_size: int, patch_size: int, tmp_path: Path
 ) -> None:
-    settings, _ = choose(images(tmp_path / "images", width, height, 10))
+    settings, _ = choose(images(tmp_path / "images", width, height, 10), **{"model.weights": "none"})
     assert (settings.data.image_size, settings.model.patch_size) == (image_size, patch_size)
 
 
 def test_explicit_settings_win_and_the_others_follow(tmp_path: Path) -> None:
     root = images(tmp_path / "images", 90, 80, 12)
     assert choose(root)[0].model.patch_size == 2
-    settings, notes = choose(root, **{"data.image_size": 224})
+    settings, notes = choose(root, **{"data.image_size": 224, "model.weights": "none"})
     assert (settings.data.image_size, settings.model.patch_size) == (224, 4)
     assert "data.image_size" not in notes
     settings, _ = choose(root, epochs=7, batch_size=5, ema_decay=0.5, **{"augment.policy": "randaugment"})
@@ -318,7 +318,7 @@ def test_unreadable_images_do_not_stop_the_choice(tmp_path: Path) -> None:
         path.write_text("no image")
     settings, notes = choose(root)
     assert notes == ""
-    assert settings == recipes.get("folder").settings.replace(**{"data.root": root})
+    assert settings == recipes.get("folder").settings.replace(**{"data.root": root, "model.weights": None})
 
 
 def test_a_chosen_run_says_what_it_chose_and_can_go_on(
