@@ -333,6 +333,11 @@ class RunSettings(Settings):
     """Steps in a row that may be skipped because loss or gradient is not a finite number, before the run stops."""
     eval_every: Positive = 1
     """Epochs from one evaluation on the validation split to the next."""
+    monitor: Literal["top1", "macro_f1", "loss"] = "top1"
+    """Validation metric that chooses `best`, and that patience waits for."""
+    patience: Positive | None = None
+    """Epochs without a better validation after which the run stops; it is then tested and used by its best weights, not
+    the last. None for no such end."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where to log besides metrics.jsonl: TensorBoard's event files in the run's folder, Weights & Biases."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -23,8 +23,8 @@ class _Convert:
     """Layout to write; that of the source is recognised."""
     weights_key: str | None = None
     """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which checkpoint of a run's folder."""
+    checkpoint: Literal["last", "best"] | None = None
+    """Which checkpoint of a run's folder; None takes the last, or of a run with patience the best."""
 
 
 def main(args: Sequence[str]) -> int:

@@ -22,8 +22,8 @@ class _Evaluate:
     """Folder of the run or of a checkpoint."""
     split: Literal["test", "val", "train"] = "test"
     """Which of the run's images."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which weights; 'best' was chosen on the validation split."""
+    checkpoint: Literal["last", "best"] | None = None
+    """Which weights; None takes the last, or of a run with patience the best, chosen on the validation split."""
     root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
     """Folder of the data, where it has moved since the training."""
     batch_size: int = 256

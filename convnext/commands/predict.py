@@ -24,8 +24,8 @@ class _Predict:
     """Image files, folders, glob patterns, or - for an image on standard input."""
     top_k: int = 5
     """Classes to show for each image."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which weights."""
+    checkpoint: Literal["last", "best"] | None = None
+    """Which weights; None takes the last, or of a run with patience the best."""
     max_pixels: Annotated[int | None, tyro.conf.arg(name="data.max-pixels")] = None
     """Pixels above which an image counts as unreadable; None takes the run's."""
     max_value: Annotated[float | None, tyro.conf.arg(name="data.max-value")] = None

@@ -144,15 +144,16 @@ def _summary(run: "Run", recipe: recipes.Recipe, seconds: float) -> list[str]:
     """What the run reached, in how many ``seconds`` since it was started or resumed, and what to do with it."""
     from convnext.data.progress import duration
     from convnext.runs.folder import read_metrics
+    from convnext.weights.files import usual_checkpoint
 
-    report = run.report
+    report, weights = run.report, usual_checkpoint(run.path)
     training = sum(epoch["seconds"] for epoch in read_metrics(run.path))  # of all epochs, without their evaluations
     before = f" since it was resumed; all epochs {duration(training)}" if training > seconds else ""
     files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
     left_out = [f"Left out  {len(run.unreadable)} unreadable images, such as: {line}" for line in run.unreadable[:1]]
     return [
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
-        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images (last weights)",
+        f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images ({weights} weights)",
         f"Took      {duration(seconds)}{before}",
         *_comparison(run, recipe),
         f"Files     {run.path}: {files}",

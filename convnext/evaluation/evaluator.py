@@ -30,6 +30,7 @@ from convnext.plots import predictions as pictures
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.storage.files import write_text
+from convnext.weights.files import usual_checkpoint
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def evaluate(
     run: str | Path,
     *,
     split: str = "test",
-    checkpoint: str = "last",
+    checkpoint: str | None = None,
     root: str | Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -160,7 +161,7 @@ def evaluate(
         run: the run's folder; or a checkpoint's, or its ``model.safetensors``. Where that was copied elsewhere, it gets
             the report.
         split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
-        checkpoint: ``"last"`` or ``"best"``.
+        checkpoint: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
         root: a folder to evaluate on in place of the one trained on: the same data moved, or other images.
         batch_size: images at a time.
         device: as in `convnext.config.RunSettings`.
@@ -192,7 +193,7 @@ def evaluate(
     where = torch.device(pick_device(device))
     predictions = _compute_as_trained(model, source, info, settings.precision, where, batch_size, workers, flip)
     stem = splits.test_name if split == "test" else split
-    stem += "" if folder.name == "last" or run == folder else f"-{folder.name}"
+    stem += "" if run == folder or folder.name == usual_checkpoint(run) else f"-{folder.name}"
     stem += "-flip" if flip else ""
     if not same_images:
         stem += f"-on-{changed.root.name}" if changed.root else "-on-other-images"

@@ -49,14 +49,14 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, run: str | Path, checkpoint: str = "last", device: str = "auto", model: nn.Module | None = None
+        cls, run: str | Path, checkpoint: str | None = None, device: str = "auto", model: nn.Module | None = None
     ) -> "Predictor":
         """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, or of released weights.
 
         Args:
             run: the run's folder; or a checkpoint's, or its ``model.safetensors``, copied elsewhere or not; or a model
                 and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
-            checkpoint: the run's: ``"last"`` or ``"best"``.
+            checkpoint: the run's: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
             device: where to compute.
             model: where the weights go, if the run trained a module of one's own.
 

@@ -46,6 +46,8 @@ class TrainingState(BaseModel):
         skipped: steps in a row, up to this one, that were left out because of numbers that are not finite.
         scaler: state of the gradient scaler of fp16.
         unvalidated: whether this step ended an epoch, and the run was stopped in the validation of it.
+        best_value: of the validation metric that `monitor` names, at `best_step`; None in a run that is older, whose
+            metric is `best_top1`.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")
@@ -66,6 +68,7 @@ class TrainingState(BaseModel):
     unvalidated: bool = False
     best_step: int | None = None
     best_top1: float | None = None
+    best_value: float | None = None
 
     def means(self) -> dict[str, float]:
         """Loss and accuracy over the images of the epoch under way; nothing where there are none."""

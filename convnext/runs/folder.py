@@ -9,6 +9,7 @@ from typing import Any
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, SettingsError, UserError, reason
 from convnext.runs.checkpoint import read_state
+from convnext.runs.early_stopping import stopped_early
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
 from convnext.weights.model_info import read_json
@@ -16,7 +17,7 @@ from convnext.weights.model_info import read_json
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
 _FREE = {
     *("output", "device", "trackers", "compile", "checkpoint_activations"),
-    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps"),
+    *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps", "patience"),
     *("data.root", "data.workers", "data.strict"),
 }
 
@@ -84,7 +85,8 @@ def _is_finished(folder: Path, settings: RunSettings) -> bool:
         lines = read_metrics(folder)
     except CheckpointError:  # which is said when the run goes on
         return False
-    return bool(lines) and lines[-1]["epoch"] >= settings.epochs and any(folder.glob("*_report.json"))
+    ended = bool(lines) and (lines[-1]["epoch"] >= settings.epochs or stopped_early(lines, settings))
+    return ended and any(folder.glob("*_report.json"))
 
 
 def home(checkpoint: Path) -> tuple[Path, RunSettings]:

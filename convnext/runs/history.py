@@ -11,6 +11,7 @@ from convnext import recipes
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, UserError, did_you_mean
 from convnext.models import registry
+from convnext.runs.early_stopping import stopped_early
 from convnext.runs.folder import flatten, read_metrics
 from convnext.storage.locks import in_use
 from convnext.weights.model_info import read_json
@@ -109,7 +110,8 @@ def summarise(run: Path) -> Summary:
     path = run / f"{test_name}_report.json"
     report = attempt(lambda: read_json(path, _Report), problems) if path.exists() else None
     epoch, epochs = (history[-1]["epoch"] if history else 0), written.epochs if written else None
-    status = _status(run, bool(problems), report is not None and epochs is not None and epoch >= epochs)
+    finished = report is not None and epochs is not None and epoch >= epochs
+    status = _status(run, bool(problems), finished or (report is not None and _stopped_early(run, history)))
     changes = attempt(lambda: differences(read_json(run / "settings.json", RunSettings)), problems) if written else {}
     wrote = next(path for path in (run / "metrics.jsonl", run / "settings.json") if path.exists())
     return Summary(
@@ -126,6 +128,11 @@ def summarise(run: Path) -> Summary:
         changed_at=wrote.stat().st_mtime,
         problems=tuple(problems),
     )
+
+
+def _stopped_early(run: Path, history: Sequence[dict[str, Any]]) -> bool:
+    settings = attempt(lambda: read_json(run / "settings.json", RunSettings), [])  # what it cannot read is said later
+    return settings is not None and stopped_early(history, settings)
 
 
 def attempt(read: Callable[[], T], problems: list[str]) -> T | None:

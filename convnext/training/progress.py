@@ -72,6 +72,17 @@ def epoch_line(metrics: dict[str, float], epochs: int) -> str:
     return "; ".join(fields)
 
 
+def early_stop_line(state: TrainingState, steps_per_epoch: int, settings: RunSettings) -> str:
+    """Why a run stops before its last epoch, and which was the best."""
+    metric, best = settings.monitor.replace("_", "-").replace("top1", "top-1"), state.best_value
+    line = f"stopped early, after epoch {state.step // steps_per_epoch} of {settings.epochs}: "
+    if state.best_step is None or best is None:
+        return f"{line}no validation {metric} that is a number"
+    value = f"{100 * best:.2f} %" if settings.monitor == "top1" else f"{best:.4f}"
+    epoch = state.best_step // steps_per_epoch
+    return f"{line}validation {metric} was best in epoch {epoch}, {value} (patience {settings.patience})"
+
+
 def versions() -> dict[str, str]:
     """Versions of the libraries that a result depends on, and the commit of the folder that we are in, if any."""
     numbers = {name: version(name) for name in ("convnext", "torch", "torchvision", "accelerate", "simplejpeg")}

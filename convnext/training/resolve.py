@@ -80,6 +80,11 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
             f"model.in_channels is {model.in_channels}, but the images of data set {settings.data.name!r} have "
             f"{splits.channels}: leave model.in_channels out"
         )
+    if settings.patience is not None and splits.val is None:
+        raise SettingsError(
+            "patience waits for a better validation, and there is no validation split: give data.val_fraction (0.1, "
+            "say), or leave patience out"
+        )
     registry.check_image_size(model, settings.data.start_size or settings.data.image_size)
     # Weights expect the normalisation that they were trained with.
     if (weights := origin(model)) is not None and splits.channels == len(weights.mean):

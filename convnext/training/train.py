@@ -31,7 +31,7 @@ class Run:
     Attributes:
         path: its folder.
         settings: its resolved settings.
-        report: metrics of the last (averaged) weights on the test split.
+        report: metrics of the last (averaged) weights on the test split; of the best, where the settings have patience.
         test_name: ``"test"``, or ``"val"`` where the data has no other split to test on.
         unreadable: a line for each image that could not be read since the run was started or resumed.
     """

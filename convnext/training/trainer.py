@@ -34,6 +34,7 @@ from convnext.output import say
 from convnext.plots.curves import curves
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
+from convnext.runs.early_stopping import is_better, is_over
 from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress
@@ -136,8 +137,8 @@ class Trainer:
         self.tracker = Tracker(folder, self.state.step - self.state.unvalidated, self.settings, self.main)
 
     def fit(self, signals: StopSignals) -> None:
-        """Train from the step at which the run stands to the end; ``signals`` are asked after every step whether to
-        save or stop, and in a validation between batches.
+        """Train from the step at which the run stands to the end, or until patience is over; ``signals`` are asked
+        after every step whether to save or stop, and in a validation between batches.
 
         Raises:
             InterruptedRunError: a signal asked to stop.
@@ -155,6 +156,8 @@ class Trainer:
             self._clock = self._last_save = time.perf_counter()
             if self.state.unvalidated:
                 self._end_epoch(False, signals)
+            if self._stops_early():
+                return
             pinned = self.device.type == "cuda"
             stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers, pinned))
             for batch in stream:
@@ -166,9 +169,15 @@ class Trainer:
                 if stop:
                     self.accelerator.wait_for_everyone()  # until all is saved: launchers kill what outlives the others
                     signals.stop()
+                if self._stops_early():
+                    break
 
     def finish(self, signals: StopSignals) -> Report:
-        """Evaluate the last weights on the test split, and draw the pictures; stops as `predict` does."""
+        """Evaluate the last weights on the test split, or the best where there is `patience`, and draw the pictures;
+        stops as `predict` does."""
+        used = distributed.from_main(self.accelerator, lambda: checkpoint.find(self.folder))
+        if used.name == "best":
+            load_state(self._weights_to_use, checkpoint.read_tensors(used / "model.safetensors"), used)
         predictions = self.predict("test", signals)
         if not self.main:
             return self._report(predictions)
@@ -283,14 +292,15 @@ class Trainer:
                 self.accelerator.wait_for_everyone()
                 raise
             metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
-            if state.best_top1 is None or report.top1 > state.best_top1:
-                state.best_top1, state.best_step = report.top1, state.step
+            value, best = getattr(report, settings.monitor), state.best_value
+            if is_better(value, state.best_top1 if best is None else best, settings):
+                state.best_value, state.best_top1, state.best_step = value, report.top1, state.step
         metrics["lr"] = settings.learning_rate(state.step - 1, self.steps_per_epoch)
         metrics["images_per_second"] = state.images / max(state.seconds, 1e-9)
         metrics["seconds"] = state.seconds
         state.end_epoch(metrics)
         self.tracker.log(metrics)
-        due = epoch == settings.epochs or state.best_step == state.step
+        due = epoch == settings.epochs or state.best_step == state.step or self._is_over()
         due = due or (epoch % settings.save_every_epochs == 0 and not state.skipped)
         if save or due or self._is_due():
             self._save()
@@ -299,6 +309,20 @@ class Trainer:
             self.draw_curves()
         self.display.resume_clock()
         self._clock = time.perf_counter()
+
+    def _is_over(self) -> bool:
+        epoch, steps = divmod(self.state.step, self.steps_per_epoch)
+        best_epoch = (self.state.best_step or 0) // self.steps_per_epoch
+        return not steps and is_over(epoch, best_epoch, self.settings)
+
+    def _stops_early(self) -> bool:
+        """Whether the main process, and hence all, has run out of patience, which is said."""
+        if self.settings.patience is None or self.state.step % self.steps_per_epoch:
+            return False
+        over = distributed.from_main(self.accelerator, self._is_over)
+        if over and self.state.step < self.total_steps:
+            self.display.line(progress.early_stop_line(self.state, self.steps_per_epoch, self.settings))
+        return over
 
     def _report(self, predictions: SplitLogits) -> Report:
         return compute_report(predictions.logits, predictions.targets, self.info.classes, len(predictions.unreadable))

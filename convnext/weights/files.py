@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pydantic import BaseModel
+
 from convnext.errors import CheckpointError, SettingsError, did_you_mean, reason
 from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
 from convnext.weights.model_info import ModelInfo, read_json
@@ -19,11 +21,26 @@ if TYPE_CHECKING:  # what reads no tensors does not wait for torch
 _WEIGHTS, _INFO = "model.safetensors", "model.json"  # of a run's checkpoint
 
 
-def checkpoint_folder(path: Path, name: str = "last") -> Path:
-    """The folder of a checkpoint that a run wrote: of the run's folder ``path`` the checkpoint ``name``; or ``path``
-    itself, or the folder of ``path``, where that is a checkpoint or its ``model.safetensors``. CheckpointError where it
-    is none of these."""
+class _Patience(BaseModel):
+    """What says by which weights a run is used, of its ``settings.json``."""
+
+    patience: int | None = None
+
+
+def usual_checkpoint(run: Path) -> str:
+    """By which checkpoint a run is used where nobody says: ``"last"``; or ``"best"``, if it was to stop once it gets no
+    better, and has one. CheckpointError where its settings cannot be read."""
+    settings = run / "settings.json"
+    stops = settings.is_file() and read_json(settings, _Patience).patience is not None
+    return "best" if stops and (run / "checkpoints" / "best").is_dir() else "last"
+
+
+def checkpoint_folder(path: Path, name: str | None = None) -> Path:
+    """The folder of a checkpoint that a run wrote: of the run's folder ``path`` the checkpoint ``name``, None for its
+    `usual_checkpoint`; or ``path`` itself, or the folder of ``path``, where that is a checkpoint or its
+    ``model.safetensors``. CheckpointError where it is none of these."""
     if (path / "checkpoints").is_dir():
+        name = name or usual_checkpoint(path)
         folder = path / "checkpoints" / name
         if not folder.is_dir():
             there = sorted(folder.name for folder in folder.parent.iterdir() if (folder / _INFO).is_file())
@@ -31,7 +48,7 @@ def checkpoint_folder(path: Path, name: str = "last") -> Path:
         return folder
     folder = path.parent if path.is_file() and path.name == _WEIGHTS else path
     if any((folder / file).is_file() for file in (_INFO, _WEIGHTS)):
-        if name != "last":
+        if name not in (None, "last"):
             raise CheckpointError(f"{path} is one checkpoint, and {name!r} is for a run's folder: leave it out")
         return folder
     if path.exists() and not path.is_dir():
@@ -44,7 +61,7 @@ def checkpoint_folder(path: Path, name: str = "last") -> Path:
     raise CheckpointError(f"{path} has no checkpoint: it is no run's folder, or its training never saved one")
 
 
-def weights_file(path: Path, name: str = "last") -> Path:
+def weights_file(path: Path, name: str | None = None) -> Path:
     """The file with the weights that ``path`` means: itself, or where it is a folder that of a run's checkpoint, as of
     `checkpoint_folder`. CheckpointError where there is none."""
     if path.is_dir():
