@@ -2,7 +2,7 @@
 
 There are 100 training images of one class, 1 of another, and between them the same ratio from each class to the next.
 It is the recipe ``digits``, with smaller batches since there are fewer images, and without a validation split. Which
-class has how many images, and which ones, depends on the seed, and is the same for all three. The test split stays whole.
+class has how many images, and which ones, depends on the seed alone. The test split stays whole.
 
 none             as it is
 class-weights    ``--loss.class-weights balanced``

@@ -7,6 +7,7 @@ A text (README.md, results/README.md, docs/**/*.md) marks where a table goes; wh
 
 measured         what the recipes' own runs reached: the folders that their ``MEASURED`` names
 thirty-minutes   the same minutes of CPU time for several models and settings
+imbalance        what is done about unequal classes
 speed            ours against a peer
 others           every other run
 recipes          each recipe, the number that others published and ours
@@ -20,6 +21,7 @@ import datetime
 import functools
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,6 +38,11 @@ ENTRIES = {
     "ours": "ours",
     "resnet18": "ResNet-18, AdamW",
     "timm": "timm's ConvNeXt, same depths and dims",
+}
+METHODS = {
+    "none": "as it is",
+    "class-weights": "`--loss.class-weights balanced`",
+    "sampler": "`--data.sampler balanced`",
 }
 Number = int | float
 
@@ -235,6 +242,19 @@ def thirty_minutes(link: Link) -> str:
     return _grid(["data", "entry", "parameters", "epochs", "CPU time", "test top-1", "macro-F1"], rows)
 
 
+def imbalance(_: Link) -> str:
+    """Mean and standard deviation over the seeds of each of the methods of ``benchmarks/imbalance.py``."""
+    rows = []
+    for where, run in sorted(runs().items(), key=lambda each: sum(each[1].values("macro_f1"))):
+        if where.startswith("imbalance/"):
+            cells = [
+                f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %"
+                for values in ([100 * value for value in run.values(key)] for key in ("top1", "macro_f1"))
+            ]
+            rows.append([METHODS[where.rpartition("/")[2]], *cells, f"{len(run.seeds)}"])
+    return _grid(["training", "test top-1", "macro-F1", "seeds"], rows)
+
+
 def _number(key: str, value: Number) -> str:
     if key.startswith(("top1", "top5")):
         return f"{key.replace('top', 'top-', 1).replace('_', ' ')} {percent([value])}"
@@ -269,7 +289,7 @@ def others(link: Link) -> str:
     shown = {where for _, where in _measured_folders()}
     rows = []
     for where, run in runs().items():
-        if where not in shown and not where.startswith(("speed/", "thirty-minutes/")):
+        if where not in shown and not where.startswith(("imbalance/", "speed/", "thirty-minutes/")):
             minutes = _minutes(run.minutes) if run.minutes else ""
             rows.append([link(f"`{where}`", where), _name_of_data(run), _numbers(run, lambda _: True), minutes])
             rows[-1] += [str(run.machine), _source(run)]
@@ -290,6 +310,7 @@ def recipe_list(_: Link) -> str:
 TABLES: dict[str, Callable[[Link], str]] = {
     "measured": measured,
     "thirty-minutes": thirty_minutes,
+    "imbalance": imbalance,
     "speed": speed,
     "others": others,
     "recipes": recipe_list,

@@ -197,6 +197,18 @@ def test_images_that_only_one_process_finds_unreadable(images: Path, tmp_path: P
     assert "Left out  3 unreadable images" in run.out
 
 
+def test_two_processes_weigh_draw_and_stop_early_as_one_does(images: Path, tmp_path: Path) -> None:
+    changes = {"patience": 2, "data.sampler": "balanced", "loss.class_weights": (1.0, 2.0, 4.0), "augment.repeats": 2}
+    line = command(options(images, tmp_path, "two") | changes, *LAUNCHERS["torchrun"])
+    with launched(line, tmp_path / "logs") as run:
+        assert run.wait() == 0, run.err
+    one = convnext.train(convnext.recipe("digits", **options(images, tmp_path, "one") | changes))
+    assert_same_numbers(tmp_path / "two", one.path)
+    assert len(losses(one.path)) < EPOCHS
+    assert run.err.count("stopped early, after epoch") == 1
+    assert run.out.count("(best weights)") == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"data.root": "/nowhere"}, "data.root /nowhere is not there"), ({"epoch": 3}, "did you mean --epochs")],
