@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(changes: dict[str, object], message: str) -> None
 
 
 def test_habits_lead_to_what_there_is() -> None:
-    there = {*RunSettings.names(), *COMMANDS, *DATASETS, "num_classes", "patience"}
+    there = {*RunSettings.names(), *COMMANDS, *DATASETS, "num_classes"}
     assert {target for targets in HABITS.values() for target in targets.split()} <= there
     assert not HABITS.keys() & RunSettings.names()
 

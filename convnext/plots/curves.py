@@ -32,7 +32,8 @@ def curves(
         path: PNG to write.
         title: of the picture.
         best_step: the step whose epoch is marked as the best; None for none.
-        test: ``loss`` and ``top1`` of the last weights on the split called ``test_name``; None while there are none.
+        test: ``loss`` and ``top1`` on the split called ``test_name``, and the ``epoch`` whose weights have them; None
+            while there are none.
     """
     figure, panels = _loss_and_accuracy()
     figure.suptitle(title)
@@ -46,9 +47,8 @@ def curves(
                 axes, best, f"val_{name}", color=ORANGE, marker="o", markersize=8, ls="", mfc="none", label=label
             )
         if test is not None:
-            last = [{"epoch": history[-1]["epoch"], name: test[name]}]
             label = f"{test_name}: {_text(name, test[name])}"
-            _draw_curve(axes, last, name, color=RED, marker="*", markersize=10, ls="", label=label)
+            _draw_curve(axes, [dict(test)], name, color=RED, marker="*", markersize=10, ls="", label=label)
         axes.legend()
     save_figure(figure, path)
 

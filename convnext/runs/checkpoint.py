@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.output import say
+from convnext.runs.early_stopping import is_better, is_over
 from convnext.storage.files import digest, sync, usual_mode
 from convnext.weights.files import checkpoint_folder
 from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
@@ -75,6 +76,17 @@ class TrainingState(BaseModel):
         if not self.images:
             return {}
         return {"train_loss": self.loss_sum / self.images, "train_top1": self.correct / self.images}
+
+    def note_validation(self, values: dict[str, float]) -> None:
+        """Take this step as the best one where its validation is, by the metric of the settings among ``values``."""
+        value, best = values[self.settings.monitor], self.best_top1 if self.best_value is None else self.best_value
+        if is_better(value, best, self.settings):
+            self.best_step, self.best_top1, self.best_value = self.step, values["top1"], value
+
+    def is_over(self, steps_per_epoch: int) -> bool:
+        """Whether the run stops early after this step, which has been validated where it ends an epoch."""
+        epoch, steps = divmod(self.step, steps_per_epoch)
+        return not steps and is_over(epoch, (self.best_step or 0) // steps_per_epoch, self.settings)
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Keep the numbers of the epoch that ended, and begin the next one's sums."""

@@ -1,7 +1,7 @@
 """The loss of a step, and what each class counts in it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, device
 from torch.nn import functional as F
 
 from convnext.config import RunSettings
@@ -9,9 +9,9 @@ from convnext.data.splits import Splits
 from convnext.errors import SettingsError
 
 
-def class_weights(settings: RunSettings, splits: Splits) -> Tensor | None:
+def class_weights(settings: RunSettings, splits: Splits, where: device | None = None) -> Tensor | None:
     """The weight ``(K,)`` of an image of each class, whose mean over the images that an epoch draws is 1, so that the
-    learning rate means what it does without; None where all count the same.
+    learning rate means what it does without, on the device ``where``; None where all count the same.
 
     ``"balanced"`` is scikit-learn's ``n_images / (n_classes * n_images_of_class)``. A class without training images has
     0 there, and counts in neither of the two numbers.
@@ -37,7 +37,7 @@ def class_weights(settings: RunSettings, splits: Splits) -> Tensor | None:
     mean = (weights * drawn).sum() / drawn.sum()
     if not mean:
         raise SettingsError("loss.class_weights: no class with training images has a weight above 0")
-    return (weights / mean).float()
+    return (weights / mean).float().to(where)
 
 
 def cross_entropy(

@@ -34,7 +34,6 @@ from convnext.output import say
 from convnext.plots.curves import curves
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
-from convnext.runs.early_stopping import is_better, is_over
 from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, gradients, progress
@@ -87,8 +86,7 @@ class Trainer:
         self.images = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
-        weights = class_weights(settings, splits)
-        self.class_weights = None if weights is None else weights.to(self.device)
+        self.class_weights = class_weights(settings, splits, self.device)
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -192,8 +190,9 @@ class Trainer:
         self._last_drawing = time.perf_counter()
         if not self.main or not self.tracker.history:
             return
-        test = None if report is None else {"loss": report.loss, "top1": report.top1}
         path, state = self.folder / "curves.png", self.state
+        step = state.best_step if self.settings.patience is not None and state.best_step else state.step
+        test = {"epoch": step / self.steps_per_epoch, "loss": report.loss, "top1": report.top1} if report else None
         try:
             curves(self.tracker.history, path, self.settings.name, state.best_step, test, self.splits.test_name)
         except (OSError, UserError) as error:  # a full disk, which a run may outlive
@@ -212,14 +211,11 @@ class Trainer:
         if not everyones:
             return False, False
         torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
-        images, targets, labels = self.to_device(batch)
+        tensors = self.to_device(batch)
         buffers = [buffer.clone() for buffer in self._buffers]
         lr = settings.learning_rate(step, self.steps_per_epoch)
         set_learning_rate(self.optimizers, lr)
-        batch_tensors = (images, targets, labels)
-        sums = gradients.backward(
-            self.accelerator, self.model, settings, batch_tensors, count, everyones, self.class_weights
-        )
+        sums = gradients.backward(self.accelerator, self.model, settings, tensors, count, everyones, self.class_weights)
         norm = gradients.norm(self.accelerator, self._parameters, settings.optimizer.clip_norm)
         if save_asked := signals.save:
             signals.save = False  # now, so that a signal during this step counts in the next
@@ -233,7 +229,7 @@ class Trainer:
             self.state.correct += correct
             self.state.images += int(images_seen)
         else:
-            self._skip(images, buffers)
+            self._skip(tensors[0], buffers)
         self.display.update(self.state, self.steps_per_epoch, settings.epochs, int(images_seen), lr)
         return bool(stop), bool(save)
 
@@ -291,16 +287,15 @@ class Trainer:
                 self._save()
                 self.accelerator.wait_for_everyone()
                 raise
-            metrics |= {f"val_{name}": getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
-            value, best = getattr(report, settings.monitor), state.best_value
-            if is_better(value, state.best_top1 if best is None else best, settings):
-                state.best_value, state.best_top1, state.best_step = value, report.top1, state.step
+            values = {name: getattr(report, name) for name in ("loss", "top1", "top5", "macro_f1")}
+            metrics |= {f"val_{name}": value for name, value in values.items()}
+            state.note_validation(values)
         metrics["lr"] = settings.learning_rate(state.step - 1, self.steps_per_epoch)
         metrics["images_per_second"] = state.images / max(state.seconds, 1e-9)
         metrics["seconds"] = state.seconds
         state.end_epoch(metrics)
         self.tracker.log(metrics)
-        due = epoch == settings.epochs or state.best_step == state.step or self._is_over()
+        due = epoch == settings.epochs or state.best_step == state.step or state.is_over(self.steps_per_epoch)
         due = due or (epoch % settings.save_every_epochs == 0 and not state.skipped)
         if save or due or self._is_due():
             self._save()
@@ -310,16 +305,11 @@ class Trainer:
         self.display.resume_clock()
         self._clock = time.perf_counter()
 
-    def _is_over(self) -> bool:
-        epoch, steps = divmod(self.state.step, self.steps_per_epoch)
-        best_epoch = (self.state.best_step or 0) // self.steps_per_epoch
-        return not steps and is_over(epoch, best_epoch, self.settings)
-
     def _stops_early(self) -> bool:
         """Whether the main process, and hence all, has run out of patience, which is said."""
         if self.settings.patience is None or self.state.step % self.steps_per_epoch:
             return False
-        over = distributed.from_main(self.accelerator, self._is_over)
+        over = distributed.from_main(self.accelerator, lambda: self.state.is_over(self.steps_per_epoch))
         if over and self.state.step < self.total_steps:
             self.display.line(progress.early_stop_line(self.state, self.steps_per_epoch, self.settings))
         return over

@@ -165,13 +165,13 @@ def history() -> list[dict[str, Any]]:
 
 
 def test_curves_are_in_percent_and_have_the_best_epoch_and_the_test(tmp_path: Path, drawn: list[Figure]) -> None:
-    curves.curves(history(), tmp_path / "c.png", "$x_{$", best_step=40, test={"loss": 0.5, "top1": 0.6543})
+    curves.curves(history(), tmp_path / "c.png", "$x_{$", best_step=40, test={"epoch": 4, "loss": 0.5, "top1": 0.6543})
     curves.curves(history()[:1], tmp_path / "c.png", "begun")
     loss, accuracy = drawn[0].axes
     by_label = {line.get_label(): line.get_xydata().tolist() for line in accuracy.lines}  # type: ignore[union-attr]
     assert by_label["val"] == pytest.approx(np.array([[2, 50], [4, 70], [6, 50]]))
     assert by_label["best: epoch 4, 70.00 %"] == pytest.approx(np.array([[4, 70]]))
-    assert by_label["test: 65.43 %"] == pytest.approx(np.array([[6, 65.43]]))
+    assert by_label["test: 65.43 %"] == pytest.approx(np.array([[4, 65.43]]))
     assert accuracy.get_ylabel() == "top-1 accuracy, %"
     assert [line.get_label() for line in loss.lines] == ["train", "val", "best: epoch 4, 0.7500", "test: 0.5000"]
     assert [line.get_label() for line in drawn[1].axes[1].lines] == ["train"]
