@@ -29,6 +29,7 @@ def test_a_module_and_data_of_ones_own(tmp_path: Path) -> None:
     data = {"train": example["Digits"](0, 1400), "test": example["Digits"](1400, 1797)}
     again = convnext.evaluate(run, model=example["make_model"](), data=data, workers=0)
     assert again.count == 397
+    assert convnext.evaluate(run, split="all", model=example["make_model"](), data=data, workers=0).count == 1797
     with pytest.raises(UserError, match="a module of a program's own"):
         convnext.evaluate(run, data=data)
     with pytest.raises(UserError, match="data sets of a program's own"):

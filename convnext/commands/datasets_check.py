@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> int:
         max_pixels=options.max_pixels,
         max_value=options.max_value,
     )
-    splits = exclude_images(read_splits(settings), settings)
+    splits = exclude_images(read_splits(settings, allow_empty=True), settings)
     folders = [source.root if isinstance(source, FileSource) else None for source in (splits.train, splits.test)]
     files = None not in folders
     if options.fix is not None and not files:
@@ -140,6 +140,8 @@ class _Section:
 
 
 def _damage_and_leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
+    if findings.empty:
+        yield _Section(True, f"{_number(len(findings.empty), 'class')} without training images", findings.empty)
     prefix = "{}: unreadable image "
     lines = [f"{name(item)} {reason.removeprefix(prefix.format(item.name))}" for item, reason in findings.unreadable]
     if lines:
@@ -204,9 +206,8 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
     if findings.modes:
         modes = ", ".join(f"{count:,} {mode}" for mode, count in findings.modes.items())
         yield _Section(False, f"images of several modes, or an unusual one; all are read alike: {modes}")
-    if findings.ignored:
-        ends = ", ".join(f"{count:,} {end}" for end, count in findings.ignored.items())
-        yield _Section(False, f"files that are not named like images are left alone: {ends}")
+    for note in findings.notes:
+        yield _Section(False, note)
     if findings.tiny:
         yield _Section(False, f"images below {SMALLEST_SIZE} px were searched for exact copies alone")
 

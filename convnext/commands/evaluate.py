@@ -20,12 +20,12 @@ class _Evaluate:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run or of a checkpoint."""
-    split: Literal["test", "val", "train"] = "test"
-    """Which of the run's images."""
+    split: Literal["test", "val", "train", "all"] | None = None
+    """Which of the run's images; None for test, or for all of a --data.root of class folders without splits."""
     checkpoint: Literal["last", "best"] | None = None
     """Which weights; None takes the last, or of a run with patience the best, chosen on the validation split."""
     root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
-    """Folder of the data, where it has moved since the training."""
+    """Folder of other images, in class folders of all or some of the run's classes; or of the run's own, moved."""
     batch_size: int = 256
     """Images at a time."""
     workers: Annotated[int | None, tyro.conf.arg(name="data.workers")] = None

@@ -1,11 +1,11 @@
 """Labelled images by index, in arrays or in files, and the statistics of their pixels."""
 
 import os
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,13 +18,8 @@ from convnext.config import MAX_PIXELS, DataSettings
 from convnext.data.images import Picture, Raw, UnreadableImageError
 from convnext.errors import DataError
 
-_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
 _IMAGES_MEASURED, _FILES_MEASURED = 1000, 8
-_LISTINGS_KEPT = 3  # a folder's train, val and test
-_SETTLED = 2_000_000_000  # nanoseconds; a file that comes right after a listing may leave a folder's time as it was
+_KINDS_NAMED = 6
 
 Source = TypeVar("Source", bound="ImageSource")
 
@@ -111,6 +106,26 @@ class ArraySource(ImageSource):
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What lies among image files and is not read, by kind: the end of a file's name, or another reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, path: str) -> None:
+        """Count what lies at ``path``."""
+        self.counts[kind] += 1
+        self.examples.setdefault(kind, path)
+
+    def lines(self) -> tuple[str, ...]:
+        """A line that has the most frequent kinds, with an example of each; none where nothing is left out."""
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{kind} {count:,} (such as {self.examples[kind]})" for kind, count in ordered[:_KINDS_NAMED]]
+        more = ", …" if len(ordered) > len(kinds) else ""
+        return (f"left out: {', '.join(kinds)}{more}",) if kinds else ()
+
+
+@dataclass(frozen=True)
 class FileSource(ImageSource):
     """Image files below a folder: ``(N,)`` paths relative to it as bytes, one array whose memory workers share."""
 
@@ -118,6 +133,7 @@ class FileSource(ImageSource):
     targets: NDArray[np.int64]
     channels: int
     root: Path
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def raw(self, index: int) -> Raw:
         """The file's bytes."""
@@ -140,96 +156,50 @@ class FileSource(ImageSource):
         return digest(b"\0".join(self.paths.tolist()), self.targets)
 
 
+@dataclass(frozen=True)
+class JoinedSource(ImageSource):
+    """The images of several sources, in turn: image ``i`` is number ``indices[i]`` of ``sources[of[i]]``."""
+
+    sources: tuple[ImageSource, ...]
+    of: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    channels: int
+
+    def _source(self, index: int) -> ImageSource:
+        return self.sources[int(self.of[index])]
+
+    def raw(self, index: int) -> Raw:
+        """As its source gives it."""
+        return self._source(index).raw(int(self.indices[index]))
+
+    def picture(self, index: int) -> Picture:
+        """As its source reads it."""
+        return self._source(index).picture(int(self.indices[index]))
+
+    def image_name(self, index: int) -> str:
+        """As its source calls it."""
+        return self._source(index).image_name(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """A digest of the sources' own, and of which of their images these are."""
+        return digest("".join(source.fingerprint() for source in self.sources).encode(), self.of, self.indices)
+
+
+def join(sources: Sequence[ImageSource]) -> JoinedSource:
+    """All images of the sources, in order."""
+    sizes = [len(source) for source in sources]
+    indices = np.concatenate([np.arange(size) for size in sizes])
+    targets = np.concatenate([source.targets for source in sources])
+    return JoinedSource(tuple(sources), np.repeat(np.arange(len(sizes)), sizes), indices, targets, sources[0].channels)
+
+
 def digest(*contents: bytes | NDArray[Any]) -> str:
     """16 bytes of BLAKE2b of the contents, one after the other, in hexadecimal."""
     hasher = blake2b(digest_size=16)
     for content in contents:
         hasher.update(content if isinstance(content, bytes) else content.tobytes())
     return hasher.hexdigest()
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file's name ends like an image's; hidden files are left out."""
-    return not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the sub-folders of ``folder``, sorted; hidden ones left out.
-
-    Raises:
-        DataError: a name that is not UTF-8, which no report could hold.
-    """
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{folder} has a class folder whose name is not readable text: {name!r}; rename it"
-            ) from None
-    return names
-
-
-_States = dict[str, tuple[int, int, int]]  # of folders: they change when a name comes or goes
-# Choosing by the images, training and evaluating in one process look at the same folder, which may have millions.
-_listings: dict[tuple[str, tuple[str, ...]], tuple[FileSource, _States]] = {}
-
-
-def _states(folders: Iterable[str]) -> _States:
-    """When each folder changed; nothing where one is not there."""
-    try:
-        statuses = {folder: os.stat(folder) for folder in folders}  # noqa: PTH116  # of many folders
-    except OSError:
-        return {}
-    return {folder: (status.st_mtime_ns, status.st_dev, status.st_ino) for folder, status in statuses.items()}
-
-
-def scan_folder(folder: Path, classes: list[str]) -> FileSource:
-    """All images below ``folder/<class>/``, sorted by path; listed once as long as no folder among them changes.
-
-    Raises:
-        DataError: a class folder without images, or one that is not among ``classes``.
-    """
-    unknown = [name for name in class_folders(folder) if name not in classes]
-    if unknown:
-        raise DataError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
-    key = (os.path.realpath(folder), tuple(classes))
-    if (listing := _listings.get(key)) is not None and _states(listing[1]) == listing[1]:
-        return replace(listing[0], root=folder)
-    start = time.time_ns()
-    paths: list[bytes] = []
-    targets: list[int] = []
-    visited: list[str] = []
-    for target, name in enumerate(classes):
-        of_class = sorted(_image_files(folder / name, folder, visited))
-        paths += of_class
-        targets += [target] * len(of_class)
-    if not paths:
-        raise DataError(f"{folder} has no images in its class folders: expected {folder}/<class>/*.jpg (or .png, …)")
-    # Colour always: one grey picture among the files says nothing about the others.
-    source = FileSource(np.array(paths), np.array(targets, np.int64), channels=3, root=folder)
-    _listings.pop(key, None)
-    states = _states(map(os.path.abspath, visited))
-    if states and all(changed < start - _SETTLED for changed, _, _ in states.values()):
-        _listings[key] = source, states
-        if len(_listings) > _LISTINGS_KEPT:
-            del _listings[next(iter(_listings))]
-    return source
-
-
-def _image_files(folder: Path, root: Path, visited: list[str]) -> Iterator[bytes]:
-    """Paths of the images below a folder, relative to ``root``; its folders are added to ``visited``."""
-    seen = {os.path.realpath(parent) for parent in folder.parents}  # links may lead back
-    for directory, subfolders, files in os.walk(folder, followlinks=True):
-        visited.append(directory)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if (real := os.path.realpath(directory)) in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        for name in files:
-            if is_image_name(name):
-                yield os.fsencode(os.path.relpath(Path(directory, name), root))
 
 
 def statistics(source: ImageSource) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,6 @@
 """A data set, divided: its splits, how they are called, and how one that is missing is held out."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from convnext.errors import DataError
 
 if TYPE_CHECKING:  # the catalogue's entries need no torch
+    import numpy as np
+    from numpy.typing import NDArray
+
     from convnext.config import DataSettings
     from convnext.data.sources import ImageSource
 
@@ -22,6 +26,7 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
 SPLIT_BY_SPELLING: Mapping[str, str] = {spelling: name for name, all_of in SPELLINGS.items() for spelling in all_of}
 # From so many shards on, whole shards are held out: an evaluation then reads those alone, and not all.
 _MANY_SHARDS = 50
+_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Splits:
     """A data set, divided.
 
     `test` gives the number that is reported; `val`, where there is one, chooses `best`. `test_name` is ``"test"``, or
-    ``"val"`` where the data set has no other split to test on. Empty `mean` and `std` are to be measured.
+    ``"val"`` where the data set has no other split to test on. Empty `mean` and `std` are to be measured. `notes` are
+    lines for the user: what was left out, and what was done about too few images.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +45,7 @@ class Splits:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     test_name: str = "test"
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> "ImageSource | None":
         """The split called ``"train"``, ``"val"`` or ``"test"``."""
@@ -83,14 +90,21 @@ def make_splits(
     With ``val_chooses`` a ``"val"`` that is the test chooses `best`, too; else another may be held out for that.
 
     Raises:
-        DataError: a class has too few images to hold out any.
+        DataError: no class has two images, so that none can be held out.
     """
     train, val, test = sources["train"], sources.get("val"), sources.get("test")
     if test is None and val is not None:
         return Splits(classes, train, val if val_chooses else None, val, test_name="val")
-    if test is None:
-        train, test = hold_out(train, test_fraction)
-    return Splits(classes, train, val, test)
+    if test is not None:
+        return Splits(classes, train, val, test)
+    whole = train
+    train, test = hold_out(whole, test_fraction)
+    if not len(test):
+        raise DataError(
+            f"no class has two images (there are {len(whole)} of {len(classes)} classes), so none can be held out for "
+            f"the test: add images, or test/ with images of its own"
+        )
+    return Splits(classes, train, val, test, notes=held_out_notes(classes, whole, test, "test", test_fraction))
 
 
 def hold_out(source: "ImageSource", fraction: float) -> "tuple[ImageSource, ImageSource]":
@@ -98,9 +112,8 @@ def hold_out(source: "ImageSource", fraction: float) -> "tuple[ImageSource, Imag
     or of the shards where there are many; always the same one.
 
     Many shards whose images are not mixed, so that a class would be left without training images, are taken as few.
-
-    Raises:
-        DataError: a class has too few images to have some in both.
+    Where the fraction of all images is less than one of each class, every class that has two or more gives at least
+    one; where none has, nothing is held out.
     """
     import numpy as np
     from sklearn.model_selection import train_test_split
@@ -114,14 +127,46 @@ def hold_out(source: "ImageSource", fraction: float) -> "tuple[ImageSource, Imag
         staying, chosen = train_test_split(
             np.arange(len(source)), test_size=fraction, random_state=SPLIT_SEED, stratify=source.targets
         )
-    except ValueError:
-        smallest = np.bincount(source.targets).min()
-        raise DataError(
-            f"cannot hold out {fraction:g} of {len(source)} images with every class on both sides (the smallest class "
-            f"has {smallest}): add images, provide val/ and test/ folders, or change data.val_fraction and "
-            f"data.test_fraction"
-        ) from None
+    except ValueError:  # it wants one of each class at least, both in what stays and in what is held out
+        chosen = _one_of_each_class(source, fraction)
+        staying = np.setdiff1d(np.arange(len(source)), chosen)
     return source.subset(np.sort(staying)), source.subset(np.sort(chosen))
+
+
+def _one_of_each_class(source: "ImageSource", fraction: float) -> "NDArray[np.int64]":
+    """Indices of the fraction of each class, at least one and never all of its images."""
+    import numpy as np
+
+    generator = np.random.default_rng(SPLIT_SEED)
+    chosen = [np.empty(0, np.int64)]
+    for target in np.unique(source.targets):
+        indices = generator.permutation(np.flatnonzero(source.targets == target))
+        chosen.append(indices[: min(max(1, round(fraction * len(indices))), len(indices) - 1)])
+    return np.concatenate(chosen)
+
+
+def held_out_notes(
+    classes: tuple[str, ...], whole: "ImageSource", held_out: "ImageSource", split: str, fraction: float
+) -> tuple[str, ...]:
+    """Lines on what few images made of a split that was held out of ``whole``: more than its fraction, and classes that
+    it lacks."""
+    import numpy as np
+
+    before, after = (np.bincount(source.targets, minlength=len(classes)) for source in (whole, held_out))
+    notes = []
+    if len(held_out) > math.ceil(fraction * len(whole)):
+        notes.append(
+            f"{len(held_out):,} of {len(whole):,} images are held out for {split}, more than data.{split}_fraction "
+            f"{fraction:g} of them, so that every class with two or more images has one"
+        )
+    if len(lacking := np.flatnonzero((after == 0) & (before > 0))):
+        names = ", ".join(f"{classes[index]} ({before[index]:,})" for index in lacking[:_CLASSES_NAMED])
+        more = f" and {len(lacking) - _CLASSES_NAMED:,} more" if len(lacking) > _CLASSES_NAMED else ""
+        notes.append(
+            f"{len(lacking):,} of {len(classes):,} classes have too few images for {split}, and keep all for the "
+            f"training: {names}{more}"
+        )
+    return tuple(notes)
 
 
 def root_of(settings: "DataSettings") -> Path:

@@ -13,19 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convnext import kernels
-from convnext.config import DataSettings
-from convnext.data.datasets.load import load_splits
-from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
 from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
-from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, Normalize
-from convnext.errors import CheckpointError, DataError, SettingsError
+from convnext.errors import DataError, SettingsError
+from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report, compute_report, most_confident_mistakes, ranked
 from convnext.evaluation.predictions import write_predictions
 from convnext.models.classifier import classify_in_full_precision
-from convnext.output import say
 from convnext.plots import predictions as pictures
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
@@ -145,7 +141,7 @@ class FlipAverage(nn.Module):
 def evaluate(
     run: str | Path,
     *,
-    split: str = "test",
+    split: str | None = None,
     checkpoint: str | None = None,
     root: str | Path | None = None,
     batch_size: int = 256,
@@ -160,9 +156,11 @@ def evaluate(
     Args:
         run: the run's folder; or a checkpoint's, or its ``model.safetensors``. Where that was copied elsewhere, it gets
             the report.
-        split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data.
+        split: ``"test"``, ``"val"`` or ``"train"``, as the run divided its data, or ``"all"``; None for the test split,
+            or for all images of a ``root`` of class folders without splits.
         checkpoint: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
-        root: a folder to evaluate on in place of the one trained on: the same data moved, or other images.
+        root: a folder to evaluate on in place of the one trained on: the same data moved, or other images, of all or
+            some of the classes.
         batch_size: images at a time.
         device: as in `convnext.config.RunSettings`.
         workers: processes that read images; None chooses.
@@ -181,22 +179,12 @@ def evaluate(
     folder = checkpoints.find(Path(run), checkpoint)
     model, info = checkpoints.load_model(folder, model)
     run, settings = home(folder)
-    changed: DataSettings = settings.data if root is None else settings.data.replace(root=Path(root))
-    splits = load_splits(changed) if data is None else own_splits(data, info.classes, changed)
-    check_classes(info, splits, folder)
-    if split not in ("train", "val", "test"):
-        raise DataError(f"no split is called {split!r}: choose train, val or test")
-    source = splits.split(split)
-    if source is None:
-        raise DataError(f"this run has no {split!r} split: choose train, val or test (val needs data.val_fraction)")
-    same_images = _check_same_images(run, folder, splits, split, root)
+    moved = None if root is None else Path(root)
+    source, stem, suffix = choose_images(run, folder, info, settings.data, split, moved, data)
     where = torch.device(pick_device(device))
     predictions = _compute_as_trained(model, source, info, settings.precision, where, batch_size, workers, flip)
-    stem = splits.test_name if split == "test" else split
     stem += "" if run == folder or folder.name == usual_checkpoint(run) else f"-{folder.name}"
-    stem += "-flip" if flip else ""
-    if not same_images:
-        stem += f"-on-{changed.root.name}" if changed.root else "-on-other-images"
+    stem += ("-flip" if flip else "") + suffix
     return write_report(run, stem, predictions, source, info)
 
 
@@ -218,37 +206,6 @@ def _compute_as_trained(
     autocast = autocast_of(precision, device)
     model = FlipAverage(model) if flip else model
     return compute_logits(model, source, info, device=device, batch_size=batch_size, workers=workers, autocast=autocast)
-
-
-def _check_same_images(run: Path, folder: Path, splits: Splits, split: str, root: str | Path | None) -> bool:
-    """Whether the split's images are those that the run had.
-
-    Raises:
-        DataError: they are not, and nobody said that others are meant: the run's training images may be among them.
-    """
-    if splits.fingerprints().get(split) == checkpoints.read_fingerprints(folder).get(split):
-        return True
-    if root is None:
-        raise DataError(
-            f"the {split} images of {run} have changed since its training, so training images may be among them: "
-            f"restore them, or give --data.root to evaluate on the images that are there"
-        )
-    say(f"these are not the {split} images of {run}; the report gets a name of its own")
-    return False
-
-
-def check_classes(info: ModelInfo, splits: Splits, folder: Path) -> None:
-    """Refuse data with other classes than the checkpoint's, with a CheckpointError that has the first few
-    differences."""
-    if info.classes == splits.classes:
-        return
-    missing = [name for name in info.classes if name not in splits.classes]
-    added = [name for name in splits.classes if name not in info.classes]
-    raise CheckpointError(
-        f"checkpoint {folder} knows {len(info.classes)} classes and the data has {len(splits.classes)}: "
-        f"only in the checkpoint: {', '.join(missing[:3]) or 'none'}; "
-        f"only in the data: {', '.join(added[:3]) or 'none'}"
-    )
 
 
 def write_report(run: Path, stem: str, predictions: SplitLogits, source: ImageSource, info: ModelInfo) -> Report:

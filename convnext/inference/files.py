@@ -4,29 +4,37 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from convnext.data.sources import is_image_name
+from convnext.data.files import image_files
+from convnext.data.sources import LeftOut
 from convnext.errors import DataError
+from convnext.output import say
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Files as they are; the images below folders, and the matches of glob patterns, sorted; ``-`` as it is.
+    """Files as they are; the images below folders, as training finds them, and the matches of glob patterns, sorted;
+    ``-`` as it is. What is left out of folders is counted on standard error.
 
     Raises:
-        DataError: something is not there, or a folder or pattern gives no image.
+        DataError: something is not there or no file, or a folder or pattern gives no image.
     """
     paths: list[str] = []
+    left_out = LeftOut()
     for argument in arguments:
         path = Path(argument)
         if argument == "-" or path.is_file():
             paths.append(argument)
         elif path.is_dir():
-            matches = sorted(str(file) for file in path.rglob("*") if is_image_name(file.name) and file.is_file())
+            matches = sorted(image_files(path, left_out))
             if not matches:
-                raise DataError(f"folder {argument} has no images")
+                raise DataError("; ".join((f"folder {argument} has no images", *left_out.lines())))
             paths += matches
+        elif path.exists():
+            raise DataError(f"{argument} is no file but a pipe or a device: give - for standard input")
         else:
             matches = sorted(name for name in glob.glob(argument, recursive=True) if Path(name).is_file())
             if not matches:
                 raise DataError(f"{argument} is not there, and matches nothing as a pattern")
             paths += matches
+    for line in left_out.lines():
+        say(line)
     return paths

@@ -35,6 +35,7 @@ def announcement(
     arithmetic = f"{settings.precision} by {kernels.describe()}" if kernels.installed(model) else settings.precision
     split = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
     return (
+        *splits.notes,
         f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where} in {arithmetic}; "
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
         f"at {settings.data.image_size} px",

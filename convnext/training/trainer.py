@@ -23,11 +23,11 @@ from convnext.errors import CheckpointError, UserError, reason
 from convnext.evaluation.evaluator import (
     PICTURES,
     SplitLogits,
-    check_classes,
     compute_logits,
     prepare_model,
     write_report,
 )
+from convnext.evaluation.images import check_classes
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
 from convnext.output import say
@@ -378,7 +378,7 @@ class Trainer:
         return self.raw_model if self.average is None else self.average.module
 
     def _restore(self, folder: Path) -> None:
-        check_classes(read_json(folder / "model.json", ModelInfo), self.splits, folder)
+        check_classes(read_json(folder / "model.json", ModelInfo), self.splits.classes, folder)
         state = checkpoint.read_state(folder)
         checkpoint.check_same_images(state, self.state.fingerprints, self.folder)
         state.format, state.versions = checkpoint.FORMAT, self.state.versions

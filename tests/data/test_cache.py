@@ -15,9 +15,10 @@ from PIL import Image
 
 from convnext.config import AugmentSettings, DataSettings, RunSettings
 from convnext.data.cache.source import CachedSource, CacheError, open_cache
+from convnext.data.files import scan_folder
 from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, TrainSampler, batches
-from convnext.data.sources import FileSource, ImageSource, scan_folder
+from convnext.data.sources import FileSource, ImageSource
 from convnext.data.splits import Splits
 from convnext.data.transforms import EvalTransform, TrainTransform
 from convnext.training.resolve import cached

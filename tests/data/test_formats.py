@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from convnext.data import formats
+from convnext.data.files import is_image_name
 from convnext.data.formats import FORMATS, silent
 from convnext.data.images import Picture, UnreadableImageError
-from convnext.data.sources import is_image_name
 from tests.support.photographs import encoded
 
 

@@ -114,7 +114,7 @@ def test_folders_that_cannot_be_used(small_folder: Path, tmp_path: Path) -> None
     (small_folder / "train" / "3").mkdir()
     refused("class folders without images: 3", root=small_folder)
     (small_folder / "train" / "3").rmdir()
-    (small_folder / "test" / "extra").mkdir()
+    shutil.copytree(small_folder / "test" / "0", small_folder / "test" / "extra")
     refused("classes that the training images lack: extra", root=small_folder)
     for name in ("1", "2"):
         shutil.rmtree(small_folder / "train" / name)

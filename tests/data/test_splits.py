@@ -10,6 +10,7 @@ import pytest
 
 from convnext import recipes
 from convnext.config import DataSettings
+from convnext.data import files
 from convnext.data.datasets.load import (
     exclude_images,
     hold_out_val,
@@ -75,13 +76,13 @@ def test_a_class_folder_called_dev_is_a_class(small_folder: Path) -> None:
 def walks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the class folders that are listed."""
     names: list[str] = []
-    walk = os.walk
+    walk = files.image_files
 
-    def counted(top: Path, **options: Any) -> Iterator[Any]:
-        names.append(top.name)
-        return walk(top, **options)
+    def counted(folder: str, *options: Any) -> Iterator[str]:
+        names.append(Path(folder).name)
+        return walk(folder, *options)
 
-    monkeypatch.setattr(os, "walk", counted)
+    monkeypatch.setattr(files, "image_files", counted)
     return names
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from convnext import Predictor, create_model
 from convnext.config import ModelSettings
+from convnext.data.files import scan_folder
 from convnext.data.images import UnreadableImageError
-from convnext.data.sources import scan_folder
 from convnext.evaluation.evaluator import compute_logits
 from convnext.weights.model_info import ModelInfo
 from tests.support.photographs import encoded

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convnext.data.cache.source import CachedSource, open_cache
-from convnext.data.sources import FileSource, ImageSource, scan_folder
+from convnext.data.files import scan_folder
+from convnext.data.sources import FileSource, ImageSource
 
 SIZE = 48
 Pixels = NDArray[np.uint8]

@@ -1,9 +1,7 @@
 """Faults of a data set that training would suffer from, and which images to leave out to be rid of them."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +12,7 @@ from convnext.data.audit.duplicates import find_copies
 from convnext.data.audit.signatures import SMALLEST_SIZE, read_all, same_in_detail
 from convnext.data.images import Scale
 from convnext.data.progress import tracked
-from convnext.data.sources import FileSource, ImageSource, is_image_name
+from convnext.data.sources import FileSource, ImageSource
 from convnext.data.splits import Splits
 
 MOST_DUPLICATES = 0.01  # of the training images
@@ -70,7 +68,8 @@ class Findings:
     # Grey of more than 8 bits that comes out dark, or lies mostly beyond black and white: with how it is scaled.
     badly_scaled: list[tuple[Item, Scale]]
     modes: dict[str, int]  # by Pillow's mode, where there are several, or one that is neither colour nor grey
-    ignored: dict[str, int]  # files among the images that are not named like one, by the end of their names
+    ignored: dict[str, int]  # what lies among the images and is left out, by the end of its name or another reason
+    notes: tuple[str, ...]  # lines on what was left out, and on few images
     tiny: bool  # whether most images are too small to look for copies that are not exact
     drawn: bool  # whether the test images were drawn from the same folders as the others, by chance
 
@@ -105,18 +104,24 @@ class Findings:
 
     @property
     def rare(self) -> dict[str, int]:
-        """Classes with fewer than five training images."""
-        return {name: count for name, count in self.counts["train"].items() if count < FEWEST_IMAGES}
+        """Classes with fewer than five training images, but some."""
+        return {name: count for name, count in self.counts["train"].items() if 0 < count < FEWEST_IMAGES}
+
+    @property
+    def empty(self) -> list[str]:
+        """Classes without training images."""
+        return [name for name, count in self.counts["train"].items() if not count]
 
     @property
     def severe(self) -> bool:
-        """Whether training would suffer: unreadable images; leaks; the same image under several classes; more than 1 %
-        of the training images repeated. What `to_leave_out` names mends all of it.
+        """Whether training would suffer: classes without images; unreadable images; leaks; the same image under several
+        classes; more than 1 % of the training images repeated. What `to_leave_out` names mends all but the first.
 
         Imbalance, sizes, modes, and what the test split repeats are for the user to judge.
         """
         mendable = any(self.can_mend(group) for group in self.conflicts)
-        return bool(self.unreadable or self.leaks or mendable or self.duplicate_fraction > MOST_DUPLICATES)
+        faults = self.empty or self.unreadable or self.leaks or mendable
+        return bool(faults or self.duplicate_fraction > MOST_DUPLICATES)
 
     def to_leave_out(self) -> dict[str, list[Item]]:
         """Images to leave out, by reason: of a leak the one nearer to the training, all images of a group of
@@ -160,6 +165,8 @@ class Findings:
             "badly_scaled": [_plain(item) | scale._asdict() for item, scale in self.badly_scaled],
             "modes": self.modes,
             "ignored_files": self.ignored,
+            "notes": list(self.notes),
+            "empty_classes": self.empty,
             "leave_out": {reason: [item.name for item in items] for reason, items in self.to_leave_out().items()},
         }
 
@@ -217,6 +224,7 @@ def check(splits: Splits, workers: int | None = None, progress: bool = True, dra
         badly_scaled=_badly_scaled(readings, images),
         modes={} if len(modes) == 1 and not modes.keys().isdisjoint({"RGB", "L"}) else dict(modes.most_common()),
         ignored=_ignored(images.sources),
+        notes=splits.notes,
         tiny=_median_size(readings) < SMALLEST_SIZE,
         drawn=drawn,
     )
@@ -270,15 +278,5 @@ def _badly_scaled(readings: NDArray[np.void], images: _Images) -> list[tuple[Ite
 
 
 def _ignored(sources: list[ImageSource]) -> dict[str, int]:
-    folders = {
-        source.root / os.fsdecode(folder)
-        for source in sources
-        if isinstance(source, FileSource)
-        for folder in {path.rpartition(b"/")[0] for path in source.paths.tolist()}
-    }
-    ends: Counter[str] = Counter()
-    for folder in folders:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-        ends.update(Path(name).suffix.lower() or "no ending" for name in names if not is_image_name(name))
-    return dict(ends.most_common())
+    listings = {id(source.left_out): source.left_out.counts for source in sources if isinstance(source, FileSource)}
+    return dict(sum(listings.values(), Counter[str]()).most_common())

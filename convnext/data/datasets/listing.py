@@ -1,8 +1,11 @@
 """Image files by their paths, without opening any; and names of classes for people."""
 
+import codecs
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,20 +33,22 @@ def list_images(root: Path, folders: Iterable[str]) -> "FileSource":
     Raises:
         DataError: a folder that is not there, or has no images.
     """
-    from convnext.data.sources import is_image_name
+    from convnext.data.files import list_folder
+    from convnext.data.sources import LeftOut
 
     paths: list[str] = []
     targets: list[int] = []
+    left_out = LeftOut()
     for target, folder in enumerate(folders):
         try:
-            names = sorted(entry.name for entry in os.scandir(root / folder) if is_image_name(entry.name))
+            names = sorted(entry.name for entry in list_folder(root / folder, left_out)[1])
         except OSError as error:
             raise DataError(f"cannot list the images in {root / folder}: {error.strerror}") from None
         if not names:
             raise DataError(f"{root / folder} has no images")
         paths += [f"{folder}/{name}" for name in names]
         targets += [target] * len(names)
-    return file_source(root, paths, targets)
+    return replace(file_source(root, paths, targets), left_out=left_out)
 
 
 def subfolders(root: Path, subfolder: str) -> list[str]:
@@ -52,7 +57,7 @@ def subfolders(root: Path, subfolder: str) -> list[str]:
     Raises:
         DataError: it is not there, or has none.
     """
-    from convnext.data.sources import class_folders
+    from convnext.data.files import class_folders
 
     folder = root / subfolder
     names = class_folders(folder) if folder.is_dir() else []
@@ -61,17 +66,24 @@ def subfolders(root: Path, subfolder: str) -> list[str]:
     return names
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file of a data set, without empty ones.
+def read_lines(path: Path, errors: str = "strict") -> list[str]:
+    """The lines of a text file in UTF-8, or in UTF-16 with a byte order mark, without empty ones.
+
+    Args:
+        path: the file.
+        errors: what to do about bytes that are not UTF-8, as for `bytes.decode`.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        text = path.read_text("utf-8")
+        raw = path.read_bytes()
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16") if utf16 else raw.decode("utf-8-sig", errors)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from None
-    return [line for line in text.splitlines() if line.strip()]
+    # Not by str.splitlines, which breaks lines at characters that names of files may have.
+    return [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
 
 
 def synset_names(root: Path) -> dict[str, str]:

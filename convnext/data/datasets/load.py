@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from convnext.config import DataSettings
 from convnext.data.datasets.catalogue import FAMILIES, find_entry
 from convnext.data.datasets.entries import FETCHERS, LOADERS
 from convnext.data.datasets.fetching import fetch
+from convnext.data.datasets.listing import read_lines
+from convnext.data.files import normal_form
 from convnext.data.sources import FileSource, ImageSource, statistics
-from convnext.data.splits import Splits, hold_out
+from convnext.data.splits import SPELLINGS, Splits, held_out_notes, hold_out
 from convnext.errors import DataError
-from convnext.output import say
 
 OWN = "own"  # what data.name says of data sets that a program handed in
 
@@ -33,16 +36,20 @@ def load_splits(settings: DataSettings) -> Splits:
     return hold_out_val(splits, settings)
 
 
-def read_splits(settings: DataSettings) -> Splits:
+def read_splits(settings: DataSettings, allow_empty: bool = False) -> Splits:
     """The first step: the data set as it is, fetched where it can be and is not there, with a test split.
+
+    Args:
+        settings: which data set, and where.
+        allow_empty: whether a class folder of the training images may have none.
 
     Raises:
         DataError: unknown name, missing folder, or one that is not as the data set needs it.
     """
-    return _read(settings).configured(settings)
+    return _read(settings, allow_empty).configured(settings)
 
 
-def _read(settings: DataSettings) -> Splits:
+def _read(settings: DataSettings, allow_empty: bool) -> Splits:
     if settings.name.startswith("hf:"):
         from convnext.data.datasets.hub import hub_splits
 
@@ -55,52 +62,82 @@ def _read(settings: DataSettings) -> Splits:
         raise DataError("the run had data sets of a program's own: give them again, to train or evaluate as data=…")
     entry = find_entry(settings.name)
     splits = LOADERS[settings.name](entry, settings)
-    return replace(splits, mean=entry.mean, std=entry.std)
+    if settings.name == "folder" and not allow_empty:
+        counts = np.bincount(splits.train.targets, minlength=len(splits.classes))
+        if empty := [splits.classes[index] for index in np.flatnonzero(counts == 0)]:
+            raise DataError(
+                f"{settings.root} has class folders without images: {', '.join(empty[:5])}: fill or remove them"
+            )
+    notes = splits.notes + notes_on_files(filter(None, map(splits.split, SPELLINGS)))
+    return replace(splits, mean=entry.mean, std=entry.std, notes=notes)
+
+
+def notes_on_files(sources: Iterable[ImageSource]) -> tuple[str, ...]:
+    """Lines on what lies among the files of the sources and is left out."""
+    listings = {id(source.left_out): source.left_out for source in sources if isinstance(source, FileSource)}
+    return tuple(line for left_out in listings.values() for line in left_out.lines())
 
 
 def exclude_images(splits: Splits, settings: DataSettings) -> Splits:
     """The second step: without the images that the file ``data.exclude`` names, a path a line, relative to the root.
 
-    Empty lines and those that start with ``#`` mean nothing; paths that name no image are counted on standard error.
+    Raises:
+        DataError: as of `without_excluded`; or a class has no training image left.
+    """
+    sources = {name: source for name in SPELLINGS if (source := splits.split(name)) is not None}
+    kept, notes = without_excluded(sources, settings)
+    before, after = (np.bincount(each["train"].targets, minlength=len(splits.classes)) for each in (sources, kept))
+    if len(emptied := np.flatnonzero((before > 0) & (after == 0))):
+        raise DataError(f"{settings.exclude} leaves no training image of class {splits.classes[emptied[0]]!r}")
+    return replace(splits, train=kept["train"], val=kept.get("val"), test=kept["test"], notes=splits.notes + notes)
+
+
+def without_excluded(
+    sources: Mapping[str, ImageSource], settings: DataSettings
+) -> tuple[dict[str, ImageSource], tuple[str, ...]]:
+    """The sources, by split, without the images that the file ``data.exclude`` names, and lines on it for the user.
+
+    Empty lines and those that start with ``#`` mean nothing. A path that names no image as it is may have backslashes
+    in place of slashes, or another Unicode form.
 
     Raises:
-        DataError: the file cannot be read, the images are no files, or a class has no training image left.
+        DataError: the file cannot be read, or the images are no files.
     """
     if settings.exclude is None:
-        return splits
-    try:
-        lines = settings.exclude.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read data.exclude {settings.exclude}: {error.strerror}") from None
-    if settings.root is None or not isinstance(splits.train, FileSource):
+        return dict(sources), ()
+    root = settings.root
+    files = {id(source): source for source in sources.values() if isinstance(source, FileSource)}
+    if root is None or len(files) < len(set(map(id, sources.values()))):
         raise DataError(
             f"data.exclude names files, which the images of data set {settings.name!r} are not: leave it out"
         )
-    root = settings.root
-    named = [os.fsdecode(line) for line in lines if line.strip() and not line.startswith(b"#")]
-    unwanted = {os.fsencode(os.path.relpath(root / line, root)) for line in named}
-    excluded: set[bytes] = set()
+    try:
+        lines = read_lines(settings.exclude, "surrogateescape")
+    except DataError as error:
+        raise DataError(f"data.exclude: {error}") from None
+    named = {os.path.relpath(root / line, root) for line in lines if not line.startswith("#")}
+    paths = {key: _paths_below(root, source) for key, source in files.items()}
+    known = set(chain.from_iterable(paths.values()))
+    by_form = {_form(path): path for path in known} if named - known else {}
+    images = [path for line in named if (path := line if line in known else by_form.get(_form(line)))]
+    unwanted, missing = set(images), len(named) - len(images)
+    kept = {
+        key: source.subset(np.array([i for i, path in enumerate(paths[key]) if path not in unwanted], np.int64))
+        for key, source in files.items()
+    }
+    notes = (f"{settings.exclude}: {missing} of {len(named)} paths name no image",) if missing else ()
+    return {name: kept[id(source)] for name, source in sources.items()}, notes
 
-    def without(source: ImageSource | None) -> ImageSource | None:
-        if not isinstance(source, FileSource):
-            return source
-        prefix = os.fsencode(os.path.relpath(source.root, root)) + b"/"
-        paths = [(prefix + path).removeprefix(b"./") for path in source.paths.tolist()]
-        excluded.update(unwanted.intersection(paths))
-        return source.subset(np.array([index for index, path in enumerate(paths) if path not in unwanted], np.int64))
 
-    train, test = without(splits.train), without(splits.test)
-    val = test if splits.val is splits.test else without(splits.val)
-    assert train is not None
-    assert test is not None
-    if excluded != unwanted:
-        missing = len(unwanted - excluded)
-        say(f"{settings.exclude}: {missing} of {len(unwanted)} paths name no image")
-    counts = np.bincount(train.targets, minlength=len(splits.classes))
-    if not counts.all():
-        name = splits.classes[int(counts.argmin())]
-        raise DataError(f"{settings.exclude} leaves no training image of class {name!r}")
-    return replace(splits, train=train, val=val, test=test)
+def _paths_below(root: Path, source: FileSource) -> list[str]:
+    """The paths of a source's images, relative to ``root``."""
+    prefix = os.path.relpath(source.root, root) + "/"
+    return [(prefix + os.fsdecode(path)).removeprefix("./") for path in source.paths.tolist()]
+
+
+def _form(path: str) -> str:
+    """A path in the one spelling that those with backslashes, or in another Unicode form, share."""
+    return os.path.normpath(normal_form(path.replace("\\", "/")))
 
 
 def measure_statistics(splits: Splits, settings: DataSettings) -> Splits:
@@ -121,15 +158,13 @@ def measure_statistics(splits: Splits, settings: DataSettings) -> Splits:
 
 
 def hold_out_val(splits: Splits, settings: DataSettings) -> Splits:
-    """The fourth step: with a validation split of ``data.val_fraction`` of the training images, where there is none.
-
-    Raises:
-        DataError: a class has too few images to hold out any.
-    """
+    """The fourth step: with a validation split of ``data.val_fraction`` of the training images, where there is none;
+    still without one where no class has two images."""
     if splits.val is not None or not settings.val_fraction:
         return splits
     train, val = hold_out(splits.train, settings.val_fraction)
-    return replace(splits, train=train, val=val)
+    notes = splits.notes + held_out_notes(splits.classes, splits.train, val, "val", settings.val_fraction)
+    return replace(splits, train=train, val=val if len(val) else None, notes=notes)
 
 
 def obtain(name: str, root: Path) -> None:

@@ -27,8 +27,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from convnext.data.files import is_image_name
 from convnext.data.progress import tracked
-from convnext.data.sources import digest, is_image_name
+from convnext.data.sources import digest
 from convnext.errors import DataError
 from convnext.storage.downloads import download, remove_partial
 from convnext.storage.files import write_text

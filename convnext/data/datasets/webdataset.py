@@ -190,7 +190,7 @@ def _class_names(locations: Sequence[str], folder: ShardFolder) -> list[str] | N
         return None
     with folder.open(shard) as file:
         try:
-            names = file.read().decode("utf-8").strip().splitlines()
+            names = file.read().decode("utf-8-sig").strip().splitlines()
         except ValueError as error:
             raise DataError(f"{location} is not UTF-8: {error}") from error
     names = [name.strip() for name in names]
