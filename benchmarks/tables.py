@@ -242,17 +242,19 @@ def thirty_minutes(link: Link) -> str:
     return _grid(["data", "entry", "parameters", "epochs", "CPU time", "test top-1", "macro-F1"], rows)
 
 
-def imbalance(_: Link) -> str:
+def _mean_and_deviation(values: Sequence[Number], decimals: int) -> str:
+    return f"{statistics.mean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"
+
+
+def imbalance(link: Link) -> str:
     """Mean and standard deviation over the seeds of each of the methods of ``benchmarks/imbalance.py``."""
     rows = []
     for where, run in sorted(runs().items(), key=lambda each: sum(each[1].values("macro_f1"))):
         if where.startswith("imbalance/"):
-            cells = [
-                f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %"
-                for values in ([100 * value for value in run.values(key)] for key in ("top1", "macro_f1"))
-            ]
-            rows.append([METHODS[where.rpartition("/")[2]], *cells, f"{len(run.seeds)}"])
-    return _grid(["training", "test top-1", "macro-F1", "seeds"], rows)
+            top1 = _mean_and_deviation([100 * value for value in run.values("top1")], 1) + " %"
+            cells = [top1, _mean_and_deviation(run.values("macro_f1"), 3)]
+            rows.append([link(METHODS[where.rpartition("/")[2]], where), *cells, f"{len(run.seeds)}", str(run.machine)])
+    return _grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
 
 
 def _number(key: str, value: Number) -> str:

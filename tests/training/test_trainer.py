@@ -312,7 +312,7 @@ def test_curves_are_drawn_while_a_run_goes_on_and_do_not_stop_it(
     monkeypatch.setattr(trainer_module, "DRAWN_EVERY", 0)
     monkeypatch.setattr(Tracker, "finish", lambda *_: None)
     report = convnext.train(short(tmp_path, epochs=3)).report
-    assert drawn == [(1, None), (2, None), (3, {"loss": report.loss, "top1": report.top1})]
+    assert drawn == [(1, None), (2, None), (3, {"epoch": 3, "loss": report.loss, "top1": report.top1})]
     assert capfd.readouterr().err.count("curves.png: No space left on device") == 3
 
 
