@@ -94,7 +94,7 @@ def _report_error(error: Exception, args: list[str]) -> int:
     silent = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
     lines = [f"convnext: {error}"]
     if interrupted:
-        again = [*args, *([] if "--resume" in args else ["--resume"])]
+        again = ["train", "--resume", str(getattr(error, "folder", ""))] if args[0] == "train" else args
         lines.append(f"go on with: convnext {shlex.join(again)}")
     elif not isinstance(error, UserError):
         lines = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from convnext.storage.downloads import cache_folder
-from convnext.storage.files import writing
+from convnext.storage.files import digest, writing
 
 _SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 _TIMEOUT = 120  # seconds for the compiler
@@ -38,9 +38,9 @@ class Library:
             self._functions = ctypes.CDLL(str(path))
             # Threads of our own would wait for PyTorch's, which spin for a while after each of its operations.
             self._start = ctypes.cast(ctypes.CDLL(torch._C.__file__).GOMP_parallel, ctypes.c_void_p)
+            self.lanes: int = self._functions.lanes()
         except (OSError, AttributeError) as error:
             raise UnavailableError(str(error)) from None
-        self.lanes: int = self._functions.lanes()
         self._products = _products()
         self.multiplies = self._products is not None
 
@@ -149,17 +149,29 @@ def _compiler() -> tuple[list[str], str]:
 
 
 def _compiled(command: list[str], version: str) -> Path:
-    """The library for this source, compiler and CPU: from the cache folder, or compiled into it."""
+    """The library for this source, compiler and CPU: from the cache folder, or compiled into it where it is not there
+    or not as it was compiled. To load a damaged one would end the process."""
     folder = cache_folder() / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
         raise UnavailableError(f"others may write to {folder}")
     identity = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
     path = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.so"
-    if not path.exists():
-        with writing(path) as unfinished:
+    known = path.with_suffix(".sha256")
+    if not _is_whole(path, known):
+        with writing(path) as unfinished, writing(known) as its_digest:
             _run([*command, "-o", str(unfinished), *(str(source) for source in _SOURCES if source.suffix == ".c")])
+            its_digest.write_text(digest(unfinished))
+    if not _is_whole(path, known):
+        raise UnavailableError(f"the disk gives {path} back other than it was written")
     return path
+
+
+def _is_whole(path: Path, known: Path) -> bool:
+    try:
+        return digest(path) == known.read_text()
+    except (OSError, ValueError):  # not there, or not readable
+        return False
 
 
 def _cpu() -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from convnext.config import RunSettings
-from convnext.errors import CheckpointError, SettingsError, UserError, reason
-from convnext.runs.checkpoint import read_state
+from convnext.errors import CheckpointError, SettingsError, UserError, did_you_mean, reason
+from convnext.runs.checkpoint import read_settings, read_state
 from convnext.runs.early_stopping import stopped_early
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
@@ -16,7 +16,7 @@ from convnext.weights.model_info import read_json
 
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
 _FREE = {
-    *("output", "device", "trackers", "compile", "checkpoint_activations"),
+    *("name", "output", "device", "trackers", "compile", "checkpoint_activations"),
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps", "patience"),
     *("data.root", "data.workers", "data.strict"),
 }
@@ -70,6 +70,49 @@ def weights_before(output: Path, name: str) -> tuple[str | None] | None:
         if (folder / "settings.json").is_file():
             return (read_json(folder / "settings.json", RunSettings).model.weights,)
     return None
+
+
+def run_to_resume(path: Path) -> Path:
+    """The folder of the run that a user's ``path`` means: itself, or the run whose last checkpoint it is.
+
+    Raises:
+        CheckpointError: it is neither; the message has the runs with names like that, or those that are in it.
+    """
+    if path.name in ("", ".."):  # the name of a run is wanted
+        path = path.resolve()
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    if (run / "settings.json").is_file():
+        if run != path and path.resolve() != (run / "checkpoints" / "last").resolve():
+            raise CheckpointError(
+                f"a run goes on from its last checkpoint, and {path} is another: give {run}, or start a new run from "
+                f"these weights with --model.weights {path / 'model.safetensors'}"
+            )
+        return run
+    folder = path if path.is_dir() else path.parent
+    runs = [str(entry.parent) for entry in sorted(folder.glob("*/settings.json"))]
+    advice = did_you_mean(str(path), runs) if runs else "give the folder of a run, such as runs/digits"
+    raise CheckpointError(f"{path} is {'no run: it has no settings.json' if path.exists() else 'not there'}; {advice}")
+
+
+def settings_to_resume(run: Path, recipe: str | None = None) -> RunSettings:
+    """The settings of the run in a folder that may have been renamed or moved, with its name and place as they are now.
+
+    Raises:
+        CheckpointError: they cannot be read.
+        SettingsError: the run was not started from the ``recipe``, if one is given.
+    """
+    path = run / "settings.json"
+    settings: RunSettings = RunSettings().replace(**read_settings(path))
+    if recipe not in (None, settings.recipe):
+        raise SettingsError(f"{run} was started from recipe {settings.recipe!r}, not {recipe!r}: leave the recipe out")
+    return at_home(settings, run)
+
+
+def at_home(settings: RunSettings, run: Path) -> RunSettings:
+    """The settings with the name and place that the run's folder has."""
+    numbered = run in folders(run.parent, settings.name)
+    moved: RunSettings = settings.replace(name=settings.name if numbered else run.name, output=run.parent)
+    return moved
 
 
 def _has_settings(folder: Path, settings: RunSettings) -> bool:
@@ -136,7 +179,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise SettingsError(
             f"{folder} cannot be resumed with other settings: {'; '.join(changed[:3])}{more}. "
-            f"Give the settings that it was started with, or leave --resume out to start a new run"
+            f"Go on under its own with convnext train --resume {folder}, or leave --resume out to start a new run"
         )
 
 

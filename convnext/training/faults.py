@@ -1,7 +1,7 @@
 """What to say, and what to do, when a step goes wrong."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,15 @@ def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> Tr
         f"or {clip}, in a new run (--resume does not change these)"
         + (weights if last.exists() else "; no checkpoint was saved before")
     )
+
+
+def check_there(folder: Path, is_there: Callable[[], bool]) -> None:
+    """End a run whose folder is no longer where it was, with a TrainingError."""
+    if not is_there():
+        raise TrainingError(
+            f"{folder.absolute()} was removed or renamed while this run was training into it, so the run stops and "
+            f"writes nothing more: if it was renamed, go on with convnext train --resume and its new name"
+        )
 
 
 @contextmanager

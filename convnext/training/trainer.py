@@ -7,6 +7,7 @@ processes each take some images of every batch, and agree once a step on its num
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -108,10 +109,10 @@ class Trainer:
         self.folder = settings.output
         self.display = progress.Display(self.total_steps, 0, shown=False)
 
-    def open(self, folder: Path) -> None:
-        """Take ``folder``, locked by the main process, as the run's, and go on from its newest whole checkpoint where
-        it has one. Raises CheckpointError: its checkpoints are damaged or of other classes."""
-        self.folder = folder
+    def open(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
+        """Take ``folder``, locked by the main process, as the run's, which ``check`` stops where that is gone, and go
+        on from its newest whole checkpoint, if any; CheckpointError where those are damaged or of other classes."""
+        self.folder, self._check_folder = folder, check
         newest = distributed.from_main(self.accelerator, lambda: checkpoint.newest_complete(folder))
         if newest is not None:
             self._restore(newest)
@@ -159,6 +160,7 @@ class Trainer:
             pinned = self.device.type == "cuda"
             stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers, pinned))
             for batch in stream:
+                self._check_folder()
                 stop, save = self.step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
                     self._end_epoch(save or stop, signals)
@@ -335,6 +337,7 @@ class Trainer:
             accelerator=self.accelerator,
             title={"val": "validating", "test": "testing"}[split] if self.main else None,
         )
+        self._check_folder()  # what follows is written into it
         self.model.train()
         self._note_unreadable(predictions.unreadable)
         return predictions

@@ -1,8 +1,11 @@
 """Where the library comes from, and what happens where there is none."""
 
+import _ctypes
+import multiprocessing
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 
 from convnext import kernels
 from convnext.kernels import build
+from convnext.storage.downloads import cache_folder
 from tests.support.kernel_cases import gradients, small_model
 
 
@@ -36,7 +40,7 @@ def test_without_mkl_convolutions_alone_are_replaced(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("compiled")
 def test_compiled_once_into_a_folder_of_the_users_own(fresh: Path) -> None:
     assert kernels.describe().startswith("compiled kernels (")
-    (path,) = (fresh / "cache" / "kernels").iterdir()
+    (path,) = (fresh / "cache" / "kernels").glob("*.so")
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     made = path.stat().st_mtime_ns
     build.forget()
@@ -68,22 +72,105 @@ def test_a_failing_compiler_is_named_and_leaves_nothing(fresh: Path, monkeypatch
     assert not list((fresh / "cache" / "kernels").iterdir())
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_what_others_may_have_written_or_is_damaged_is_not_loaded(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build.library() is not None
-    (compiled,) = (fresh / "cache" / "kernels").iterdir()
-    monkeypatch.setenv("CONVNEXT_CACHE", str(fresh / "other"))
-    folder = fresh / "other" / "kernels"
-    folder.mkdir(parents=True, mode=0o700)
-    (folder / compiled.name).write_bytes(b"no library")
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "empty": lambda path: os.truncate(path, 0),
+    "zeros": zero,
+    "a bit": flip,
+    "text": lambda path: path.write_text("no library"),
+    "removed": Path.unlink,
+    "another library": lambda path: shutil.copyfile(_ctypes.__file__, path),
+    "no digest": lambda path: path.with_suffix(".sha256").unlink(),
+    "damaged digest": lambda path: path.with_suffix(".sha256").write_bytes(b"\xff"),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library as it is compiled here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVNEXT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        build.forget()
+        if build.library() is None:
+            pytest.skip(kernels.describe())
+        (path,) = (cache_folder() / "kernels").glob("*.so")
     build.forget()
-    assert "PyTorch's own kernels" in kernels.describe()
+    return path
+
+
+@pytest.fixture
+def kept(library: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library in a cache folder of its own, not loaded yet, and a quick compiler, which notes each time."""
+    compiler = fresh / "compiler"
+    lines = ("#!/bin/sh", '[ "$1" = --version ] && exit', f"echo >> {fresh / 'times'}")
+    compiler.write_text("\n".join([*lines, 'while [ "$1" != -o ]; do shift; done', f'cp {library} "$2"']))
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("CONVNEXT_CACHE", str(fresh / "first"))
+    build.forget()
+    assert build.library() is not None
+    monkeypatch.setenv("CONVNEXT_CACHE", str(fresh / "second"))  # a file that is loaded may not change
+    shutil.copytree(fresh / "first", fresh / "second")
+    build.forget()
+    (path,) = (fresh / "second" / "kernels").glob("*.so")
+    return path
+
+
+def in_another_process() -> str:
+    """What `describe` says there: a damaged library would end it."""
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: sending.send(kernels.describe()))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    said: str = receiving.recv()
+    return said
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_library_is_compiled_once_again(damage: str, kept: Path, fresh: Path) -> None:
+    whole = kept.read_bytes()
+    DAMAGES[damage](kept)
+    for _ in range(2):
+        assert in_another_process().startswith("compiled kernels (")
+        assert kept.read_bytes() == whole
+        assert len(list(kept.parent.iterdir())) == 2
+        assert (fresh / "times").read_text() == "\n\n"
+
+
+def test_what_cannot_be_compiled_again_is_said_in_one_line(kept: Path) -> None:
+    kept.unlink()
+    kept.mkdir()  # no file gets its name
+    said = in_another_process()
+    assert said.startswith("PyTorch's own kernels (the compiled library cannot be kept: ")
+    assert "\n" not in said
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_what_others_may_have_written_is_not_loaded(fresh: Path) -> None:
+    assert build.library() is not None
+    folder = fresh / "cache" / "kernels"
     folder.chmod(0o777)
     build.forget()
     assert kernels.describe() == f"PyTorch's own kernels (others may write to {folder})"
 
 
+def test_a_cache_that_cannot_be_a_folder_is_no_error(fresh: Path) -> None:
+    (fresh / "cache").write_text("a file")
+    assert kernels.describe().startswith("PyTorch's own kernels (")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_no_error(fresh: Path) -> None:
     (fresh / "cache").mkdir(mode=0o500)
-    assert "cannot be trained" in kernels.describe()
+    assert "the compiled library cannot be kept" in kernels.describe()

@@ -66,9 +66,9 @@ class Point:
         def strike() -> None:
             os.kill(os.getpid(), self.signal)
 
-        def opened(trainer: Trainer, folder: Path) -> None:
+        def opened(trainer: Trainer, *args: Any) -> None:
             nonlocal stands_at
-            open_run(trainer, folder)
+            open_run(trainer, *args)
             stands_at = trainer.state.step
 
         def step(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
