@@ -150,6 +150,8 @@ def load_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], tensors: 
         raise CheckpointError(
             f"training.safetensors holds the optimizer of another model: it is not this run's ({next(iter(states))})"
         )
+    if any(len({frozenset(state) for state in optimizer.state.values()}) > 1 for optimizer in owners.values()):
+        raise CheckpointError("training.safetensors lacks some of the optimizer's state: it is not as it was written")
 
 
 def ema_decay(updates: int, decay: float) -> float:

@@ -29,12 +29,17 @@ Draw = random.Random
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two equal runs, `damaged` and `whole`, and an image."""
+    """A folder of a run, `whole`, the same without its last checkpoint, `damaged`, and an image."""
     folder = tmp_path_factory.mktemp("runs")
     changes = {"epochs": 2, "trackers": (), "batch_size": 512, "model.depths": (1, 1), "model.dims": (8, 16)}
     options = {"output": folder, "name": "damaged", "data.workers": 0, "ema_decay": 0.9}
     run = convnext.train(convnext.recipe("digits", **changes, **options)).path
     shutil.copytree(run, folder / "whole", symlinks=True)
+    last = run / LAST
+    shutil.rmtree(last.resolve())
+    (left,) = last.parent.glob("step-*")
+    last.unlink()
+    last.symlink_to(left.name)
     Image.new("L", (8, 8), 128).save(folder / "image.png")
     return folder
 
