@@ -15,7 +15,7 @@ from convnext.commands.datasets_check import main as check_command
 from convnext.config import DataSettings
 from convnext.data.datasets.load import load_splits, read_splits
 from convnext.data.datasets.own import own_splits
-from convnext.data.sources import ArraySource, FileSource, ImageSource
+from convnext.data.sources import ArraySource, FileSource, ImageSource, join
 from convnext.data.splits import Splits, hold_out, make_splits
 from convnext.errors import DataError
 from convnext.inference.files import expand
@@ -121,6 +121,16 @@ def test_few_images_of_a_programs_own() -> None:
     assert counts(splits.test, 3) == [1, 1, 0]
     assert counts(splits.val, 3) == [1, 0, 0]
     assert counts(splits.train, 3) == [1, 1, 1]
+
+
+def test_joined_sources_are_their_images_in_turn(small_folder: Path) -> None:
+    splits = load_splits(DataSettings(root=small_folder, val_fraction=0))
+    both = join([splits.test, numbers(2, 1)])
+    assert both.targets.tolist() == [*splits.test.targets.tolist(), 0, 0, 1]
+    some = both.subset(np.array([16, 3]))
+    assert [some.image_name(0), some.image_name(1)] == ["#1", splits.test.image_name(3)]
+    assert some.load(1).tobytes() == splits.test.load(3).tobytes()
+    assert len({both.fingerprint(), some.fingerprint(), join([splits.test]).fingerprint()}) == 3
 
 
 # What is no image
