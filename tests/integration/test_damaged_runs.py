@@ -73,10 +73,10 @@ def folder_instead(path: Path, _: Draw) -> None:
     path.mkdir()
 
 
-DAMAGES: dict[str, Callable[[Path, Draw], None]] = {
+DAMAGES: dict[str, Callable[[Path, Draw], object]] = {
     "cut": cut,
     "flip": flip,
-    "empty": lambda path, _: path.write_bytes(b"") and None,
+    "empty": lambda path, _: path.write_bytes(b""),
     "garbage": garbage,
     "removed": lambda path, _: path.unlink(),
     "folder": folder_instead,
