@@ -22,6 +22,7 @@ from convnext.config import DataSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import TrainSampler
 from convnext.runs.folder import read_metrics
+from tests.support.holding import Held
 
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "2"),
@@ -252,31 +253,21 @@ def test_one_process_goes_on_with_the_run_of_two(
 def test_a_signal_in_a_validation_stops_all_and_it_is_done_when_the_run_goes_on(images: Path, tmp_path: Path) -> None:
     root = tmp_path / "images"
     shutil.copytree(images, root)
-    pipe = root / "val" / "0" / "pipe.png"  # the second image, hence of the process that has the signal
-    os.mkfifo(pipe)
-    writers = list[int]()
-
-    def is_read() -> bool:
-        try:
-            writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # by nobody yet
-            return False
-        return True
-
+    path = root / "val" / "0" / "held.png"  # the second image, hence of the process that has the signal
+    path.write_bytes(next((images / "train" / "0").iterdir()).read_bytes())
     data = {"data.root": root, "data.mean": (0.5,) * 3, "data.std": (0.3,) * 3}
-    pixels = next((images / "train" / "0").iterdir()).read_bytes()
-    with launched(command(options(root, tmp_path, "run") | data, *LAUNCHERS["torchrun"]), tmp_path / "logs") as run:
-        run.wait_until(is_read)
+    arguments = command(options(root, tmp_path, "run") | data, *LAUNCHERS["torchrun"])
+    with ExitStack() as stack:
+        held = stack.enter_context(Held(path))
+        run = stack.enter_context(launched(arguments, tmp_path / "logs"))
+        run.wait_until(held.is_wanted)
         run.worker(1).send_signal(signal.SIGTERM)
-        os.write(writers[0], pixels)
-        os.close(writers[0])
+        held.release()
         assert run.wait() == 1
     assert "internal error" not in run.err
     assert steps_saved(tmp_path / "run") == 3
     assert json.loads((tmp_path / "run/checkpoints/last/training.json").read_text())["unvalidated"]
     assert not read_metrics(tmp_path / "run")
-    pipe.unlink()
-    pipe.write_bytes(pixels)
     convnext.train(convnext.recipe("digits", **options(root, tmp_path, "run") | data), resume=True)
     convnext.train(convnext.recipe("digits", **options(root, tmp_path, "one") | data))
     assert_same_numbers(tmp_path / "run", tmp_path / "one")

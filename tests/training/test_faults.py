@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from convnext.runs import checkpoint
 from convnext.runs.folder import read_metrics
+from tests.support.holding import Held
 from tests.support.killing import STEPS, STEPS_PER_EPOCH, TINY, Point, Started, last_line, result, run, steps
 
 RUN = Path("runs") / "digits"
@@ -135,53 +136,50 @@ def test_a_validation_loss_that_is_not_finite_can_be_resumed_from(small_folder: 
     assert result(tmp_path / RUN) == whole
 
 
-def reader_of(pipe: Path, started: Started) -> int:
-    """The data worker that has opened ``pipe``, and now waits for what will never come."""
-    while True:
+def reader_of(held: Held, started: Started) -> int:
+    """The data worker, started last, that waits for the file."""
+    while not held.is_wanted():
         assert started.process.is_alive(), started.end().text
-        for child in psutil.Process(started.process.pid).children():
-            with suppress(FileNotFoundError):  # it has ended
-                if any(os.path.realpath(file) == str(pipe) for file in Path(f"/proc/{child.pid}/fd").iterdir()):
-                    return int(child.pid)
         started.process.join(0.05)
+    children = psutil.Process(started.process.pid).children()
+    workers = [child for child in children if child.name() == "pt_data_worker"]
+    return int(max(workers, key=lambda worker: worker.create_time()).pid)
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_a_data_worker_that_dies_names_the_file(part: str, small_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(small_folder / "test", small_folder / "val")
-    pipe = small_folder / part / "1" / "pipe.png"
-    os.mkfifo(pipe)
-    started = Started([*folder_args(small_folder), "--epochs", 1, "--data.workers", 2], tmp_path)
-    # A pipe that is open for writing and has nothing to say holds its reader for as long as we like.
-    writer = os.open(pipe, os.O_RDWR)
-    try:
-        os.kill(reader_of(pipe, started), signal.SIGKILL)
-        error = last_line(started.end())
-    finally:
-        started.process.kill()
-        os.close(writer)
+    path = small_folder / part / "1" / "held.png"
+    make_blue(path)
+    with Held(path) as held:
+        started = Started([*folder_args(small_folder), "--epochs", 1, "--data.workers", 1], tmp_path)
+        try:
+            os.kill(reader_of(held, started), signal.SIGKILL)
+            error = last_line(started.end())
+        finally:
+            started.process.kill()
     assert "a process that reads images died" in error
-    assert str(pipe) in error
+    assert str(path) in error
     assert "--data.exclude" in error
 
 
 def test_a_data_worker_that_hangs_does_not_keep_a_dead_run_locked(small_folder: Path, tmp_path: Path) -> None:
-    pipe = small_folder / "train" / "1" / "pipe.png"
-    os.mkfifo(pipe)
-    writer = os.open(pipe, os.O_RDWR)
+    path = small_folder / "train" / "1" / "held.png"
+    make_blue(path)
     args = [*folder_args(small_folder), "--data.workers", 1]
-    started = Started(args, tmp_path)
-    worker = reader_of(pipe, started)
-    try:
-        started.process.kill()
-        assert started.end().status == -signal.SIGKILL
-        pipe.unlink()
-        make_blue(pipe)
-        resumed = run([*args, "--data.workers", 0, "--resume"], tmp_path)
-        assert resumed.status == 0, resumed.text
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.close(writer)
+    with Held(path) as held:
+        started = Started(args, tmp_path)
+        worker = reader_of(held, started)
+        try:
+            started.process.kill()
+            assert started.end().status == -signal.SIGKILL
+            path.unlink()
+            make_blue(path)
+            resumed = run([*args, "--data.workers", 0, "--resume"], tmp_path)
+            assert resumed.status == 0, resumed.text
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 def test_a_damaged_image_is_named(small_folder: Path, tmp_path: Path) -> None:
