@@ -36,6 +36,7 @@ HABITS = {
     **dict.fromkeys(("val", "test", "eval", "validate"), "evaluate"),
     **dict.fromkeys(("fit", "learn"), "train"),
     "finetune": "train model.weights",
+    "check": "datasets",
     **dict.fromkeys(("infer", "inference", "classify"), "predict"),
     **dict.fromkeys(("checks", "doctor", "version"), "env"),
     "c10": "cifar10",

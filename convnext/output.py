@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 
 # What moves the cursor, ends a line, is no character (of a file name that is no UTF-8), or turns the direction of
@@ -47,6 +48,18 @@ def filled(text: str, first: str = "", rest: str = "") -> str:
     return textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are; one that has a comma itself in quotation marks."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names[:most]) + more if names else "no names"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 step``, ``2,000 steps``, ``2 classes``."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def prepare_streams() -> None:

@@ -73,12 +73,14 @@ def _list() -> None:
 
 
 def _show(name: str) -> None:
-    from convnext.data.datasets.catalogue import FAMILIES, find_entry
+    from convnext.data.datasets.catalogue import DATASETS, FAMILIES, find_entry
 
     for prefix, summary in FAMILIES.items():
         if name.startswith(prefix):
             print(summary)
             return
+    if Path(name).is_dir() and name not in DATASETS:
+        raise SettingsError(f"{name} is a folder: to check its images: convnext datasets check {name}")
     entry = find_entry(name)
     counts = ", ".join(f"{count:,} {split}" for split, count in entry.splits.items())
     names = ", ".join(entry.class_names.values())

@@ -12,7 +12,7 @@ import tyro
 from convnext.commands.terminal import parse
 from convnext.config import MAX_PIXELS
 from convnext.errors import DataError, SettingsError
-from convnext.output import say, show
+from convnext.output import counted, say, show
 
 if TYPE_CHECKING:
     from convnext.data.audit.check import Findings, Group, Item, Leak
@@ -110,7 +110,7 @@ def _write(findings: "Findings", path: Path, root: Path) -> None:
             lines.append(f"./{name}" if name.startswith("#") else name)
     with writing(path) as unfinished:
         unfinished.write_bytes(os.fsencode("\n".join(lines) + "\n"))
-    say(f"{path}: {_number(sum(map(len, unwanted.values())), 'image')} to leave out; train with --data.exclude {path}")
+    say(f"{path}: {counted(sum(map(len, unwanted.values())), 'image')} to leave out; train with --data.exclude {path}")
 
 
 def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> list[str]:
@@ -123,7 +123,7 @@ def _report(findings: "Findings", name: Callable[["Item"], str], where: str) -> 
     total, classes = sum(sum(counts.values()) for counts in findings.counts.values()), len(findings.counts["train"])
     sections = [section for kind in (_damage_and_leaks, _repeats, _oddities) for section in kind(findings, name)]
     clean = "" if any(section.fault for section in sections) else "; no faults"
-    lines = [f"{where}: {_number(total, 'image')} in {classes:,} classes: {', '.join(counts_by_split)}{clean}"]
+    lines = [f"{where}: {counted(total, 'image')} in {classes:,} classes: {', '.join(counts_by_split)}{clean}"]
     for section in sorted(sections, key=lambda section: not section.fault):
         lines.append(f"{'fault' if section.fault else 'note'}: {section.headline}")
         lines += [f"  {line}" for line in section.lines[:_SHOWN]]
@@ -141,11 +141,12 @@ class _Section:
 
 def _damage_and_leaks(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Section]:
     if findings.empty:
-        yield _Section(True, f"{_number(len(findings.empty), 'class')} without training images", findings.empty)
+        headline = f"{counted(len(findings.empty), 'class')} without training images: fill or remove"
+        yield _Section(True, f"{headline} {'it' if len(findings.empty) == 1 else 'them'}", findings.empty)
     prefix = "{}: unreadable image "
     lines = [f"{name(item)} {reason.removeprefix(prefix.format(item.name))}" for item, reason in findings.unreadable]
     if lines:
-        yield _Section(True, f"{_number(len(lines), 'image')} cannot be read", lines)
+        yield _Section(True, f"{counted(len(lines), 'image')} cannot be read", lines)
     kinds: dict[tuple[str, str], list[Leak]] = {}
     for leak in findings.leaks:
         kinds.setdefault((leak.copy.split, leak.original.split), []).append(leak)
@@ -156,7 +157,7 @@ def _damage_and_leaks(findings: "Findings", name: Callable[["Item"], str]) -> It
             + ("" if leak.copy.label == leak.original.label else ", of another class")
             for leak in leaks
         ]
-        headline = f"{_number(len(leaks), 'image')} of {split} {_are(len(leaks))} in {later} too"
+        headline = f"{counted(len(leaks), 'image')} of {split} {_are(len(leaks))} in {later} too"
         yield _Section(True, f"{headline}: {exact:,} exactly (=), {len(leaks) - exact:,} nearly (~)", lines)
 
 
@@ -169,7 +170,7 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
     for split, counts in findings.counts.items():
         if conflicts := [group for group in findings.conflicts if group.items[0].split == split]:
             headline = (
-                f"{_number(len(conflicts), 'image')} of {split} {_are(len(conflicts))} there under several classes"
+                f"{counted(len(conflicts), 'image')} of {split} {_are(len(conflicts))} there under several classes"
             )
             yield _Section(findings.can_mend(conflicts[0]), headline, lines(conflicts))
         if duplicates := [group for group in findings.duplicates if group.items[0].split == split]:
@@ -177,7 +178,7 @@ def _repeats(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_S
             fraction = f"{100 * repeated / sum(counts.values()):.2g} %"
             fault = split == "train" and findings.duplicate_fraction > MOST_DUPLICATES
             headline = (
-                f"{_number(repeated, 'image')} of {split} ({fraction}) repeat{'' if repeated > 1 else 's'} others"
+                f"{counted(repeated, 'image')} of {split} ({fraction}) repeat{'' if repeated > 1 else 's'} others"
             )
             yield _Section(fault, f"{headline}, exactly (=) or nearly (~)", lines(duplicates))
 
@@ -191,16 +192,17 @@ def _oddities(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_
         yield _Section(False, f"{nearly}: look at some of them (~) before you leave them out, they may only look alike")
     counts = findings.counts["train"]
     if findings.imbalance > MOST_IMBALANCE:
+        counts = {label: count for label, count in counts.items() if count}
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         sizes = f"{largest} has {counts[largest]:,} training images, {smallest} {counts[smallest]:,}"
         yield _Section(False, f"the classes are out of balance: {sizes}; train with {BALANCING}")
     if findings.rare:
         lines = [f"{label}: {count}" for label, count in findings.rare.items()]
-        headline = f"{_number(len(lines), 'class')} with fewer than {FEWEST_IMAGES} training images"
+        headline = f"{counted(len(lines), 'class')} with fewer than {FEWEST_IMAGES} training images"
         yield _Section(False, headline, lines)
     if findings.odd_sizes:
         lines = [f"{name(item)}: {width}x{height} px" for item, width, height in findings.odd_sizes]
-        headline = f"{_number(len(lines), 'image')} of an odd size: tiny, very long, or far from the others'"
+        headline = f"{counted(len(lines), 'image')} of an odd size: tiny, very long, or far from the others'"
         yield _Section(False, headline, lines)
     yield from _scales(findings, name)
     if findings.modes:
@@ -225,7 +227,7 @@ def _scales(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Se
         likely = largest if largest <= 1 else 2 ** int(largest).bit_length() - 1
         lines = [f"{name(item)}: up to {scale.largest:,.6g}" for item, scale in found]
         headline = (
-            f"{_number(len(lines), 'grey image')} of more than 8 bits {_are(len(lines))} {problem}: white is "
+            f"{counted(len(lines), 'grey image')} of more than 8 bits {_are(len(lines))} {problem}: white is "
             f"{white:,.6g}, their values go up to {largest:,.6g}; --data.max-value {likely:.6g} may be right"
         )
         yield _Section(False, headline, lines)
@@ -237,8 +239,3 @@ def _sign(exact: bool) -> str:
 
 def _are(number: int) -> str:
     return "are" if number > 1 else "is"
-
-
-def _number(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"

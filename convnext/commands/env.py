@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from convnext.commands.terminal import Flag, parse
-from convnext.output import show
+from convnext.output import counted, show
 
 Facts: TypeAlias = dict[str, str]
 
@@ -143,7 +143,7 @@ def _cache() -> Facts:
 
     folder = cache_folder()
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
-    return {"cache": f"{folder}: {len(sizes):,} files, {sum(sizes) / 1e9:.3f} GB"}
+    return {"cache": f"{folder}: {counted(len(sizes), 'file')}, {sum(sizes) / 1e6:,.1f} MB"}
 
 
 def _variables() -> Facts:

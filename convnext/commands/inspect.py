@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from convnext.commands.terminal import Flag, Table, assignments, parse, percent, print_table
-from convnext.output import show
+from convnext.output import few, show
 
 if TYPE_CHECKING:
     from convnext.runs.inspection import Contents
@@ -58,13 +58,12 @@ def _about_model(contents: "Contents") -> dict[str, str]:
 
     if (info := contents.info) is None:
         return {}
-    more = ", ..." if len(info.classes) > _CLASSES_SHOWN else ""
     mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (info.mean, info.std))
     channels = f"{info.channels} channel" + "s" * (info.channels > 1)
     parameters = "" if contents.parameters is None else f", {contents.parameters:,} parameters"
     return {
         "model": registry.describe(info.model) + parameters,
-        "classes": f"{len(info.classes):,}: {', '.join(info.classes[:_CLASSES_SHOWN])}{more}",
+        "classes": f"{len(info.classes):,}: {few(info.classes, _CLASSES_SHOWN)}",
         "images": f"{channels}, {info.image_size} px, centre crop {info.center_crop:g}",
         "mean": mean,
         "std": std,

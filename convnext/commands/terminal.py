@@ -21,6 +21,19 @@ T = TypeVar("T")
 Flag: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """An option without a value, and without one of the opposite."""
 _UNKNOWN = "Unrecognized options: "
+_BAD_VALUE = re.compile(
+    r"Error parsing (--\S+): (?:no type matching (.+) could be instantiated from|"
+    r"(invalid literal for int|could not convert string to float).*:) \[?(.*?)\]?$"
+)
+_KINDS = {
+    **{
+        "[FLOAT [FLOAT ...]]": "numbers",
+        "[INT [INT ...]]": "whole numbers",
+        "FLOAT": "a number",
+        "INT": "a whole number",
+    },
+    **{"|": " or ", ",": " or "},
+}
 _READABLE = 16  # columns that a cell of several words has at least
 
 
@@ -51,9 +64,20 @@ def parse(
 
 
 def _one_line(box: str, known: Sequence[str]) -> str:
-    """The first paragraph of tyro's framed message, with hints; ``known`` are the command's options."""
-    lines = [re.sub(r"[─╭╮╰╯│]", "", line).strip() for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    text = " ".join(line or "\n" for line in lines).split("\n")[0].strip().rstrip(".")
+    """The first paragraph of tyro's framed message, with hints; ``known`` are the command's options. Where the encoding
+    has no frames, the title is a paragraph, too, and lines of dashes end them."""
+    lines = [
+        re.sub(r"[─╭╮╰╯│]|^ *-{3,} *$", "", line).strip()
+        for line in box.splitlines()
+        if not line.startswith(("╭", "╰"))
+    ]
+    paragraphs = re.split(r"\s*\n\s*", " ".join(line or "\n" for line in lines).strip())
+    text = paragraphs[0 if "╭" in box else 1].rstrip(".")
+    if bad := _BAD_VALUE.match(text):
+        kinds = bad[2] or ("INT" if "int" in bad[3] else "FLOAT")
+        for kind, meaning in _KINDS.items():
+            kinds = kinds.replace(kind, meaning)
+        return f"{bad[1]} takes {re.sub('[{}]', '', kinds)}, not {bad[4]}"
     if not text.startswith(_UNKNOWN):
         return "; ".join([text, *(hint for name, hint in VALUES.items() if f"'--{name}'" in text)])
     word, _, value = text.removeprefix(_UNKNOWN).partition(", ")[0].partition("=")

@@ -15,7 +15,7 @@ from convnext import recipes
 from convnext.commands.terminal import Flag, parse
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
-from convnext.output import filled, is_first_process, say, show
+from convnext.output import counted, filled, is_first_process, say, show
 from convnext.storage.downloads import offline
 from convnext.weights.catalogue import AUTO
 
@@ -197,7 +197,9 @@ def _summary(run: "Run", seconds: float) -> list[str]:
     training = sum(epoch["seconds"] for epoch in read_metrics(run.path))  # of all epochs, without their evaluations
     before = f" since it was resumed; all epochs {duration(training)}" if training > seconds else ""
     files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in run.path.iterdir() if path.name[0] != "."))
-    left_out = [f"Left out  {len(run.unreadable)} unreadable images, such as: {line}" for line in run.unreadable[:1]]
+    left_out = [
+        f"Left out  {counted(len(run.unreadable), 'unreadable image')}, such as: {line}" for line in run.unreadable[:1]
+    ]
     return [
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
         f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images ({weights} weights)",

@@ -12,6 +12,7 @@ import numpy as np
 
 from convnext.data.sources import FileSource, LeftOut
 from convnext.errors import DataError
+from convnext.output import few
 
 _SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
@@ -174,7 +175,7 @@ def _scan(folder: Path, classes: Sequence[str], visited: list[str]) -> FileSourc
         else:
             left_out.add("empty folders of no class", prefix + name)
     if unknown:
-        raise DataError(f"{folder} has classes that the training images lack: {', '.join(unknown[:5])}")
+        raise DataError(f"{folder} has classes that the training images lack: {few(unknown, 5)}")
     paths = [path for images in of_class for path in sorted(images)]
     if not paths:
         raise DataError(f"{folder} has no images in its class folders: expected {folder}/<class>/*.jpg (or .png, …)")

@@ -122,7 +122,8 @@ class LeftOut:
         ordered = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         kinds = [f"{kind} {count:,} (such as {self.examples[kind]})" for kind, count in ordered[:_KINDS_NAMED]]
         more = ", …" if len(ordered) > len(kinds) else ""
-        return (f"left out: {', '.join(kinds)}{more}",) if kinds else ()
+        heic = "; convert HEIC to JPEG or PNG to use it" if {".heic", ".heif"} & set(self.counts) else ""
+        return (f"left out: {', '.join(kinds)}{more}{heic}",) if kinds else ()
 
 
 @dataclass(frozen=True)

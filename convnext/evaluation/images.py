@@ -16,7 +16,7 @@ from convnext.data.files import class_folders, has_images, normal_form
 from convnext.data.sources import ImageSource, join
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import CheckpointError, DataError, did_you_mean
-from convnext.output import say
+from convnext.output import few, say
 from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
 
@@ -156,6 +156,6 @@ def check_classes(info: ModelInfo, classes: Sequence[str], folder: Path, *, some
         return
     raise CheckpointError(
         f"checkpoint {folder} knows {len(info.classes)} classes and the data has {len(classes)}: "
-        f"only in the checkpoint: {', '.join(missing[:3]) or 'none'}; "
-        f"only in the data: {', '.join(added[:3]) or 'none'}"
+        f"only in the checkpoint: {few(missing) if missing else 'none'}; "
+        f"only in the data: {few(added) if added else 'none'}"
     )

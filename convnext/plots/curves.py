@@ -76,7 +76,7 @@ def _loss_and_accuracy() -> "tuple[Figure, dict[str, Axes]]":
     panels = dict(zip(("loss", "top1"), figure.subplots(1, 2), strict=True))
     for axes, label in zip(panels.values(), ("cross-entropy", "top-1 accuracy, %"), strict=True):
         axes.set(xlabel="epoch", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
     return figure, panels
 

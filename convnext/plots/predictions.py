@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.plots.style import GREY, RED, fit_texts, new_figure, save_figure, shortened, wrapped
+from convnext.plots.style import GREY, RED, fit_texts, labels, new_figure, save_figure, shortened, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +53,9 @@ def confusion_matrix(
     axes.set_title(title, fontsize=12)
     _draw_matrix(axes, counts, names)
     if len(names) > _AS_GIVEN:
+        short = dict(zip(class_names, labels(class_names, 36), strict=True))
         lines = [
-            f"{pair['count']} of {pair['support']}  {shortened(pair['true'], 36)}\n"
-            f"    as {shortened(pair['predicted'], 36)}"
+            f"{pair['count']} of {pair['support']}  {short[pair['true']]}\n    as {short[pair['predicted']]}"
             for pair in most_confused[:_PAIRS]
         ]
         text = "\n\n".join(["confused most:", *lines])
@@ -94,10 +94,10 @@ def _draw_matrix(axes: "Axes", counts: NDArray[np.int64], names: Sequence[str]) 
     axes.set(xlabel="predicted", ylabel="true")
     every = 1 if len(names) <= _NAMED else -(-len(names) // (_NAMED // 2))
     ticks = range(0, len(names), every)
-    labels = [shortened(names[tick], 28) for tick in ticks]
+    shown = labels(names, 28)[::every]
     fontsize = 9 if len(names) <= _COUNTED else 7
-    axes.set_xticks(ticks, labels, rotation=90, fontsize=fontsize)
-    axes.set_yticks(ticks, labels, fontsize=fontsize)
+    axes.set_xticks(ticks, shown, rotation=90, fontsize=fontsize)
+    axes.set_yticks(ticks, shown, fontsize=fontsize)
     if len(names) <= _COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             if count:

@@ -2,7 +2,8 @@
 
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def wrapped(text: str, width: int, lines: int = 2) -> str:
     text, width = _printable(text, width)
     split = textwrap.wrap(text, width, break_on_hyphens=False)
     if len(split) > lines:
-        split[lines - 1 :] = [split[lines - 1][: width - 1] + "…"]
+        split[lines - 1 :] = [split[lines - 1][: width - 1].rstrip(" ,;") + "…"]
     return "\n".join(split)
 
 
@@ -96,6 +97,14 @@ def shortened(text: str, width: int) -> str:
     text, width = _printable(text, width)
     left_out = len(text) > width
     return f"{text[: width // 2]}…{text[len(text) - (width - 1) // 2 :]}" if left_out else text
+
+
+def labels(names: Sequence[str], width: int) -> list[str]:
+    """Each name in one line of at most ``width`` columns: its first words, or where another begins alike, its two
+    ends."""
+    first = [wrapped(name, width, lines=1) for name in names]
+    times = Counter(first)
+    return [text if times[text] == 1 else shortened(name, width) for name, text in zip(names, first, strict=True)]
 
 
 def _printable(text: str, width: int) -> tuple[str, int]:

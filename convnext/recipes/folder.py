@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
 from convnext.errors import UserError
 from convnext.models import registry
+from convnext.output import counted
 from convnext.recipes import not_given
 from convnext.storage.downloads import is_offline
 from convnext.weights import catalogue, released
@@ -212,7 +213,7 @@ def _stem(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], str]:
 def _batch(_: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
     wanted = min(max(facts.images // 32, 16), 128)
     size = min(1 << (wanted.bit_length() - 1), facts.images)
-    return {"batch_size": size}, f"{facts.images // size:,} steps an epoch"
+    return {"batch_size": size}, f"{counted(facts.images // size, 'step')} an epoch"
 
 
 def _epochs(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
@@ -244,7 +245,7 @@ def _regularisation(settings: RunSettings, _: _Facts) -> tuple[dict[str, Any], s
 def _average(settings: RunSettings, facts: _Facts) -> tuple[dict[str, Any], str]:
     steps = settings.epochs * max(1, facts.images // settings.batch_size)
     decay = min(max(1 - 10 / steps, 0.9), 0.9999)
-    return {"ema_decay": round(decay, 4)}, f"averages the weights over about a tenth of the {steps:,} steps"
+    return {"ema_decay": round(decay, 4)}, f"averages the weights over about a tenth of the {counted(steps, 'step')}"
 
 
 def _shown(value: object) -> str:

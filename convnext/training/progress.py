@@ -18,7 +18,7 @@ from convnext.data.audit.check import BALANCING, MOST_IMBALANCE
 from convnext.data.progress import PERIOD, duration, left
 from convnext.data.splits import Splits
 from convnext.models import registry
-from convnext.output import say
+from convnext.output import counted, say
 from convnext.runs.checkpoint import TrainingState
 from convnext.training.loss import class_weights
 
@@ -40,8 +40,8 @@ def announcement(
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
         f"at {settings.data.image_size} px",
         f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{split} / "
-        f"reference {settings.optimizer.reference_batch_size}; {settings.epochs} epochs of {steps} steps, {warmup:g} "
-        f"of warm-up; run folder {folder}",
+        f"reference {settings.optimizer.reference_batch_size}; {counted(settings.epochs, 'epoch')} of "
+        f"{counted(steps, 'step')}, {warmup:g} of warm-up; run folder {folder}",
         *_about_classes(settings, splits),
     )
 

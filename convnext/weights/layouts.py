@@ -11,7 +11,8 @@ from functools import cache
 from torch import Tensor
 
 from convnext.errors import CheckpointError, did_you_mean
-from convnext.weights.wrappers import Names, few
+from convnext.output import few
+from convnext.weights.wrappers import Names
 
 # Fields of the rules: {s} stage, {d} stage that starts with a downsampling, {even} 2s and {odd} 2s + 1, {b} block,
 # {k} index in a downsampling, {n} which pointwise layer, {p} parameter, {model} prefix of transformers' V1 or V2.

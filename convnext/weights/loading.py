@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
+from convnext.output import few
 from convnext.storage.files import writing
 from convnext.weights import released as weights
 from convnext.weights.catalogue import AUTO, SUFFIXES, Weights, find, is_weights_file
 from convnext.weights.files import model_info, read_convnext, read_own, run_info, weights_file
 from convnext.weights.layouts import convert, is_official
 from convnext.weights.model_info import ModelInfo
-from convnext.weights.wrappers import few
 
 
 def start_from(

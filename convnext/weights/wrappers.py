@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convnext.errors import CheckpointError
+from convnext.output import few
 
 _DEEPEST = 32  # containers within each other that are looked into
 _INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # of any module
@@ -102,12 +103,6 @@ def extract(checkpoint: Any, kinds: Sequence[Names], key: str | None = None) -> 
         given = "" if key is None else f", and {len(candidates)} under {key!r}"
         raise CheckpointError(f"it has weights under {keys}{given}: choose by weights_key")
     return replace(candidates[0], others=tuple(one.key for one in different if one is not candidates[0]))
-
-
-def few(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more if names else "no names"
 
 
 def _shown(*keys: str) -> str:

@@ -164,6 +164,7 @@ def test_pipes_devices_and_sockets_are_named_and_never_opened(digits_images: Pat
     (line,) = splits.notes
     assert line.startswith("left out: ")
     assert f".heic 2 (such as {root}/cat/" in line
+    assert line.endswith("; convert HEIC to JPEG or PNG to use it")
     assert "pipes, devices and sockets 3" in line
     assert f"images in no class folder 1 (such as {root}/loose.png)" in line
     assert check_command([str(root), "--workers", "0"]) == 1  # for the broken link
@@ -265,8 +266,9 @@ def test_an_empty_class_folder_is_refused_by_training_and_reported_by_the_check(
         load_splits(DataSettings(root=small_folder))
     assert check_command([str(small_folder), "--workers", "0"]) == 1
     out = capsys.readouterr().out
-    assert "fault: 1 class without training images\n  unfilled\n" in out
+    assert "fault: 1 class without training images: fill or remove it\n  unfilled\n" in out
     assert "train 60 (0 to 20 a class)" in out
+    assert "out of balance" not in out
     (small_folder / "exclude.txt").write_text("")
     assert check_command([str(small_folder), "--workers", "0", "--exclude", str(small_folder / "exclude.txt")]) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from convnext.cli import main
-from convnext.output import escaped
+from convnext.output import counted, escaped, few
 
 COMMAND = [sys.executable, "-m", "convnext"]
 EVIL = "a\x1b[2J\n\r\x9b5m\u202egnp.:dog: [red]x[bold]"
@@ -25,6 +25,53 @@ def test_escaped_leaves_what_can_be_read() -> None:
     for text in ("plain", "naïve", "日本語", "a\u200cb", "👩‍🚀", ":dog: [red]", r"back\slash", "two  spaces"):
         assert escaped(text) == text
     assert escaped(FILE) == FILE_SHOWN
+
+
+def test_names_with_commas_can_be_counted() -> None:
+    assert few([]) == "no names"
+    assert few(["cat", "lion, king of beasts", "dog"]) == 'cat, "lion, king of beasts", dog'
+    assert few(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(1, "step"), counted(2000, "step"), counted(2, "class")] == ["1 step", "2,000 steps", "2 classes"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs x", "--epochs takes a whole number, not 'x'"),
+        ("--optimizer.lr x", "--optimizer.lr takes a number, not 'x'"),
+        ("--loss.class-weights balance", "--loss.class-weights takes none or balanced or numbers, not 'balance'"),
+        ("--model.dims a b", "--model.dims takes None or whole numbers, not 'a', 'b'"),
+        ("--gradient-accumulation x", "--gradient-accumulation takes a whole number or auto, not 'x'"),
+    ],
+)
+def test_a_value_of_another_kind(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", *option.split()]) == 2
+    assert capsys.readouterr().err == f"convnext: {message} (see convnext train digits --help)\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_mistakes_are_one_line_in_any_encoding(encoding: str) -> None:
+    for option, message in (
+        ("--epoch 1", "no option is called --epoch: did you mean --epochs?"),
+        ("--seed x", "--seed"),
+    ):
+        command = [*COMMAND, "train", "digits", *option.split()]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"convnext: {message}")
+        assert done.stderr.endswith(" (see convnext train digits --help)\n")
+        assert "---" not in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_is_no_data_set_but_can_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["datasets", str(tmp_path)]) == 2
+    assert f"convnext datasets check {tmp_path}" in capsys.readouterr().err
+    assert main(["check", str(tmp_path)]) == 2
+    assert "did you mean datasets?" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

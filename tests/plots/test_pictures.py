@@ -14,7 +14,7 @@ from PIL import Image
 
 from convnext.plots import curves, predictions
 from convnext.plots.predictions import PredictedImage, confused_together, confusion_matrix, prediction_grid
-from convnext.plots.style import new_figure, save_figure, shortened, wrapped
+from convnext.plots.style import labels, new_figure, save_figure, shortened, wrapped
 
 NAMES = (
     "plain",
@@ -156,6 +156,16 @@ def test_texts_are_wrapped_and_shortened(name: str) -> None:
         assert short.endswith(name[-5:])
 
 
+def test_labels_begin_as_the_names_and_differ() -> None:
+    names = ["tailed frog, bell toad, ribbed toad", "site of building one, left", "site of building one, right", "cat"]
+    assert labels(names, 24) == [
+        "tailed frog, bell toad…",
+        "site of buil…g one, left",
+        "site of buil… one, right",
+        "cat",
+    ]
+
+
 def history() -> list[dict[str, Any]]:
     return [
         {"epoch": epoch, "step": 10 * epoch, "train_loss": 2 / epoch, "train_top1": 0.1 * epoch}
@@ -175,6 +185,8 @@ def test_curves_are_in_percent_and_have_the_best_epoch_and_the_test(tmp_path: Pa
     assert accuracy.get_ylabel() == "top-1 accuracy, %"
     assert [line.get_label() for line in loss.lines] == ["train", "val", "best: epoch 4, 0.7500", "test: 0.5000"]
     assert [line.get_label() for line in drawn[1].axes[1].lines] == ["train"]
+    low, high = drawn[1].axes[1].get_xlim()
+    assert [tick for tick in drawn[1].axes[1].get_xticks() if low <= tick <= high] == [1]
 
 
 def test_curves_of_several_runs_are_in_percent(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -98,9 +98,9 @@ class Findings:
 
     @property
     def imbalance(self) -> float:
-        """Training images of the largest class for one of the smallest."""
-        counts = self.counts["train"].values()
-        return max(counts) / max(min(counts), 1)
+        """Training images of the largest class for one of the smallest that has any."""
+        counts = [count for count in self.counts["train"].values() if count]
+        return max(counts) / min(counts)
 
     @property
     def rare(self) -> dict[str, int]:

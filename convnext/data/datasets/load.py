@@ -20,6 +20,7 @@ from convnext.data.files import normal_form
 from convnext.data.sources import FileSource, ImageSource, statistics
 from convnext.data.splits import SPELLINGS, Splits, held_out_notes, hold_out
 from convnext.errors import DataError
+from convnext.output import few
 
 OWN = "own"  # what data.name says of data sets that a program handed in
 
@@ -65,9 +66,7 @@ def _read(settings: DataSettings, allow_empty: bool) -> Splits:
     if settings.name == "folder" and not allow_empty:
         counts = np.bincount(splits.train.targets, minlength=len(splits.classes))
         if empty := [splits.classes[index] for index in np.flatnonzero(counts == 0)]:
-            raise DataError(
-                f"{settings.root} has class folders without images: {', '.join(empty[:5])}: fill or remove them"
-            )
+            raise DataError(f"{settings.root} has class folders without images: {few(empty, 5)}: fill or remove them")
     notes = splits.notes + notes_on_files(filter(None, map(splits.split, SPELLINGS)))
     return replace(splits, mean=entry.mean, std=entry.std, notes=notes)
 
