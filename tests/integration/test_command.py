@@ -258,7 +258,7 @@ def test_env_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     out = capfd.readouterr().out
     assert "kernels: not known: ValueError: No closing quotation\n" in out
     assert "accelerators: not known: TypeError" in out
-    assert f"cache: {tmp_path}/no/folder: 0 files, 0.000 GB\n" in out
+    assert f"cache: {tmp_path}/no/folder: 0 files, 0.0 MB\n" in out
 
 
 def test_python_api_is_lazy_and_complete() -> None:
