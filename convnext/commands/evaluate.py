@@ -4,12 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from convnext.commands.terminal import Flag, Table, parse, print_table
+from convnext.errors import SettingsError
 from convnext.output import show
+
+if TYPE_CHECKING:
+    from convnext.evaluation.metrics import Report
 
 _CONFUSED_SHOWN = 5  # pairs of classes; the report has more
 
@@ -19,7 +23,7 @@ class _Evaluate:
     """Measure a run's checkpoint on exactly the images of a split, and write report and pictures into its folder."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run or of a checkpoint."""
+    """Folder of the run or of a checkpoint, or an exported file."""
     split: Literal["test", "val", "train", "all"] | None = None
     """Which of the run's images; None for test, or for all of a --data.root of class folders without splits."""
     checkpoint: Literal["last", "best"] | None = None
@@ -34,6 +38,8 @@ class _Evaluate:
     """Where to compute."""
     flip: Flag = False
     """Average each image's logits with those of its mirror image, at twice the cost."""
+    trust: Flag = False
+    """Open a .pt2, which can run code that stands in it."""
     json: Flag = False
     """Print one JSON object in place of tables."""
 
@@ -41,10 +47,8 @@ class _Evaluate:
 def main(args: Sequence[str]) -> int:
     """Measure a run on its test split: accuracy, macro-F1, a report by class, pictures."""
     options = asdict(parse(_Evaluate, args, "evaluate"))
-    as_json = options.pop("json")
-    from convnext.evaluation.evaluator import evaluate
-
-    report = evaluate(**options)
+    path, trust, as_json = (options.pop(name) for name in ("run", "trust", "json"))
+    report = _evaluate(path, trust, options)
     if as_json:
         print(json.dumps(report.as_dict()))
         return 0
@@ -63,5 +67,21 @@ def main(args: Sequence[str]) -> int:
         f"loss {report.loss:.4f} over {report.count:,} images"
         + (f"; {report.unreadable} unreadable left out" if report.unreadable else "")
     )
-    show(f"report, pictures and a table of all images: {options['run']}")
+    show(f"report, pictures and a table of all images: {path.parent if path.is_file() else path}")
     return 0
+
+
+def _evaluate(run: Path, trust: bool, options: dict[str, Any]) -> "Report":
+    """The report of a run, or of an exported file, which has no checkpoints and reads its images in threads."""
+    from convnext.inference.backends import is_exported
+
+    if not is_exported(run):
+        from convnext.evaluation.evaluator import evaluate
+
+        return evaluate(run, **options)
+    from convnext.inference.exported import evaluate_file
+
+    for name, option in (("checkpoint", "checkpoint"), ("workers", "data.workers")):
+        if options.pop(name) is not None:
+            raise SettingsError(f"--{option} is of a run, and {run} is an exported file: leave it out")
+    return evaluate_file(run, **options, trust=trust)

@@ -19,7 +19,7 @@ class _Predict:
     """Name what is in images: the most probable classes of each, in percent."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run or of a checkpoint, or a model with released weights such as convnext_tiny:in1k."""
+    """Folder of the run or of a checkpoint, an exported file, or released weights such as convnext_tiny:in1k."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, folders, glob patterns, or - for an image on standard input."""
     top_k: int = 5
@@ -32,6 +32,8 @@ class _Predict:
     """Value that is white in grey images of more than 8 bits; None takes the run's."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    trust: Flag = False
+    """Open a .pt2, which can run code that stands in it."""
     json: Flag = False
     """Print a JSON list in place of tables."""
 
@@ -51,7 +53,7 @@ def main(args: Sequence[str]) -> int:
     given: dict[str, Any] = {"max_pixels": options.max_pixels, "max_value": options.max_value}
     reading = {name: value for name, value in given.items() if value is not None}
     DataSettings(**reading)  # which refuses what is out of bounds
-    predictor = Predictor.load(options.run, options.checkpoint, options.device)
+    predictor = Predictor.load(options.run, options.checkpoint, options.device, trust=options.trust)
     predictor.info = predictor.info.model_copy(update=reading)
     paths = expand(options.images)
     sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)

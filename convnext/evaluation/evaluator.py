@@ -180,7 +180,8 @@ def evaluate(
     model, info = checkpoints.load_model(folder, model)
     run, settings = home(folder)
     moved = None if root is None else Path(root)
-    source, stem, suffix = choose_images(run, folder, info, settings.data, split, moved, data)
+    recorded = checkpoints.read_fingerprints(folder)
+    source, stem, suffix = choose_images(run, folder, recorded, info, settings.data, split, moved, data)
     where = torch.device(pick_device(device))
     predictions = _compute_as_trained(model, source, info, settings.precision, where, batch_size, workers, flip)
     stem += "" if run == folder or folder.name == usual_checkpoint(run) else f"-{folder.name}"

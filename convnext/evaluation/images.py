@@ -17,7 +17,6 @@ from convnext.data.sources import ImageSource, join
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import CheckpointError, DataError, did_you_mean
 from convnext.output import few, say
-from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
 
 
@@ -31,7 +30,8 @@ class Evaluated(NamedTuple):
 
 def choose_images(
     run: Path,
-    folder: Path,
+    origin: Path,
+    recorded: Mapping[str, str],
     info: ModelInfo,
     trained: DataSettings,
     split: str | None = None,
@@ -41,8 +41,9 @@ def choose_images(
     """The images that `convnext.evaluation.evaluator.evaluate` is asked for; a line on standard error says which.
 
     Args:
-        run: the run's folder.
-        folder: its checkpoint's.
+        run: the run's folder, or an exported file.
+        origin: its checkpoint's folder, or the same file.
+        recorded: digests of the images that it was trained and tested on, by split.
         info: the checkpoint's classes.
         trained: the run's data.
         split: ``"train"``, ``"val"``, ``"test"``, ``"all"``; None for the test split, or for all of a ``root`` of class
@@ -57,14 +58,13 @@ def choose_images(
     if split is not None and split not in ("all", *SPELLINGS):
         raise DataError(f"no split is called {split!r}: {did_you_mean(split, (*SPELLINGS, 'all'))}")
     settings: DataSettings = trained if root is None else trained.replace(root=root)
-    recorded = checkpoints.read_fingerprints(folder)
-    if root is not None and data is None and (labelled := _labelled_folders(settings, info, folder)):
+    if root is not None and data is None and (labelled := _labelled_folders(settings, info, origin)):
         splits, split = _labelled_splits(settings, labelled[0], info, split, recorded)
         splits = replace(splits, notes=labelled[1] + splits.notes)
     else:
         split = split or "test"
         splits = load_splits(settings) if data is None else own_splits(data, info.classes, settings)
-        check_classes(info, splits.classes, folder)
+        check_classes(info, splits.classes, origin)
     return _of_split(run, splits, split, root, recorded)
 
 

@@ -1,4 +1,4 @@
-"""Class names and probabilities for images, from a run's folder alone."""
+"""Class names and probabilities for images, from a run's folder or an exported file alone."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from convnext.data.images import Picture, UnreadableImageError
-from convnext.data.transforms import EvalTransform, Normalize
 from convnext.errors import SettingsError
+from convnext.inference.backends import Backend, Images, is_exported, logits_of, open_file
+from convnext.inference.backends.eager import EagerBackend
+from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
 
@@ -33,32 +34,46 @@ class Predictor:
     """A trained model with its class names and preprocessing.
 
     Args:
-        model: from normalised images ``(N, C, H, W)`` to logits ``(N, K)``.
-        info: classes, statistics and image size.
-        device: where to compute, as in `convnext.config.RunSettings`.
+        model: from normalised images ``(N, C, H, W)`` to logits ``(N, K)``, or a backend.
+        info: classes, statistics and image size; None takes the backend's.
+        device: where to compute, as in `convnext.config.RunSettings`; a backend has its own.
     """
 
-    def __init__(self, model: nn.Module, info: ModelInfo, device: str = "auto") -> None:
-        from convnext.devices import pick_device
+    def __init__(self, model: nn.Module | Backend, info: ModelInfo | None = None, device: str = "auto") -> None:
+        if isinstance(model, nn.Module):
+            if info is None:
+                raise SettingsError("Predictor: a module needs the info that says its classes and image size")
+            self.backend: Backend = EagerBackend(model, info, device)
+        else:
+            self.backend = model
+        self.info = info or self.backend.info
 
-        self.info = info
-        self.device = torch.device(pick_device(device))
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self._transform = EvalTransform(info.image_size, info.center_crop)
-        self._normalize = Normalize(info.mean, info.std).to(self.device)
+    @property
+    def model(self) -> nn.Module:
+        """The module, where PyTorch computes from a run; AttributeError where it is an exported file."""
+        if not isinstance(self.backend, EagerBackend):
+            raise AttributeError(f"{self.backend.name} has no module")
+        return self.backend.model
 
     @classmethod
     def load(
-        cls, run: str | Path, checkpoint: str | None = None, device: str = "auto", model: nn.Module | None = None
+        cls,
+        run: str | Path,
+        checkpoint: str | None = None,
+        device: str = "auto",
+        model: nn.Module | None = None,
+        trust: bool = False,
     ) -> "Predictor":
-        """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, or of released weights.
+        """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, of an exported file, or of released
+        weights.
 
         Args:
-            run: the run's folder; or a checkpoint's, or its ``model.safetensors``, copied elsewhere or not; or a model
-                and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
+            run: the run's folder; or a checkpoint's, or its ``model.safetensors``, copied elsewhere or not; or a
+                file of `convnext export`; or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
             checkpoint: the run's: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
             device: where to compute.
             model: where the weights go, if the run trained a module of one's own.
+            trust: whether an exported file may run code, which opening a ``.pt2`` can do.
 
         Raises:
             CheckpointError: no such run or checkpoint, or a damaged one.
@@ -66,7 +81,9 @@ class Predictor:
         """
         name, _, tag = str(run).partition(":")
         if tag and not Path(run).exists():
-            return cls(*_released(name, tag), device)
+            return cls(*released(name, tag), device)
+        if is_exported(Path(run)):
+            return cls(open_file(Path(run), device, trust))
         return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint), model), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
@@ -95,37 +112,38 @@ class Predictor:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             while chunk := list(islice(stream, batch_size)):
                 prepared = list(threads.map(self._try_prepare, chunk))
-                readable = [pixels for pixels in prepared if isinstance(pixels, Tensor)]
+                readable = [pixels for pixels in prepared if not isinstance(pixels, Exception)]
                 predictions = iter(self._predict(readable, top_k) if readable else [])
                 for pixels in prepared:
-                    yield next(predictions) if isinstance(pixels, Tensor) else pixels
+                    yield pixels if isinstance(pixels, Exception) else next(predictions)
 
-    def _try_prepare(self, image: ImageLike) -> Tensor | Exception:
+    def _try_prepare(self, image: ImageLike) -> Images | Exception:
         try:
             return self._prepare(image)
         except UnreadableImageError as error:
             return error
 
-    def _prepare(self, image: ImageLike) -> Tensor:
+    def _prepare(self, image: ImageLike) -> Images:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
         if isinstance(image, np.ndarray | Tensor):
             image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
-            return self._transform(Picture(image, channels, max_pixels=most, max_value=white))
+            return prepare(Picture(image, channels, max_pixels=most, max_value=white), self.backend)
         if not isinstance(image, str | Path) and not hasattr(image, "read"):
             raise SettingsError(
                 f"an image is a path, bytes, a stream, a Pillow image, an array or a tensor, not of type "
                 f"{type(image).__name__}; many go into Predictor.batches"
             )
-        return self._transform(Picture.open(image, channels, max_pixels=most, max_value=white))
+        return prepare(Picture.open(image, channels, max_pixels=most, max_value=white), self.backend)
 
-    @torch.inference_mode()
-    def _predict(self, pixels: Sequence[Tensor], top_k: int) -> list[list[Prediction]]:
-        batch = torch.stack(list(pixels)).to(self.device, memory_format=torch.channels_last)
-        best = self.model(self._normalize(batch)).float().softmax(1).topk(min(top_k, len(self.info.classes)))
+    def _predict(self, images: Sequence[Images], top_k: int) -> list[list[Prediction]]:
+        logits = logits_of(self.backend, images)
+        odds = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = odds / odds.sum(1, keepdims=True)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # of equal ones the first, as a report counts
         return [
-            [Prediction(self.info.classes[index], probability) for index, probability in zip(*row, strict=True)]
-            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            [Prediction(self.info.classes[index], float(row[index])) for index in indices]
+            for row, indices in zip(probabilities, best, strict=True)
         ]
 
 
@@ -152,7 +170,7 @@ def _from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
+def released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
     """A model with the authors' weights, and how they used it."""
     from convnext.config import ModelSettings
     from convnext.models import registry

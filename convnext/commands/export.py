@@ -1,0 +1,50 @@
+"""``convnext export``: a trained model as a file that other programs run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from convnext.commands.terminal import Flag, parse, percent
+from convnext.output import say, show
+
+
+@dataclass(frozen=True)
+class _Export:
+    """Write a model as one file that other programs run, and compare it with its source before it gets its name."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run or of a checkpoint, or a model with released weights such as convnext_tiny:in1k."""
+    format: str = "onnx"
+    """onnx, openvino or torch (torch.export)."""
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    """Arithmetic of the file; int8 is calibrated on the run's training images."""
+    output: Path | None = None
+    """The new file; None for one in the run's folder."""
+    checkpoint: Literal["last", "best"] | None = None
+    """Which weights; None takes the last, or of a run with patience the best."""
+    include_preprocessing: Flag = False
+    """Take uint8 RGB images of any size (N, H, W, 3), and resize, crop and normalise them inside."""
+    max_drop: float = 0.3
+    """Points of top-1 on the test split that a precision below fp32 may cost."""
+    root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
+    """Folder of the images to compare on, in place of the one trained on."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Write a model as ONNX, OpenVINO or torch.export, compared with its source before it is called done."""
+    options = parse(_Export, args, "export")
+    from convnext.inference.export.export import export
+
+    result = export(**asdict(options))
+    compared = result.comparison
+    say(
+        f"compared with its source on {compared.images} test images: logits differ by up to {compared.difference:.2g} "
+        f"(the largest is {compared.scale:.3g}), the class of {compared.other_class}"
+    )
+    if result.top1 is not None:
+        say(f"top-1 on the whole test split: {percent(result.top1)}, the source's {percent(result.source_top1)}")
+    show(str(result.path))
+    return 0

@@ -1,0 +1,136 @@
+"""What computes logits: PyTorch, ONNX Runtime or OpenVINO, from a run or from an exported file.
+
+A backend is opened by `open_file`, or made from a module by `convnext.inference.backends.eager.EagerBackend`. Importing
+this is cheap, and a file for ONNX Runtime or OpenVINO is opened and run without PyTorch.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from convnext.config import DataSettings
+from convnext.errors import CheckpointError, SettingsError, reason
+from convnext.weights.model_info import ModelInfo
+
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
+Images: TypeAlias = NDArray[np.uint8]
+
+# By the suffix of an exported file: the module that opens it, and the package that it needs.
+_BY_SUFFIX = {
+    ".onnx": ("onnx_runtime", "onnxruntime"),
+    ".xml": ("openvino_runtime", "openvino"),
+    ".pt2": ("exported_program", "torch"),
+}
+METADATA = "convnext"
+"""Name of the entry of an exported file that holds its `ExportInfo`, as JSON."""
+
+
+class ExportInfo(BaseModel):
+    """What an exported file says of itself.
+
+    Attributes:
+        version: of this package, that wrote it.
+        precision: of its arithmetic.
+        preprocessing: whether it takes uint8 images of any size, and resizes, crops and normalises them itself.
+        licence: of the weights that it began from; empty where nobody but the user trained it.
+        model: its classes and how it wants its images.
+        data: the data that it was trained on, without paths.
+        fingerprints: digests of its images, by split.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    version: str
+    precision: Precision
+    preprocessing: bool
+    licence: str
+    model: ModelInfo
+    data: DataSettings
+    fingerprints: dict[str, str] = {}
+
+
+class Backend(Protocol):
+    """Computes logits.
+
+    Attributes:
+        name: ``"eager"``, ``"onnxruntime"``, …
+        info: its classes and how it wants its images.
+        preprocessing: whether it takes images of any size, or those alone that `EvalTransform` has made.
+    """
+
+    name: str
+    info: ModelInfo
+    preprocessing: bool
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
+
+
+class ExportedBackend(Backend, Protocol):
+    """A backend that was opened from a file, with what that says of itself."""
+
+    export: ExportInfo
+
+
+def logits_of(backend: Backend, images: Sequence[Images]) -> NDArray[np.float32]:
+    """The logits ``(N, K)`` of images ``(H, W, C)``: together, or one by one where their sizes may differ."""
+    if backend.preprocessing:
+        return np.concatenate([backend(image[None]) for image in images])
+    return backend(np.stack(images))
+
+
+def is_exported(path: Path) -> bool:
+    """Whether it is a file with the name of an exported model."""
+    return path.suffix in _BY_SUFFIX and path.is_file()
+
+
+def open_file(path: Path, device: str = "auto", trust: bool = False) -> ExportedBackend:
+    """The backend of an exported file.
+
+    Args:
+        path: the file.
+        device: where PyTorch computes, for a ``.pt2``; the others compute on the CPU.
+        trust: whether the file may run code, which opening a ``.pt2`` can do.
+
+    Raises:
+        CheckpointError: no file of `convnext export`, or a damaged one.
+        SettingsError: the package that runs it is not installed; or a ``.pt2`` that is not trusted.
+    """
+    module, package = _BY_SUFFIX[path.suffix]
+    if importlib.util.find_spec(package) is None:
+        raise SettingsError(f"{path} needs {package}, which is not installed: pip install 'convnext[export]'")
+    opener = importlib.import_module(f"{__name__}.{module}").open_file
+    backend: ExportedBackend = opener(path, device, trust)
+    return backend
+
+
+def parse_info(path: Path, text: str | None) -> ExportInfo:
+    """The `ExportInfo` that a file holds as ``text``; CheckpointError where it has none, or one that cannot be read."""
+    if not text:
+        raise CheckpointError(f"{path} was not written by convnext export: it does not say its classes and image size")
+    try:
+        return ExportInfo.model_validate_json(text)
+    except (ValidationError, SettingsError) as error:
+        raise CheckpointError(f"cannot read what {path} says of itself: {reason(error)}") from None
+
+
+def normalized(images: Images, info: ModelInfo) -> NDArray[np.float32]:
+    """``(N, H, W, C)`` uint8 to float32 ``(N, C, H, W)`` of mean 0 and standard deviation 1, as `Normalize` does."""
+    mean, std = (np.asarray(values, np.float32) * 255 for values in (info.mean, info.std))
+    return np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2))
+
+
+def check_images(images: Any, backend: Backend) -> None:
+    """Refuse, with a SettingsError, images of a shape or type that a backend does not take."""
+    info, shape = backend.info, np.shape(images)
+    size = ("any height", "any width") if backend.preprocessing else (info.image_size, info.image_size)
+    fits = len(shape) == 4 and shape[3] == info.channels and (backend.preprocessing or shape[1:3] == size)
+    if not fits or images.dtype != np.uint8:
+        wanted = f"({', '.join(map(str, ('N', *size, info.channels)))})"
+        raise SettingsError(f"images: uint8 {wanted} are wanted, got {images.dtype} {shape}")

@@ -1,0 +1,42 @@
+"""PyTorch, as a model was trained."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from convnext.data.transforms import Normalize
+from convnext.devices import pick_device
+from convnext.inference.backends import Images, check_images
+from convnext.weights.model_info import ModelInfo
+
+
+class EagerBackend:
+    """A module as a `convnext.inference.backends.Backend`.
+
+    Args:
+        model: from normalised images ``(N, C, H, W)`` to logits ``(N, K)``.
+        info: its classes and how it wants its images.
+        device: where to compute, as in `convnext.config.RunSettings`.
+        precision: ``"fp32"``, or ``"bf16"`` by autocast.
+    """
+
+    name = "eager"
+    preprocessing = False
+
+    def __init__(self, model: nn.Module, info: ModelInfo, device: str = "auto", precision: str = "fp32") -> None:
+        self.info = info
+        self.device = torch.device(pick_device(device))
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self._autocast = precision == "bf16"
+        self._normalize = Normalize(info.mean, info.std).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
+        check_images(images, self)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device)  # channels last, as it lies in memory
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            logits = self.model(self._normalize(pixels))
+        values: NDArray[np.float32] = logits.float().cpu().numpy()
+        return values

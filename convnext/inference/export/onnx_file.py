@@ -1,0 +1,58 @@
+"""ONNX, for ONNX Runtime and everything else that reads it."""
+
+import copy
+from pathlib import Path
+
+import onnx
+import torch
+
+from convnext.errors import SettingsError
+from convnext.inference.backends import METADATA, ExportInfo
+from convnext.inference.export.formats import Source, capture
+from convnext.inference.export.onnx_preprocessing import preprocessing
+from convnext.storage.files import writing
+
+
+def write(source: Source, path: Path) -> None:
+    """Write the model as ``path``; SettingsError for a precision that the format cannot have."""
+    if source.info.precision == "bf16":
+        raise SettingsError("ONNX Runtime has no bf16 on the CPU: choose --precision fp32, fp16 or int8, or openvino")
+    model = graph(source)
+    if source.info.precision == "int8":
+        from convnext.inference.export.quantization import quantized_onnx
+
+        model = quantized_onnx(model, source)
+    if source.info.preprocessing:
+        model = with_preprocessing(model, source.info)
+    describe(model, source.info)
+    onnx.checker.check_model(model)
+    with writing(path) as unfinished:
+        unfinished.write_bytes(model.SerializeToString())
+
+
+def graph(source: Source) -> onnx.ModelProto:
+    """The model from normalised float32 ``images`` to ``logits``, for any batch size."""
+    program = torch.onnx.export(
+        capture(source), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+    )
+    assert program is not None
+    model: onnx.ModelProto = copy.deepcopy(program.model_proto)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return model
+
+
+def with_preprocessing(model: onnx.ModelProto, info: ExportInfo) -> onnx.ModelProto:
+    """The model that takes uint8 ``images`` ``(N, H, W, C)`` of any size."""
+    before = preprocessing(info.model, next(opset.version for opset in model.opset_import if opset.domain == ""))
+    before.ir_version = model.ir_version
+    after = onnx.compose.add_prefix(model, "model/", rename_inputs=True, rename_outputs=False)
+    return onnx.compose.merge_models(before, after, io_map=[("normalized", "model/images")])
+
+
+def describe(model: onnx.ModelProto, info: ExportInfo) -> None:
+    """Write what the file says of itself into it."""
+    model.producer_name, model.producer_version = "convnext", info.version
+    model.doc_string = f"{info.model.model.name}, {len(info.model.classes)} classes"
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA: info.model_dump_json()})
