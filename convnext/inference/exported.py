@@ -60,7 +60,7 @@ def _judged(backend: Backend, images: list[Images], flip: bool) -> NDArray[np.fl
     if not flip:
         return logits
     mirrored = logits_of(backend, [np.ascontiguousarray(image[:, ::-1]) for image in images])
-    mean: NDArray[np.float32] = (logits + mirrored) / 2
+    mean: NDArray[np.float32] = (logits + mirrored) / np.float32(2)
     return mean
 
 
