@@ -186,7 +186,8 @@ from convnext.weights.catalogue import WEIGHTS
 
 check_reachable.__defaults__ = (60.0,)
 WEIGHTS["convnext_tiny"]["{TAG}"] = replace(WEIGHTS["convnext_tiny"]["{TAG}"], url=sys.argv[1])
-print(recipe("folder", **{{"data.root": sys.argv[2]}}).model.weights)
+choice = recipe("folder", **{{"data.root": sys.argv[2]}}).model.weights
+sys.stdout.write(f"{{choice}}\\n")  # in one piece, which print does not write
 """
 
 

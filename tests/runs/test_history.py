@@ -202,7 +202,7 @@ def test_inspect_prints_what_the_checkpoint_holds(run: Path, capsys: pytest.Capt
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for text in (
         f"model: ConvNeXt of depths 1 1 and dims 8 16, {parameters:,} parameters",
-        "classes: 10: 0, 1, 2, 3, 4, ...",
+        "classes: 10: 0, 1, 2, 3, 4 and 5 more",
         "images: 1 channel, 8 px, centre crop 1",
         f"mean: {info.mean[0]:.4f}",
         "step: 40 of 40 (epoch 2 of 2)",
