@@ -219,13 +219,13 @@ def _scales(findings: "Findings", name: Callable[["Item"], str]) -> Iterator[_Se
     from convnext.data.audit.check import MOST_CLIPPED
 
     for problem, clipped in (("dark", False), ("mostly beyond black and white", True)):
-        found = [(item, scale) for item, scale in findings.badly_scaled if (scale.clipped > MOST_CLIPPED) == clipped]
-        if not found:
+        items = [(item, scale) for item, scale in findings.badly_scaled if (scale.clipped > MOST_CLIPPED) == clipped]
+        if not items:
             continue
-        white, largest = max(scale.white for _, scale in found), max(scale.largest for _, scale in found)
+        white, largest = max(scale.white for _, scale in items), max(scale.largest for _, scale in items)
         # Cameras and scanners give 10, 12 or 14 bits, of which all are rarely seen in one image.
         likely = largest if largest <= 1 else 2 ** int(largest).bit_length() - 1
-        lines = [f"{name(item)}: up to {scale.largest:,.6g}" for item, scale in found]
+        lines = [f"{name(item)}: up to {scale.largest:,.6g}" for item, scale in items]
         headline = (
             f"{counted(len(lines), 'grey image')} of more than 8 bits {_are(len(lines))} {problem}: white is "
             f"{white:,.6g}, their values go up to {largest:,.6g}; --data.max-value {likely:.6g} may be right"

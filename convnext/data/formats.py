@@ -149,7 +149,7 @@ def without_metadata(raw: bytes) -> tuple[bytes, bytes]:
 
 
 def _bare_jpeg(raw: bytes) -> tuple[bytes, bytes]:
-    kept, exif, start = [raw[:2]], b"", 2
+    segments, exif, start = [raw[:2]], b"", 2
     while raw[start : start + 1] == b"\xff" and (marker := raw[start + 1 : start + 2]) not in (b"", b"\xda"):
         end = start + 2 + int.from_bytes(raw[start + 2 : start + 4], "big")
         body = raw[start + 4 : end]
@@ -158,18 +158,18 @@ def _bare_jpeg(raw: bytes) -> tuple[bytes, bytes]:
         # JFIF and Adobe segments say what the colours are.
         wanted = len(body) >= 12 if marker in (b"\xe0", b"\xee") else not (b"\xe0" <= marker <= b"\xef")
         if wanted and marker != b"\xfe":
-            kept.append(raw[start:end])
+            segments.append(raw[start:end])
         start = max(end, start + 2)
-    return b"".join([*kept, raw[start:]]), exif
+    return b"".join([*segments, raw[start:]]), exif
 
 
 def _bare_png(raw: bytes) -> tuple[bytes, bytes]:
-    kept, exif, start = [raw[:8]], b"", 8
+    segments, exif, start = [raw[:8]], b"", 8
     while kind := raw[start + 4 : start + 8]:
         end = start + 12 + int.from_bytes(raw[start : start + 4], "big")
         if kind == b"eXIf":
             exif = raw[start + 8 : end - 4]
         if kind[:1].isupper() or kind == b"tRNS":
-            kept.append(raw[start:end])
+            segments.append(raw[start:end])
         start = end
-    return b"".join(kept), exif
+    return b"".join(segments), exif

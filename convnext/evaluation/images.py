@@ -133,8 +133,8 @@ def _labelled_splits(
         )
     undivided = folders.get("train") == settings.root and split in (None, "all")
     if undivided:
-        kept, notes = without_excluded(sources, settings)
-        whole = Splits(info.classes, kept["train"], None, kept["train"], notes=notes_on_files(sources.values()) + notes)
+        rest, notes = without_excluded(sources, settings)
+        whole = Splits(info.classes, rest["train"], None, rest["train"], notes=notes_on_files(sources.values()) + notes)
         if np.bincount(whole.train.targets).max() < 2:  # so that it could not be divided, as the run's images were
             return whole, "all"
     first = next(iter(sources.values()))

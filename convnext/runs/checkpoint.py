@@ -166,8 +166,8 @@ def point_links(target: Path, state: TrainingState) -> None:
 def _newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder; what else lies there is nobody's business here."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    found = [path for path in entries if _order(path) and path.is_dir() and not path.is_symlink()]
-    return sorted(found, key=_order, reverse=True)
+    saved = [path for path in entries if _order(path) and path.is_dir() and not path.is_symlink()]
+    return sorted(saved, key=_order, reverse=True)
 
 
 def _order(path: Path) -> tuple[int, ...]:

@@ -84,11 +84,11 @@ def exclude_images(splits: Splits, settings: DataSettings) -> Splits:
         DataError: as of `without_excluded`; or a class has no training image left.
     """
     sources = {name: source for name in SPELLINGS if (source := splits.split(name)) is not None}
-    kept, notes = without_excluded(sources, settings)
-    before, after = (np.bincount(each["train"].targets, minlength=len(splits.classes)) for each in (sources, kept))
+    rest, notes = without_excluded(sources, settings)
+    before, after = (np.bincount(each["train"].targets, minlength=len(splits.classes)) for each in (sources, rest))
     if len(emptied := np.flatnonzero((before > 0) & (after == 0))):
         raise DataError(f"{settings.exclude} leaves no training image of class {splits.classes[emptied[0]]!r}")
-    return replace(splits, train=kept["train"], val=kept.get("val"), test=kept["test"], notes=splits.notes + notes)
+    return replace(splits, train=rest["train"], val=rest.get("val"), test=rest["test"], notes=splits.notes + notes)
 
 
 def without_excluded(
@@ -120,12 +120,12 @@ def without_excluded(
     by_form = {_form(path): path for path in known} if named - known else {}
     images = [path for line in named if (path := line if line in known else by_form.get(_form(line)))]
     unwanted, missing = set(images), len(named) - len(images)
-    kept = {
+    rest = {
         key: source.subset(np.array([i for i, path in enumerate(paths[key]) if path not in unwanted], np.int64))
         for key, source in files.items()
     }
     notes = (f"{settings.exclude}: {missing} of {len(named)} paths name no image",) if missing else ()
-    return {name: kept[id(source)] for name, source in sources.items()}, notes
+    return {name: rest[id(source)] for name, source in sources.items()}, notes
 
 
 def _paths_below(root: Path, source: FileSource) -> list[str]:
