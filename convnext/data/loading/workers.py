@@ -32,15 +32,9 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
             iterator = iter(loader)
             yield _items(iterator)
         finally:
-            # Workers ignore signals, so they must be ended also where the traceback of an error keeps the
-            # iterator, and killed where the death of one of them, raised anywhere, interrupts that.
-            try:
-                if shut_down := getattr(iterator, "_shutdown_workers", None):
-                    shut_down()
-            finally:
-                for worker in getattr(iterator, "_workers", ()):
-                    worker.kill()
-                    worker.join()
+            # Workers ignore signals, so they must be ended also where the traceback of an error keeps the iterator.
+            if error := _end_workers(iterator):
+                raise error
     except RuntimeError as error:  # which the loader raises anywhere in the context, as soon as a worker is dead
         if not (died := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))):
             raise
@@ -50,6 +44,20 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
             f"memory ran out lower --data.workers; where the image is the cause leave it out with --data.exclude; then "
             f"start again (a training: with --resume)"
         ) from error
+
+
+def _end_workers(iterator: Any) -> RuntimeError | None:
+    """End all workers, those that live after their images; returns the loader's error for the death of one of them,
+    which it raises anywhere, and so may interrupt each step of this."""
+    error = None
+    workers = getattr(iterator, "_workers", ())
+    shut_down = getattr(iterator, "_shutdown_workers", lambda: None)
+    for step in (shut_down, *(end for worker in workers for end in (worker.kill, worker.join))):
+        try:
+            step()
+        except RuntimeError as raised:
+            error = raised
+    return error
 
 
 def _items(iterator: Any) -> Iterator[Any]:
@@ -67,6 +75,7 @@ def _items(iterator: Any) -> Iterator[Any]:
             if not ended:
                 raise
             pids = ", ".join(str(workers[sentinel]) for sentinel in ended)
+            _end_workers(iterator)  # of whom another's death would be raised outside of what explains it
             raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
         if isinstance(item, UserError):
             raise item
