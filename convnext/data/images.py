@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 from simplejpeg import decode_jpeg
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from convnext.config import MAX_PIXELS
 from convnext.data.formats import bound_pixels, load_upright, open_image, silent, turn, without_metadata
+from convnext.data.interpolation import Pixels, interpolate
 from convnext.errors import DataError, reason
 
-Raw: TypeAlias = bytes | NDArray[np.uint8]
+Raw: TypeAlias = bytes | Pixels
 Box: TypeAlias = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 BAND = 2**22  # pixels that are converted at once
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
+_LONG = 32  # times as long as wide
 
 
 class UnreadableImageError(DataError):
@@ -76,7 +75,7 @@ class Picture:
         self.scale: Scale | None = None
         self._max_pixels, self._max_value = max_pixels, max_value
         self._jpeg: tuple[bytes, tuple[int, int]] | None = None  # with its width and height
-        self._pixels: Tensor | None = None
+        self._pixels: Pixels | None = None  # (H, W, channels)
         if isinstance(raw, bytes):
             with _readable(name):
                 try:
@@ -94,8 +93,8 @@ class Picture:
         else:
             self.mode = "L" if raw.ndim == 2 or raw.shape[2] == 1 else "RGB"
             # Copied where the memory is read-only, which torch would warn of; a batch is copied later anyway.
-            pixels = torch.from_numpy(raw if raw.flags.writeable else raw.copy())
-            self._pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            pixels = raw if raw.flags.writeable else raw.copy()
+            self._pixels = pixels[..., None] if pixels.ndim == 2 else pixels
 
     @classmethod
     def open(
@@ -134,8 +133,8 @@ class Picture:
         else:
             self._pixels = self._converted(load_upright(image), _white(image))
 
-    def _converted(self, image: Image.Image, white: float | None = None) -> Tensor:
-        """The pixels of any Pillow image ``(channels, H, W)``; ``white`` is its own, in grey of more than 8 bits."""
+    def _converted(self, image: Image.Image, white: float | None = None) -> Pixels:
+        """The pixels of any Pillow image ``(H, W, channels)``; ``white`` is its own, in grey of more than 8 bits."""
         if image.mode.startswith(("I", "F")):
             levels, self.scale = _grey_levels(image, white, self._max_value)
             image = Image.fromarray(levels)
@@ -146,8 +145,7 @@ class Picture:
             bottom = min(top + rows, height)
             band = image if bottom - top == height else image.crop((0, top, width, bottom))
             pixels[top:bottom] = np.asarray(_to_mode(band, self.channels))
-        tensor = torch.from_numpy(pixels)
-        return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
+        return pixels.reshape(height, width, self.channels)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,7 +153,7 @@ class Picture:
         if self._jpeg is not None:
             return self._jpeg[1]
         assert self._pixels is not None
-        return self._pixels.shape[2], self._pixels.shape[1]
+        return self._pixels.shape[1], self._pixels.shape[0]
 
     def decode(self) -> Image.Image:
         """All of it, in mode ``RGB`` or ``L``.
@@ -164,10 +162,38 @@ class Picture:
             UnreadableImageError: truncated or damaged.
         """
         pixels = self._decoded(1)
-        return Image.fromarray(pixels[0].numpy() if self.channels == 1 else pixels.permute(1, 2, 0).numpy())
+        return Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
 
-    def resized(self, box: Box, width: int, height: int, margin: int = 1) -> Tensor:
-        """The pixels inside ``box``, resized (bicubic, antialiased) to ``(C, height, width)`` uint8.
+    def center(self, image_size: int, center_crop: float = 1.0, margin: int = 2) -> Pixels:
+        """The square in the middle ``(image_size, image_size, channels)``, after the shorter edge was resized to
+        ``image_size / center_crop`` pixels.
+
+        Args:
+            image_size: width and height of the result in pixels.
+            center_crop: width of the square as a fraction of the shorter edge.
+            margin: as of `resized`.
+
+        Raises:
+            UnreadableImageError: truncated or damaged.
+        """
+        width, height = self.size
+        left, top = 0, 0
+        if max(width, height) > _LONG * min(width, height):
+            # The middle square alone: resized as a whole, a line of pixels would take gigabytes.
+            left, top = max(width - height, 0) // 2, max(height - width, 0) // 2
+            width = height = min(width, height)
+        box = left, top, left + width, top + height
+        if width == height == image_size and center_crop == 1:
+            return self.resized(box, width, height)
+        shorter = round(image_size / center_crop)
+        scale = shorter / min(width, height)
+        size = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
+        pixels = self.resized(box, *size, margin)
+        left, top = (round((length - image_size) / 2) for length in size)
+        return pixels[top : top + image_size, left : left + image_size]
+
+    def resized(self, box: Box, width: int, height: int, margin: int = 1) -> Pixels:
+        """The pixels inside ``box``, resized (bicubic, antialiased) to ``(height, width, channels)``.
 
         A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, which the format allows for a fraction of the work.
 
@@ -197,15 +223,10 @@ class Picture:
             # is rounded down to whole pixels, of which a rounding error must not take one.
             above_1 = 1 + 1e-12
             size, scales = None, [above_1 * factor * height / box_height, above_1 * factor * width / box_width]
-        pixels = self._decoded(factor)[:, top:bottom, left:right]
-        if pixels.shape[1:] == (height, width):
-            return pixels
-        # torch's kernel is fastest from HWC to HWC, the order in which images are decoded and batched.
-        pixels = pixels[None].contiguous(memory_format=torch.channels_last)
-        # What transforms.v2 comes to for uint8 on CPU, without the way there.
-        return interpolate(pixels, size, scales, mode="bicubic", antialias=True)[0]
+        pixels = self._decoded(factor)[top:bottom, left:right]
+        return pixels if pixels.shape[:2] == (height, width) else interpolate(pixels, size, scales)
 
-    def _decoded(self, factor: int) -> Tensor:
+    def _decoded(self, factor: int) -> Pixels:
         if self._pixels is not None:
             return self._pixels
         assert self._jpeg is not None
@@ -213,12 +234,12 @@ class Picture:
         width, height = (-(-length // factor) for length in size)
         colours = "RGB" if self.channels == 3 else "GRAY"
         try:
-            pixels = decode_jpeg(raw, colours, min_height=height, min_width=width, min_factor=factor)
+            pixels: Pixels = decode_jpeg(raw, colours, min_height=height, min_width=width, min_factor=factor)
         except ValueError:  # Pillow forgives what a person would not see, and says what is wrong with the rest
             with _readable(self.name):
                 whole = load_upright(open_image(raw))
                 return self._converted(whole.resize((width, height), Image.Resampling.BOX) if factor > 1 else whole)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return pixels
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional
 
 from convnext.config import AugmentSettings
 from convnext.data.images import Picture
+from convnext.data.interpolation import Pixels
 
 
 class Transform(Protocol):
@@ -27,7 +28,6 @@ class Transform(Protocol):
 
 
 _RATIO = (3 / 4, 4 / 3)  # width over height of a random area
-_LONG = 32  # times as long as wide
 
 
 class TrainTransform:
@@ -70,12 +70,13 @@ class TrainTransform:
 
     def _crop(self, picture: Picture) -> Tensor:
         if self.settings.crop != "resized":
-            return _resized_center(picture, self.image_size, 1.0, margin=1)
+            return _tensor(picture.center(self.image_size, margin=1))
         width, height = picture.size
         # A tensor without memory: only its shape is asked for.
         shape = torch.empty((1, height, width), device="meta")
         top, left, rows, columns = RandomResizedCrop.get_params(shape, list(self.settings.crop_scale), list(_RATIO))
-        return picture.resized((left, top, left + columns, top + rows), self.image_size, self.image_size)
+        box = left, top, left + columns, top + rows
+        return _tensor(picture.resized(box, self.image_size, self.image_size))
 
 
 class _PaddedCrop:
@@ -106,14 +107,14 @@ def _policy(settings: AugmentSettings, fill: list[int]) -> list[nn.Module]:
 
 
 class EvalTransform:
-    """Resize the shorter edge to ``image_size / center_crop`` pixels and keep the square in the middle.
+    """The square in the middle, as `convnext.data.images.Picture.center` makes it.
 
     Called with a picture, gives ``(C, image_size, image_size)`` uint8.
 
     Args:
         image_size: width and height of the result in pixels.
-        center_crop: width of that square as a fraction of the shorter edge.
-        margin: as in `convnext.data.images.Picture.resized`.
+        center_crop: as there.
+        margin: as there.
     """
 
     def __init__(self, image_size: int, center_crop: float = 1.0, margin: int = 2) -> None:
@@ -121,24 +122,12 @@ class EvalTransform:
 
     def __call__(self, picture: Picture) -> Tensor:
         """The middle of the picture."""
-        return _resized_center(picture, self.image_size, self.center_crop, self.margin)
+        return _tensor(picture.center(self.image_size, self.center_crop, self.margin))
 
 
-def _resized_center(picture: Picture, image_size: int, center_crop: float, margin: int) -> Tensor:
-    width, height = picture.size
-    left, top = 0, 0
-    if max(width, height) > _LONG * min(width, height):
-        # The middle square alone: resized as a whole, a line of pixels would take gigabytes.
-        left, top = max(width - height, 0) // 2, max(height - width, 0) // 2
-        width = height = min(width, height)
-    if width == height == image_size and center_crop == 1:
-        return picture.resized((left, top, left + width, top + height), width, height)
-    shorter = round(image_size / center_crop)
-    scale = shorter / min(width, height)
-    size = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
-    pixels = picture.resized((left, top, left + width, top + height), *size, margin)
-    middle: Tensor = functional.center_crop_image(pixels, [image_size, image_size])
-    return middle
+def _tensor(pixels: Pixels) -> Tensor:
+    """Pixels ``(H, W, C)`` as ``(C, H, W)``, in the same memory."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class Normalize(nn.Module):

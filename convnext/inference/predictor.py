@@ -1,26 +1,32 @@
-"""Class names and probabilities for images, from a run's folder or an exported file alone."""
+"""Class names and probabilities for images, from a run's folder or an exported file alone.
+
+Importing it is cheap, and an exported file for ONNX Runtime or OpenVINO predicts without PyTorch.
+"""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
 from convnext.inference.backends import Backend, Images, is_exported, logits_of, open_file
-from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
 
-ImageLike: TypeAlias = str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from typing_extensions import TypeIs
+
+ImageLike: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor"
 
 
 class Prediction(NamedTuple):
@@ -39,8 +45,10 @@ class Predictor:
         device: where to compute, as in `convnext.config.RunSettings`; a backend has its own.
     """
 
-    def __init__(self, model: nn.Module | Backend, info: ModelInfo | None = None, device: str = "auto") -> None:
-        if isinstance(model, nn.Module):
+    def __init__(self, model: "nn.Module | Backend", info: ModelInfo | None = None, device: str = "auto") -> None:
+        if _is_module(model):
+            from convnext.inference.backends.eager import EagerBackend
+
             if info is None:
                 raise SettingsError("Predictor: a module needs the info that says its classes and image size")
             self.backend: Backend = EagerBackend(model, info, device)
@@ -49,8 +57,10 @@ class Predictor:
         self.info = info or self.backend.info
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> "nn.Module":
         """The module, where PyTorch computes from a run; AttributeError where it is an exported file."""
+        from convnext.inference.backends.eager import EagerBackend
+
         if not isinstance(self.backend, EagerBackend):
             raise AttributeError(f"{self.backend.name} has no module")
         return self.backend.model
@@ -61,7 +71,7 @@ class Predictor:
         run: str | Path,
         checkpoint: str | None = None,
         device: str = "auto",
-        model: nn.Module | None = None,
+        model: "nn.Module | None" = None,
         trust: bool = False,
     ) -> "Predictor":
         """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, of an exported file, or of released
@@ -125,7 +135,7 @@ class Predictor:
 
     def _prepare(self, image: ImageLike) -> Images:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
-        if isinstance(image, np.ndarray | Tensor):
+        if isinstance(image, np.ndarray) or _is_tensor(image):
             image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
             return prepare(Picture(image, channels, max_pixels=most, max_value=white), self.backend)
@@ -147,13 +157,26 @@ class Predictor:
         ]
 
 
-def _from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
+def _is_module(value: object) -> "TypeIs[nn.Module]":
+    torch: Any = sys.modules.get("torch")  # nobody has a module or a tensor without it
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_tensor(value: object) -> "TypeIs[Tensor]":
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _from_pixels(pixels: "NDArray[Any] | Tensor") -> Image.Image:
     """The image of a uint8 array ``(H, W)`` or ``(H, W, C)``, or of a uint8 tensor ``(H, W)`` or ``(C, H, W)``, with 1,
     3 or 4 channels."""
     kind, order, cast = "an array", "(H, W, C)", "astype(np.uint8)"
-    array: NDArray[Any] = pixels.numpy(force=True) if isinstance(pixels, Tensor) else pixels
-    if isinstance(pixels, Tensor):
+    array: NDArray[Any]
+    if isinstance(pixels, np.ndarray):
+        array = pixels
+    else:
         kind, order, cast = "a tensor", "(C, H, W)", "byte()"
+        array = pixels.numpy(force=True)
         array = array.transpose(1, 2, 0) if array.ndim == 3 else array
     if array.dtype != np.uint8:
         raise SettingsError(
@@ -170,7 +193,7 @@ def _from_pixels(pixels: NDArray[Any] | Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def released(name: str, tag: str) -> tuple[nn.Module, ModelInfo]:
+def released(name: str, tag: str) -> "tuple[nn.Module, ModelInfo]":
     """A model with the authors' weights, and how they used it."""
     from convnext.config import ModelSettings
     from convnext.models import registry

@@ -3,12 +3,11 @@
 import numpy as np
 
 from convnext.data.images import Picture
-from convnext.data.transforms import EvalTransform
 from convnext.inference.backends import Backend, Images
 
 
 def prepare(picture: Picture, backend: Backend) -> Images:
-    """The pixels ``(H, W, C)`` that a backend takes: all of the image, or what `EvalTransform` makes of it.
+    """The pixels ``(H, W, C)`` that a backend takes: all of the image, or its `center`.
 
     Raises:
         UnreadableImageError: the image cannot be decoded.
@@ -16,5 +15,4 @@ def prepare(picture: Picture, backend: Backend) -> Images:
     if backend.preprocessing:
         pixels = np.asarray(picture.decode())
         return pixels[..., None] if pixels.ndim == 2 else pixels
-    transformed = EvalTransform(backend.info.image_size, backend.info.center_crop)(picture)
-    return np.ascontiguousarray(transformed.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(picture.center(backend.info.image_size, backend.info.center_crop))

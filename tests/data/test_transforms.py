@@ -13,12 +13,12 @@ from PIL import Image
 from simplejpeg import decode_jpeg
 from sklearn.datasets import load_sample_image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import Box, Picture, UnreadableImageError
+from convnext.data.interpolation import Pixels, interpolate
 from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.resizing import sizes_by_epoch
 from convnext.data.transforms import EvalTransform, Normalize, TrainTransform, batch_mix
@@ -52,7 +52,7 @@ def test_a_crop_is_pillows_crop(photograph: Image.Image, shrink: float) -> None:
     raw = jpeg(photograph)
     box = (104, 56, 1184, 824)  # multiples of 8: cuts between the pixels of a reduced picture too
     width, height = round((box[2] - box[0]) / shrink), round((box[3] - box[1]) / shrink)
-    ours = hwc(Picture(raw, 3).resized(box, width, height))
+    ours = Picture(raw, 3).resized(box, width, height).astype(np.float64)
     whole = Image.open(io.BytesIO(raw)).convert("RGB")
     theirs = np.asarray(whole.resize((width, height), Image.Resampling.BICUBIC, box=box), np.float64)
     assert ours.shape == theirs.shape == (height, width, 3)
@@ -101,7 +101,7 @@ def test_evaluation_sees_the_pixels_of_a_whole_decode(photograph: Image.Image, s
 )
 @settings(max_examples=150, deadline=None)
 def test_any_box_comes_out_in_the_size_asked_for(box: Box, width: int, height: int, margin: int) -> None:
-    assert Picture(SMALL, 3).resized(box, width, height, margin).shape == (3, height, width)
+    assert Picture(SMALL, 3).resized(box, width, height, margin).shape == (height, width, 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -116,9 +116,9 @@ def test_long_thin_images_take_no_more_memory_than_others(
         raw = encoded(Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_90), kind)
     sizes = list[int]()
 
-    def resize(*args: Any, **options: Any) -> Tensor:
-        result: Tensor = interpolate(*args, **options)
-        sizes.append(result.numel())
+    def resize(*args: Any) -> Pixels:
+        result = interpolate(*args)
+        sizes.append(result.size)
         return result
 
     monkeypatch.setattr("convnext.data.images.interpolate", resize)
@@ -145,7 +145,7 @@ def test_odd_jpegs_come_out_as_pillow_shows_them(
     whole = Image.open(io.BytesIO(raw)).convert("RGB" if channels == 3 else "L")
     whole = whole if orientation == 1 else whole.transpose(Image.Transpose.ROTATE_270)
     assert np.abs(np.asarray(picture.decode(), float) - np.asarray(whole, float)).mean() < 1.0
-    assert picture.resized((0, 0, 854, 854), 32, 32).shape == (channels, 32, 32)
+    assert picture.resized((0, 0, 854, 854), 32, 32).shape == (32, 32, channels)
 
 
 @pytest.mark.parametrize("shrink", [1, 4])
@@ -301,7 +301,7 @@ def test_padded_crops_are_those_of_torchvision(channels: int) -> None:
     picture = Picture(np.random.default_rng(0).integers(0, 256, (32, 32, channels), np.uint8), channels)
     ours = TrainTransform(AugmentSettings(crop="padding", crop_padding=4), 32, (0.5,) * channels)
     theirs = v2.Compose([v2.RandomCrop(32, 4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
-    pixels = picture.resized((0, 0, 32, 32), 32, 32)
+    pixels = EvalTransform(32)(picture)
     for seed in range(20):
         torch.manual_seed(seed)
         expected = theirs(pixels)

@@ -40,8 +40,7 @@ def expected(source: ImageSource, index: int) -> Pixels:
     width, height = picture.size
     scale = min(1.0, SIZE / min(width, height))
     resized = picture.resized((0, 0, width, height), round(width * scale), round(height * scale))
-    pixels: Pixels = (resized[0] if source.channels == 1 else resized.permute(1, 2, 0)).numpy()
-    return pixels
+    return resized[..., 0] if source.channels == 1 else resized
 
 
 def same_pixels(cached: ImageSource, source: ImageSource) -> bool:

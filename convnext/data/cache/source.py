@@ -200,7 +200,7 @@ def _cached_size(width: int, height: int, image_size: int) -> tuple[int, int]:
 
 
 class _Decoded(AugmentedImages):
-    """Images as ``(C, H, W)`` uint8 with a shorter side of at most ``image_size``, or why they cannot be read, without
+    """Images as ``(H, W, C)`` uint8 with a shorter side of at most ``image_size``, or why they cannot be read, without
     their names."""
 
     def __init__(self, source: ImageSource, image_size: int) -> None:
@@ -213,7 +213,7 @@ class _Decoded(AugmentedImages):
             picture = self.source.picture(index)
             width, height = picture.size
             pixels = picture.resized((0, 0, width, height), *_cached_size(width, height, self.image_size))
-            return pixels, int(self.source.targets[index]), index
+            return torch.from_numpy(pixels), int(self.source.targets[index]), index
         except UnreadableImageError as error:
             return str(error).replace(self.source.image_name(index), _NAME)
         except UserError as error:
@@ -229,9 +229,8 @@ def _joined(samples: list[Sample]) -> tuple[Tensor, list[tuple[int, int] | str]]
         if isinstance(sample, str):
             images.append(sample)
         else:
-            image = sample[0].permute(1, 2, 0)
-            pixels.append(image.flatten())
-            images.append((image.shape[0], image.shape[1]))
+            pixels.append(sample[0].flatten())
+            images.append((sample[0].shape[0], sample[0].shape[1]))
     return torch.cat(pixels), images
 
 
