@@ -18,6 +18,7 @@ from PIL import Image
 from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
 from convnext.inference.backends import Backend, Images, is_exported, logits_of, open_file
+from convnext.inference.explanations import Explanation, Method, explain
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.weights.model_info import ModelInfo
@@ -133,18 +134,40 @@ class Predictor:
         except UnreadableImageError as error:
             return error
 
+    def explain(
+        self, image: ImageLike, class_name: str | None = None, method: Method = "grad-cam", stage: int = -1
+    ) -> Explanation:
+        """Where the model looked for a class in an image.
+
+        Args:
+            image: as for a prediction.
+            class_name: None for the most probable one.
+            method: ``"grad-cam"`` (Selvaraju et al. 2017) weighs a stage's feature maps by their gradients;
+                ``"integrated-gradients"`` (Sundararajan et al. 2017) goes pixel by pixel; ``"occlusion"`` (Zeiler and
+                Fergus 2014) covers the image square by square, which takes no gradient: exported files have it, too.
+            stage: whose feature maps Grad-CAM takes, from the finest, 0, or counted from the end.
+
+        Raises:
+            SettingsError: no such class, method or stage; gradients of what has none; captum is not installed.
+            UnreadableImageError: the image cannot be decoded.
+        """
+        return explain(self.backend, self._picture(image), class_name, method, stage)
+
     def _prepare(self, image: ImageLike) -> Images:
+        return prepare(self._picture(image), self.backend)
+
+    def _picture(self, image: ImageLike) -> Picture:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
         if isinstance(image, np.ndarray) or _is_tensor(image):
             image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
-            return prepare(Picture(image, channels, max_pixels=most, max_value=white), self.backend)
+            return Picture(image, channels, max_pixels=most, max_value=white)
         if not isinstance(image, str | Path) and not hasattr(image, "read"):
             raise SettingsError(
                 f"an image is a path, bytes, a stream, a Pillow image, an array or a tensor, not of type "
                 f"{type(image).__name__}; many go into Predictor.batches"
             )
-        return prepare(Picture.open(image, channels, max_pixels=most, max_value=white), self.backend)
+        return Picture.open(image, channels, max_pixels=most, max_value=white)
 
     def _predict(self, images: Sequence[Images], top_k: int) -> list[list[Prediction]]:
         logits = logits_of(self.backend, images)

@@ -1,5 +1,6 @@
 """The one style of all pictures, their texts, and their writing."""
 
+import io
 import textwrap
 import warnings
 from collections import Counter
@@ -7,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from convnext.errors import UserError
 from convnext.output import escaped
@@ -34,8 +37,20 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: folder {path.parent} is not there: make it first")
-    with writing(path) as unfinished, _any_script(figure):
-        figure.savefig(unfinished, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
+    with writing(path) as unfinished:
+        _write_png(figure, unfinished)
+
+
+def rendered(figure: "Figure") -> Image.Image:
+    """The picture that `save_figure` would write."""
+    buffer = io.BytesIO()
+    _write_png(figure, buffer)
+    return Image.open(buffer).convert("RGB")
+
+
+def _write_png(figure: "Figure", target: Path | io.BytesIO) -> None:
+    with _any_script(figure):
+        figure.savefig(target, format="png", dpi=120, bbox_inches="tight", pad_inches=0.1)
 
 
 def fit_texts(figure: "Figure", texts: "Iterable[Text]", width: float) -> None:
