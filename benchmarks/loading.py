@@ -21,8 +21,9 @@ from convnext.config import AugmentSettings
 from convnext.data.cache.source import open_cache
 from convnext.data.files import class_folders, scan_folder
 from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
+from convnext.data.normalization import Normalize
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import Normalize, TrainTransform
+from convnext.data.transforms import TrainTransform
 from convnext.devices import keep_freed_memory
 
 SIZE, BATCH = 224, 64

@@ -6,23 +6,26 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
 
+if TYPE_CHECKING:  # a prediction does not wait for it
+    from accelerate import Accelerator
 
-def make_accelerator(settings: RunSettings) -> Accelerator:
+
+def make_accelerator(settings: RunSettings) -> "Accelerator":
     """The processes, device and precision of the settings.
 
     Raises:
         SettingsError: a device that this machine lacks, or a precision that the device lacks.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     device = pick_device(settings.device)
     keep_freed_memory()
     _meet_again(device)
@@ -38,6 +41,9 @@ def _meet_again(device: str) -> None:
     torchrun keeps one store through all restarts (unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which several hosts
     need, since each counts restarts for itself), with the addresses of the processes before still in it.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     here = os.environ
     restarts = here.get("TORCHELASTIC_RESTART_COUNT", "0")
     shared = here.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and here.get("GROUP_WORLD_SIZE") == "1"

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from convnext import kernels
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
+from convnext.data.normalization import Normalize
 from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
-from convnext.data.transforms import EvalTransform, Normalize
+from convnext.data.transforms import EvalTransform
 from convnext.errors import DataError, SettingsError
 from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report, compute_report, most_confident_mistakes, ranked

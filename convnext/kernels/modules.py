@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torchvision.ops import StochasticDepth
 
 from convnext.kernels.build import compiled, library
 from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
 from convnext.kernels.mlp import mlp
 
 _DTYPES = {torch.float32, torch.bfloat16}
-# The forward that `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
+# What `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
 _BLOCK_FORWARD = ("convnext.models.convnext", "Block.forward")
+_STOCHASTIC_DEPTH = ("convnext.models.convnext", "StochasticDepth")
 
 
 def install(model: nn.Module) -> None:
@@ -165,14 +165,14 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 # A block's modules, in the order of computation, and what each must be for `_Block` to compute in place of all.
-_MODULES: dict[str, type[nn.Module]] = {
+_MODULES: dict[str, type[nn.Module] | tuple[str, str]] = {
     "dwconv": DepthwiseConv2d,
     "norm": nn.LayerNorm,
     "pwconv1": nn.Linear,
     "act": nn.GELU,
     "grn": nn.Identity,
     "pwconv2": nn.Linear,
-    "drop_path": StochasticDepth,
+    "drop_path": _STOCHASTIC_DEPTH,
 }
 
 
@@ -189,10 +189,11 @@ def _is_as_built(block: nn.Module) -> bool:
     )
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _is_plain(module: nn.Module, kind: type[nn.Module] | tuple[str, str]) -> bool:
     if isinstance(module, nn.GELU) and module.approximate != "none":
         return False
-    return type(module) is kind and getattr(module, "bias", True) is not None
+    own = type(module)
+    return kind in (own, (own.__module__, own.__qualname__)) and getattr(module, "bias", True) is not None
 
 
 def _is_changed(module: nn.Module) -> bool:

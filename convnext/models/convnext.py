@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -48,6 +47,33 @@ class GRN(nn.Module):
         return y
 
 
+class StochasticDepth(nn.Module):
+    """Drops the branch of samples at random in training, and scales up that of the others (Huang et al. 2016,
+    arXiv:1603.09382).
+
+    To the bit torchvision's of mode ``"row"``, without torchvision's import, for which a prediction would wait longer
+    than for all else.
+
+    Args:
+        p: probability with which a sample is dropped; below 1.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def extra_repr(self) -> str:
+        """What is shown of the module."""
+        return f"p={self.p}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, ...)`` to the same shape."""
+        if not self.training or self.p == 0:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)
+
+
 class Block(nn.Module):
     """The ConvNeXt block (section 2, figure 4): depthwise convolution, LayerNorm, two linear layers around a GELU.
 
@@ -77,7 +103,7 @@ class Block(nn.Module):
         self.grn = GRN(mlp_ratio * dim) if grn else nn.Identity()
         self.pwconv2 = nn.Linear(mlp_ratio * dim, dim)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
-        self.drop_path = StochasticDepth(stochastic_depth, mode="row")
+        self.drop_path = StochasticDepth(stochastic_depth)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""

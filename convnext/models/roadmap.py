@@ -31,10 +31,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from convnext.errors import SettingsError
-from convnext.models.convnext import LayerNorm2d
+from convnext.models.convnext import LayerNorm2d, StochasticDepth
 from convnext.models.registry import register_model
 
 
@@ -149,7 +148,7 @@ class RoadmapBlock(nn.Module):
         self.pwnorm2 = nn.Identity() if step.fewer_norms else _norm(step, dim)
         self.other_act = nn.Identity() if step.fewer_activations else _act(step)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
-        self.drop_path = StochasticDepth(drop, mode="row")
+        self.drop_path = StochasticDepth(drop)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_dim != dim:
             self.shortcut.append(nn.Conv2d(in_dim, dim, stride if wide else 1, stride, bias=bias))

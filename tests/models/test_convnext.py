@@ -11,7 +11,7 @@ from torch import nn
 from convnext import create_model
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
-from convnext.models.convnext import Block, ConvNeXt
+from convnext.models.convnext import Block, ConvNeXt, StochasticDepth
 from convnext.models.registry import check_image_size, resolve
 from convnext.models.variants import VARIANTS
 
@@ -120,6 +120,20 @@ def test_free_choices_reach_the_model() -> None:
     assert all(block.gamma is None for block in blocks)
     assert [block.drop_path.p for block in blocks] == pytest.approx([0.0, 0.15, 0.3])
     assert model(torch.randn(3, 1, 16, 16)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("shape", [(64, 3, 5, 7), (64, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stochastic_depth_is_torchvisions(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, own = torch.randn(shape, dtype=dtype), StochasticDepth(0.3)
+    results = []
+    for drop in (own, torchvision.ops.StochasticDepth(0.3, "row")):
+        torch.manual_seed(0)
+        results.append(drop(x))
+    assert torch.equal(*results)
+    assert 0 < int((results[0].flatten(1) == 0).all(1).sum()) < len(x)
+    assert torch.equal(own.eval()(x), x)
+    assert torch.equal(StochasticDepth(0.0)(x), x)
 
 
 def test_initial_weights() -> None:
