@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from convnext.config import AugmentSettings
+from convnext.data.batch_transforms import Normalize
 from convnext.data.cache.source import open_cache
 from convnext.data.files import class_folders, scan_folder
 from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
-from convnext.data.normalization import Normalize
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform
 from convnext.devices import keep_freed_memory

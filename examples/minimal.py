@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 import convnext
 from convnext.config import DataSettings, RunSettings
+from convnext.data.batch_transforms import Normalize
 from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import batches, training_images, training_sampler
-from convnext.data.normalization import Normalize
 from convnext.evaluation.evaluator import compute_logits
 from convnext.evaluation.metrics import compute_report
 from convnext.training.optimizers import average_weights, make_optimizers, set_learning_rate

@@ -3,6 +3,7 @@
 Damaged metadata makes no image unreadable, and what Pillow warns of stays inside `silent`.
 """
 
+import importlib
 import io
 import logging
 import math
@@ -13,7 +14,11 @@ from typing import Final
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 # The first whose signature fits; TGA has none. What others Pillow knows may start programs (PostScript) or read files.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
+# Each with the beginning of its module's name, which makes it known to Pillow once it is imported.
+FORMATS: Final = {
+    **{"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp"},
+    **{"TIFF": "Tiff", "PPM": "Ppm", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "TGA": "Tga"},
+}
 _TURNS: Final[dict[object, Image.Transpose]] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,8 +68,8 @@ def open_image(raw: bytes, exif: bytes = b"") -> ImageFile.ImageFile:
     Raises:
         Exception: of any kind: Pillow's readers raise OSError, SyntaxError, ValueError, struct.error, …
     """
-    Image.init()
-    for name in FORMATS:
+    for name, module in FORMATS.items():
+        importlib.import_module(f"PIL.{module}ImagePlugin")
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(raw[:16]) is not True:
             continue

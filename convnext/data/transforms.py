@@ -1,7 +1,7 @@
 """From a picture to the uint8 pixels that a batch is made of.
 
-Pixels stay uint8 until the batch is on its device, where `convnext.data.normalization` makes them float: a quarter of
-the memory to move, and one operation a batch in place of one a sample.
+Pixels stay uint8 until the batch is on its device, where `Normalize` of `convnext.data.batch_transforms` makes them
+float: a quarter of the memory to move, and one operation a batch in place of one a sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -128,76 +128,3 @@ class EvalTransform:
 def _tensor(pixels: Pixels) -> Tensor:
     """Pixels ``(H, W, C)`` as ``(C, H, W)``, in the same memory."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
-    """Mixup and CutMix as the settings ask, or None for neither.
-
-    Returns:
-        A module from float images ``(N, C, H, W)`` and labels ``(N,)`` to images of the same shape and either those
-        labels or, where it mixed, fractions of each class ``(N, num_classes)``. Draws from torch's global generator.
-    """
-    if not settings.mix_probability or not (settings.mixup or settings.cutmix):
-        return None
-    if settings.mix_by == "element":
-        return ElementMix(settings.mixup, settings.cutmix, settings.mix_probability, num_classes)
-    mixes: list[nn.Module] = []
-    if settings.mixup:
-        mixes.append(v2.MixUp(alpha=settings.mixup, num_classes=num_classes))
-    if settings.cutmix:
-        mixes.append(v2.CutMix(alpha=settings.cutmix, num_classes=num_classes))
-    mix: nn.Module = v2.RandomApply([v2.RandomChoice(mixes)], p=settings.mix_probability)
-    return mix
-
-
-class ElementMix(nn.Module):
-    """Mixup and CutMix drawn for every image by itself: whether, which of the two, and how much.
-
-    torchvision's draw once a batch. Each image is mixed with the one before it in the batch.
-
-    Args:
-        mixup: alpha of Mixup (Zhang et al. 2018); 0 for none.
-        cutmix: alpha of CutMix (Yun et al. 2019); 0 for none.
-        probability: of an image to be mixed.
-        num_classes: of the labels.
-    """
-
-    def __init__(self, mixup: float, cutmix: float, probability: float, num_classes: int) -> None:
-        super().__init__()
-        self.alphas = torch.tensor([mixup, cutmix])
-        self.probability, self.num_classes = probability, num_classes
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, C, H, W)`` and ``(N,)`` to mixed images and ``(N, num_classes)`` class fractions."""
-        count, _, height, width = images.shape
-        # Drawn on the CPU, so that all devices draw the same.
-        kind = torch.multinomial((self.alphas > 0).float(), count, replacement=True)
-        alpha = self.alphas[kind]
-        lam = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[:, 0]  # Beta(alpha, alpha), as torchvision
-        lam[torch.rand(count) >= self.probability] = 1.0
-        rows, columns = _boxes(lam, height, width)
-        inside = rows[:, :, None] & columns[:, None, :]
-        cut = kind == 1
-        lam = torch.where(cut, 1 - inside.float().mean((1, 2)), lam)
-        keep = torch.where(cut[:, None, None], (~inside).float(), lam[:, None, None])
-        keep, lam = keep[:, None].to(images.device, images.dtype), lam[:, None].to(images.device)
-        one_hot = nn.functional.one_hot(labels, self.num_classes).float()
-        mixed = torch.lerp(_rolled(images), images, keep)
-        return mixed, torch.lerp(_rolled(one_hot), one_hot, lam)
-
-
-def _rolled(x: Tensor) -> Tensor:
-    """``x.roll(1, 0)``, which would not keep the memory format on every device."""
-    return torch.cat([x[-1:], x[:-1]])
-
-
-def _boxes(lam: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows ``(N, H)`` and columns ``(N, W)`` of a box a sample that covers ``1 - lam``, cut off at the border."""
-    half = 0.5 * torch.sqrt(1 - lam)
-
-    def covered(length: int) -> Tensor:
-        center = torch.rand(len(lam)) * length
-        pixel = torch.arange(length) + 0.5
-        return (pixel - center[:, None]).abs() < (half * length)[:, None]
-
-    return covered(height), covered(width)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from convnext import kernels
+from convnext.data.batch_transforms import Normalize
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, raise_if_strict
-from convnext.data.normalization import Normalize
 from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import EvalTransform

@@ -240,6 +240,7 @@ def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Modu
     trained a module of its own, or else that of the settings. CheckpointError where a file is missing, damaged, or does
     not fit."""
     from convnext.models import registry
+    from convnext.models.variants import VARIANTS
     from convnext.weights.loading import check_fit, load_state
 
     check_whole(folder, "model.json", "model.safetensors")
@@ -247,7 +248,13 @@ def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Modu
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
     if model is None:
-        check_fit(outline(info), tensors, path)  # before there is memory for a model whose sizes may be anything
+        model = outline(info)
+        check_fit(model, tensors, path)  # before there is memory for a model whose sizes may be anything
+        if info.model.name in VARIANTS:  # all that it holds is in the file: it need not draw millions of numbers first
+            types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+            own = {name: tensor.to(types[name], copy=True) for name, tensor in tensors.items()}
+            model.load_state_dict(own, assign=True)
+            return model.eval(), info
         model = registry.build(info.model, len(info.classes))
     load_state(model, tensors, path)
     return model.eval(), info

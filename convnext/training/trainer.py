@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from convnext import distributed
 from convnext.config import RunSettings
+from convnext.data.batch_transforms import Normalize, batch_mix
 from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
-from convnext.data.normalization import Normalize
 from convnext.data.splits import Splits
-from convnext.data.transforms import batch_mix
 from convnext.errors import CheckpointError, UserError, reason
 from convnext.evaluation.evaluator import (
     PICTURES,

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from convnext.config import AugmentSettings, DataSettings
+from convnext.data.batch_transforms import Normalize, batch_mix
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import Picture
 from convnext.data.loading.loader import AugmentedImages, Batch, EvalSampler, TrainSampler, batches
-from convnext.data.normalization import Normalize
 from convnext.data.sources import ArraySource, ImageSource
-from convnext.data.transforms import EvalTransform, TrainTransform, batch_mix
+from convnext.data.transforms import EvalTransform, TrainTransform
 from convnext.errors import DataError, SettingsError
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from convnext.config import AugmentSettings, DataSettings
+from convnext.data.batch_transforms import Normalize, batch_mix
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import Box, Picture, UnreadableImageError
 from convnext.data.interpolation import Pixels, interpolate
 from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
-from convnext.data.normalization import Normalize
 from convnext.data.resizing import sizes_by_epoch
-from convnext.data.transforms import EvalTransform, TrainTransform, batch_mix
+from convnext.data.transforms import EvalTransform, TrainTransform
 from convnext.errors import SettingsError
 from tests.support.photographs import encoded
 

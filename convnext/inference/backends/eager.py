@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convnext.data.normalization import Normalize
+from convnext.data.batch_transforms import Normalize
 from convnext.devices import pick_device
 from convnext.inference.backends import Images, check_images
 from convnext.weights.model_info import ModelInfo
