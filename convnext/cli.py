@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option.",
     "evaluate": "Measure a run on its test split: accuracy, macro-F1, a report by class, pictures.",
     "predict": "Name what is in images, with percentages.",
+    "benchmark": "Measure a model on every backend here, in every precision, beside timm's and torchvision's.",
     "export": "Write a model as ONNX, OpenVINO or torch.export, compared with its source before it is called done.",
     "runs": "List runs: status, best accuracy, settings that are not their recipe's; draw their curves.",
     "inspect": "Show what a checkpoint holds: model, classes, metrics, settings, data, versions.",

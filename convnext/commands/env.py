@@ -78,6 +78,7 @@ def _python() -> Facts:
 def _machine() -> Facts:
     import psutil
 
+    from convnext.inference.machine import cpu_name
     from convnext.training.memory import available
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -91,7 +92,7 @@ def _machine() -> Facts:
         limit = f", control group's limit {int(quota) / int(period):g}"
     total = psutil.virtual_memory().total
     return {
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cpu features": " ".join(name for name in _FEATURES if name in flags),
         "cores": f"{usable} usable of {os.cpu_count()}{limit}",
         "memory": f"{total / 1e9:.1f} GB, {available() / 1e9:.1f} GB available to this process",

@@ -1,12 +1,27 @@
 """From a picture to the pixels that a backend takes."""
 
+from typing import Protocol
+
 import numpy as np
 
 from convnext.data.images import Picture
-from convnext.inference.backends import Backend, Images
+from convnext.inference.backends import Images
+from convnext.weights.model_info import ModelInfo
 
 
-def prepare(picture: Picture, backend: Backend) -> Images:
+class Taker(Protocol):
+    """A `convnext.inference.backends.Backend`, or what is known of one: how it takes its images."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Its image size and crop."""
+
+    @property
+    def preprocessing(self) -> bool:
+        """Whether it takes images of any size."""
+
+
+def prepare(picture: Picture, backend: Taker) -> Images:
     """The pixels ``(H, W, C)`` that a backend takes: all of the image, or its `center`.
 
     Raises:

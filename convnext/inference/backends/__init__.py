@@ -90,13 +90,14 @@ def is_exported(path: Path) -> bool:
     return path.suffix in _BY_SUFFIX and path.is_file()
 
 
-def open_file(path: Path, device: str = "auto", trust: bool = False) -> ExportedBackend:
+def open_file(path: Path, device: str = "auto", trust: bool = False, threads: int | None = None) -> ExportedBackend:
     """The backend of an exported file.
 
     Args:
         path: the file.
         device: where PyTorch computes, for a ``.pt2``; the others compute on the CPU.
         trust: whether the file may run code, which opening a ``.pt2`` can do.
+        threads: of ONNX Runtime and OpenVINO; None for as many as they choose. PyTorch has its own of the process.
 
     Raises:
         CheckpointError: no file of `convnext export`, or a damaged one.
@@ -106,7 +107,7 @@ def open_file(path: Path, device: str = "auto", trust: bool = False) -> Exported
     if importlib.util.find_spec(package) is None:
         raise SettingsError(f"{path} needs {package}, which is not installed: pip install 'convnext[export]'")
     opener = importlib.import_module(f"{__name__}.{module}").open_file
-    backend: ExportedBackend = opener(path, device, trust)
+    backend: ExportedBackend = opener(path, device, trust, threads)
     return backend
 
 
@@ -122,8 +123,12 @@ def parse_info(path: Path, text: str | None) -> ExportInfo:
 
 def normalized(images: Images, info: ModelInfo) -> NDArray[np.float32]:
     """``(N, H, W, C)`` uint8 to float32 ``(N, C, H, W)`` of mean 0 and standard deviation 1, as `Normalize` does."""
-    mean, std = (np.asarray(values, np.float32) * 255 for values in (info.mean, info.std))
-    return np.ascontiguousarray(((images - mean) / std).transpose(0, 3, 1, 2))
+    mean, std = (np.asarray(values, np.float32).reshape(-1, 1, 1) * 255 for values in (info.mean, info.std))
+    # Channels first: numpy is slow with rows of three numbers.
+    pixels: NDArray[np.float32] = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    pixels -= mean
+    pixels /= std
+    return pixels
 
 
 def check_images(images: Any, backend: Backend) -> None:

@@ -11,7 +11,12 @@ from convnext.errors import CheckpointError, SettingsError, reason
 from convnext.inference.backends import METADATA, ExportInfo, Images, check_images, normalized, parse_info
 
 
-def open_file(path: Path, device: str = "auto", trust: bool = False) -> "ExportedProgramBackend":
+def open_file(
+    path: Path,
+    device: str = "auto",
+    trust: bool = False,
+    threads: int | None = None,  # noqa: ARG001
+) -> "ExportedProgramBackend":
     """See `convnext.inference.backends.open_file`."""
     if not trust:
         raise SettingsError(

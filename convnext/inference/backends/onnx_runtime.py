@@ -10,10 +10,16 @@ from convnext.errors import CheckpointError, reason
 from convnext.inference.backends import METADATA, ExportInfo, Images, check_images, normalized, parse_info
 
 
-def open_file(path: Path, device: str = "auto", trust: bool = False) -> "OnnxRuntimeBackend":  # noqa: ARG001
+def open_file(
+    path: Path,
+    device: str = "auto",  # noqa: ARG001
+    trust: bool = False,  # noqa: ARG001
+    threads: int | None = None,
+) -> "OnnxRuntimeBackend":
     """See `convnext.inference.backends.open_file`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of classes of its own, without one that they share

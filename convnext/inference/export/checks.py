@@ -10,7 +10,7 @@ from convnext.data.sources import ImageSource
 from convnext.evaluation.metrics import ranked
 from convnext.inference.backends import Backend, Images, logits_of
 from convnext.inference.exported import compute_logits
-from convnext.inference.preparation import prepare
+from convnext.inference.preparation import Taker, prepare
 
 BATCHES = range(1, 9)
 """Batch sizes at which an export is compared with its source."""
@@ -33,7 +33,7 @@ class Comparison:
     other_class: int
 
 
-def pictures(source: ImageSource, backend: Backend, count: int) -> list[Images]:
+def pictures(source: ImageSource, backend: Taker, count: int) -> list[Images]:
     """Up to ``count`` readable images, spread evenly over ``source``, as ``backend`` takes them."""
     images = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist():

@@ -30,13 +30,13 @@ def capture(source: Source) -> torch.export.ExportedProgram:
     info = source.info.model
     model = source.model.eval()
     if source.info.precision in ("fp16", "bf16"):
-        model = _InPrecision(model, torch.float16 if source.info.precision == "fp16" else torch.bfloat16)
+        model = InPrecision(model, torch.float16 if source.info.precision == "fp16" else torch.bfloat16)
     images = torch.zeros(2, info.channels, info.image_size, info.image_size)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     return torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
 
 
-class _InPrecision(nn.Module):
+class InPrecision(nn.Module):
     """A copy of a model that computes in ``dtype``, but for its images and logits."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
