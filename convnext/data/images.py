@@ -186,9 +186,8 @@ class Picture:
         if width == height == image_size and center_crop == 1:
             return self.resized(box, width, height)
         shorter = round(image_size / center_crop)
-        scale = shorter / min(width, height)
-        size = (shorter, int(scale * height)) if width <= height else (int(scale * width), shorter)
-        pixels = self.resized(box, *size, margin)
+        size = [shorter * length // min(width, height) for length in (width, height)]
+        pixels = self.resized(box, size[0], size[1], margin)
         left, top = (round((length - image_size) / 2) for length in size)
         return pixels[top : top + image_size, left : left + image_size]
 

@@ -105,6 +105,16 @@ def test_any_box_comes_out_in_the_size_asked_for(box: Box, width: int, height: i
     assert Picture(SMALL, 3).resized(box, width, height, margin).shape == (height, width, 3)
 
 
+@pytest.mark.parametrize("size", [7, 32, 224])
+def test_the_square_in_the_middle_lies_in_the_image(size: int) -> None:
+    """Of 49x49 pixels at 32, for one, 32 / 49 * 49 is less than 32 in floating point."""
+    for length in range(1, 300, 3 if size == 224 else 1):
+        for shape in ((length, length, 1), (length, length + 1, 1)):
+            pixels = EvalTransform(size)(Picture(np.full(shape, 255, np.uint8), 1))
+            assert pixels.shape == (1, size, size)
+            assert int(pixels.min()) == 255
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize(("length", "breadth"), [(5000, 1), (65000, 1), (20000, 400), (3200, 100), (3201, 100)])

@@ -15,7 +15,7 @@ from torchvision.ops import Permute
 import convnext
 from convnext import kernels
 from convnext.config import ModelSettings
-from convnext.data.transforms import Normalize
+from convnext.data.batch_transforms import Normalize
 from convnext.errors import SettingsError, UserError
 from convnext.inference.explanations import METHODS, Explanation, Method
 from convnext.inference.export.export import export

@@ -38,7 +38,7 @@ def preprocessing(info: ModelInfo, opset: int) -> onnx.ModelProto:
     graph = _Graph()
     size, channels = info.image_size, info.channels
     shorter = round(size / info.center_crop)
-    height, _, new_height, new_width = _sizes(graph, shorter)
+    height, new_height, new_width = _sizes(graph, shorter)
     count, depth = (_dimension(graph, axis) for axis in (0, 3))
     pixels = graph.add("Cast", graph.add("Transpose", "images", perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
     for shape in ((height, new_width), (new_height, new_width)):
@@ -65,28 +65,14 @@ def _dimension(graph: _Graph, axis: int) -> str:
     return graph.add("Gather", shape, graph.constant([axis], np.int64))
 
 
-def _sizes(graph: _Graph, shorter: int) -> tuple[str, str, str, str]:
-    """Height and width of the images, and after the shorter of them has become ``shorter``; in double precision, as
-    Python computes them."""
+def _sizes(graph: _Graph, shorter: int) -> tuple[str, str, str]:
+    """Height of the images, and height and width after the shorter of the two has become ``shorter``."""
     height, width = _dimension(graph, 1), _dimension(graph, 2)
-    smaller = graph.add("Cast", graph.add("Min", height, width), to=TensorProto.DOUBLE)
-    scale = graph.add("Div", graph.constant([shorter], np.float64), smaller)
-    edge = graph.constant([shorter], np.int64)
-    lengths = [
-        graph.add(
-            "Cast",
-            graph.add("Mul", scale, graph.add("Cast", length, to=TensorProto.DOUBLE)),
-            to=TensorProto.INT64,
-        )
-        for length in (height, width)
-    ]
-    upright = graph.add("LessOrEqual", width, height)
-    return (
-        height,
-        width,
-        graph.add("Where", upright, lengths[0], edge),
-        graph.add("Where", upright, edge, lengths[1]),
-    )
+    smaller, edge = graph.add("Min", height, width), graph.constant([shorter], np.int64)
+    new_height, new_width = (
+        graph.add("Div", graph.add("Mul", edge, length), smaller) for length in (height, width)
+    )  # rounded down
+    return height, new_height, new_width
 
 
 def _resized(graph: _Graph, pixels: str, sizes: str) -> str:

@@ -46,11 +46,8 @@ def _prepend_preprocessing(model: openvino.Model, info: ModelInfo) -> None:
     height, width = (ops.slice(shape, [axis], [axis + 1], [1]) for axis in (1, 2))
     shorter = round(info.image_size / info.center_crop)
     edge, size = (ops.constant(np.array([length], np.int64)) for length in (shorter, info.image_size))
-    smaller = ops.convert(ops.minimum(height, width), "f64")
-    scale = ops.divide(ops.constant(np.array([shorter], np.float64)), smaller)
-    lengths = [ops.convert(ops.multiply(scale, ops.convert(length, "f64")), "i64") for length in (height, width)]
-    upright = ops.less_equal(width, height)
-    new_height, new_width = ops.select(upright, lengths[0], edge), ops.select(upright, edge, lengths[1])
+    smaller = ops.minimum(height, width)
+    new_height, new_width = (ops.divide(ops.multiply(edge, length), smaller) for length in (height, width))
     pixels = ops.convert(ops.transpose(images, [0, 3, 1, 2]), "f32")
     for axis, length in ((3, new_width), (2, new_height)):
         axes = ops.constant(np.array([axis]))
