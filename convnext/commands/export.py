@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from convnext.commands.terminal import Flag, parse, percent
+from convnext.errors import SettingsError
 from convnext.output import say, show
 
 
@@ -18,7 +19,7 @@ class _Export:
     run: tyro.conf.Positional[str]
     """Folder of the run or of a checkpoint, or a model with released weights such as convnext_tiny:in1k."""
     format: str = "onnx"
-    """onnx, openvino or torch (torch.export)."""
+    """onnx, openvino, torch (torch.export), or hub: a folder that timm, transformers and the Hugging Face Hub take."""
     precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
     """Arithmetic of the file; int8 is calibrated on the run's training images."""
     output: Path | None = None
@@ -29,6 +30,10 @@ class _Export:
     """Take uint8 RGB images of any size (N, H, W, 3), and resize, crop and normalise them inside."""
     max_drop: float = 0.3
     """Points of top-1 on the test split that a precision below fp32 may cost."""
+    push: str | None = None
+    """Repository of the Hugging Face Hub, owner/name, that gets the folder of --format hub; a new one is private."""
+    public: Flag = False
+    """Let everybody see a repository that --push makes."""
     root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
     """Folder of the images to compare on, in place of the one trained on."""
 
@@ -37,8 +42,16 @@ def main(args: Sequence[str]) -> int:
     """Write a model as ONNX, OpenVINO or torch.export, compared with its source before it is called done."""
     options = parse(_Export, args, "export")
     from convnext.inference.export.export import export
+    from convnext.storage import hub
 
-    result = export(**asdict(options))
+    if options.push is not None:
+        if options.format != "hub":
+            raise SettingsError(f"--push is for --format hub, and the format is {options.format}")
+        hub.check_push(options.push)
+    settings = asdict(options)
+    for name in ("push", "public"):
+        settings.pop(name)
+    result = export(**settings)
     compared = result.comparison
     say(
         f"compared with its source on {compared.images} test images: logits differ by up to {compared.difference:.2g} "
@@ -46,5 +59,7 @@ def main(args: Sequence[str]) -> int:
     )
     if result.top1 is not None:
         say(f"top-1 on the whole test split: {percent(result.top1)}, the source's {percent(result.source_top1)}")
+    if options.push is not None:
+        say(f"pushed: {hub.push(result.path, options.push, private=not options.public)}")
     show(str(result.path))
     return 0

@@ -21,6 +21,7 @@ from convnext.inference.backends import Backend, Images, is_exported, logits_of,
 from convnext.inference.explanations import Explanation, Method, explain
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
+from convnext.storage.hub import fetch_model
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Predictor:
 
         Args:
             run: the run's folder; or a checkpoint's, or its ``model.safetensors``, copied elsewhere or not; or a
-                file of `convnext export`; or a model and its weights such as ``"convnext_tiny:in1k"``, downloaded once.
+                file or folder of `convnext export`; or, downloaded once, such a folder on the Hugging Face Hub,
+                ``"hf:owner/name"``, or a model and its released weights, ``"convnext_tiny:in1k"``.
             checkpoint: the run's: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
             device: where to compute.
             model: where the weights go, if the run trained a module of one's own.
@@ -91,6 +93,8 @@ class Predictor:
             UserError: no such released weights, or they cannot be fetched.
         """
         name, _, tag = str(run).partition(":")
+        if name == "hf":
+            run, tag = fetch_model(tag), ""
         if tag and not Path(run).exists():
             return cls(*released(name, tag), device)
         if is_exported(Path(run)):

@@ -248,6 +248,10 @@ def load_model(folder: Path, model: "nn.Module | None" = None) -> "tuple[nn.Modu
     path = folder / "model.safetensors"
     tensors = read_tensors(path)
     if model is None:
+        if info.model.name in VARIANTS and "stem.0.weight" in tensors:  # of a folder for the Hub
+            from convnext.weights.layouts import convert
+
+            tensors = convert(tensors, "official", "timm")
         model = outline(info)
         check_fit(model, tensors, path)  # before there is memory for a model whose sizes may be anything
         if info.model.name in VARIANTS:  # all that it holds is in the file: it need not draw millions of numbers first

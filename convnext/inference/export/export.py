@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from convnext.config import DataSettings
+from convnext.config import DataSettings, RunSettings
 from convnext.data.datasets.load import load_splits
 from convnext.data.splits import Splits
 from convnext.errors import CheckpointError, SettingsError, did_you_mean
@@ -21,6 +21,7 @@ from convnext.inference.predictor import released
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.weights.catalogue import WEIGHTS, find
+from convnext.weights.files import usual_checkpoint
 from convnext.weights.model_info import ModelInfo
 
 
@@ -29,8 +30,8 @@ class Format:
     """How a format is written.
 
     Attributes:
-        suffix: of its files.
-        module: of this package, with a function ``write(source, path)``.
+        suffix: of its files; empty for a folder.
+        module: of this package, with a function ``write(source, path)``, and for a folder ``open_folder(path, info)``.
         needs: packages that it takes.
         files: suffixes of all the files of one export.
     """
@@ -40,11 +41,16 @@ class Format:
     needs: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
+    def paths(self, path: Path) -> list[Path]:
+        """All that an export of that path has: files with its stem, or the folder."""
+        return [path.with_suffix(suffix) for suffix in self.files] or [path]
+
 
 FORMATS = {
     "onnx": Format(".onnx", "onnx_file", ("onnx", "onnxscript", "onnxruntime"), (".onnx",)),
     "openvino": Format(".xml", "openvino_file", ("openvino", "onnx", "onnxscript"), (".bin", ".xml")),
     "torch": Format(".pt2", "torch_file", (), (".pt2",)),
+    "hub": Format("", "hub_folder"),
 }
 _CALIBRATION = 300  # training images that int8 learns its ranges from: NNCF's custom
 _COMPARED = 72  # test images that every export is compared on
@@ -81,6 +87,8 @@ class _Origin:
     name: str
     data: DataSettings | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    settings: RunSettings | None = None
+    report: Path | None = None
 
 
 def export(
@@ -131,13 +139,14 @@ def export(
     )
     eager = EagerBackend(origin.model, origin.info, "cpu")
     images = checks.pictures(splits.train, eager, _CALIBRATION) if precision == "int8" else []
-    write = import_module(f"convnext.inference.export.{chosen.module}").write
+    module = import_module(f"convnext.inference.export.{chosen.module}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
-        write(Source(eager.model, info, images), unfinished)
-        result = _checked(eager, open_file(unfinished, "cpu", trust=True), splits, info, max_drop, path)
-        for suffix in chosen.files:
-            unfinished.with_suffix(suffix).replace(path.with_suffix(suffix))
+        module.write(Source(eager.model, info, images, origin.settings, origin.report), unfinished)
+        exported = open_file(unfinished, "cpu", trust=True) if chosen.suffix else module.open_folder(unfinished, info)
+        result = _checked(eager, exported, splits, info, max_drop, path)
+        for written, target in zip(chosen.paths(unfinished), chosen.paths(path), strict=True):
+            written.replace(target)
     return result
 
 
@@ -152,7 +161,15 @@ def _origin(run: str, checkpoint: str | None) -> _Origin:
     is_released = weights is not None and weights in WEIGHTS.get(info.model.name, {})
     licence = find(info.model.name, weights).licence if weights and is_released else ""
     fingerprints = checkpoints.read_fingerprints(folder)
-    return _Origin(model, info, licence, home_folder, "model", settings.data, fingerprints)
+    report = _report(home_folder, folder)
+    return _Origin(model, info, licence, home_folder, "model", settings.data, fingerprints, settings, report)
+
+
+def _report(run: Path, checkpoint: Path) -> Path | None:
+    """The run's report on its test split, of that checkpoint; None where there is none."""
+    usual = run == checkpoint or checkpoint.resolve() == (run / "checkpoints" / usual_checkpoint(run)).resolve()
+    names = (f"{split}{'' if usual else f'-{checkpoint.name}'}_report.json" for split in ("test", "val"))
+    return next((path for name in names if (path := run / name).is_file()), None)
 
 
 def _splits(origin: _Origin, root: str | Path | None) -> Splits:
@@ -167,7 +184,7 @@ def _splits(origin: _Origin, root: str | Path | None) -> Splits:
 
 def _file_name(stem: str, precision: str, preprocessing: bool, chosen: Format) -> str:
     words = [stem, *([precision] if precision != "fp32" else []), *(["with-preprocessing"] if preprocessing else [])]
-    return "-".join(words) + chosen.suffix
+    return "-".join(words) + (chosen.suffix or "-hub")
 
 
 def find_format(name: str) -> Format:
@@ -181,9 +198,9 @@ def find_format(name: str) -> Format:
 
 def check_target(path: Path, chosen: Format) -> None:
     """Refuse, with a SettingsError, a path that cannot be written, before there is work to lose."""
-    if path.suffix != chosen.suffix:
+    if chosen.suffix and path.suffix != chosen.suffix:
         raise SettingsError(f"{path}: a file of this format ends in {chosen.suffix}")
-    if exists := [other for suffix in chosen.files if (other := path.with_suffix(suffix)).exists()]:
+    if exists := [other for other in chosen.paths(path) if other.exists()]:
         raise SettingsError(f"{exists[0]} exists already: remove it, or choose another --output")
     if not path.parent.is_dir():
         raise SettingsError(f"folder {path.parent} is not there: make it first")

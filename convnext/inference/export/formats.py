@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from convnext.config import RunSettings
 from convnext.inference.backends import ExportInfo, Images
 
 
@@ -17,11 +19,15 @@ class Source:
         model: from normalised images ``(N, C, H, W)`` to logits ``(N, K)``, on the CPU.
         info: what the file says of itself, its precision and whether its pre-processing is inside.
         calibration: images ``(H, W, C)``, as evaluation makes them, for int8 to learn its ranges from.
+        settings: of the run that trained it; None for released weights.
+        report: file with the run's numbers on its test split; None where there is none.
     """
 
     model: nn.Module
     info: ExportInfo
     calibration: list[Images]
+    settings: RunSettings | None = None
+    report: Path | None = None
 
 
 @torch.no_grad()
