@@ -14,7 +14,7 @@ from contextlib import suppress
 # What moves the cursor, ends a line, is no character (of a file name that is no UTF-8), or turns the direction of
 # writing. Joiners stay: Indic scripts, Persian and emoji need them.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff]")
-_PLAIN = {"─": "-", "…": "..."}  # what stands for these in an encoding that lacks them
+_PLAIN = {"─": "-", "…": "...", "█": "#", "▌": "-"}  # what stands for these in an encoding that lacks them
 
 
 def escaped(text: str) -> str:

@@ -1,17 +1,22 @@
 """``convnext predict``: what is in images."""
 
 import io
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from convnext.commands.terminal import Flag, Table, parse, print_table
+from convnext.commands.terminal import Flag, parse
 from convnext.errors import SettingsError
-from convnext.output import say
+from convnext.output import counted, say
+
+if TYPE_CHECKING:
+    from convnext.inference.predictor import Predictor
+    from convnext.inference.results import Writer
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,21 @@ class _Predict:
     run: tyro.conf.Positional[str]
     """Folder of the run or of a checkpoint, an exported file, or released weights such as convnext_tiny:in1k."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, folders, glob patterns, or - for an image on standard input."""
-    top_k: int = 5
-    """Classes to show for each image."""
+    """Image files, folders, glob patterns, URLs (http, https), or - for an image on standard input."""
+    top_k: int | None = None
+    """Classes to show for each image; None for 5, or for 1 in a table of more than 10 images."""
+    flip: Flag = False
+    """Average each image's logits with those of its mirror image, at twice the cost."""
+    json: Flag = False
+    """Print a JSON list in place of a table."""
+    csv: Flag = False
+    """Print CSV in place of a table, a row a class: path, rank, class, probability."""
+    save_picture: Path | None = None
+    """Folder for a PNG of each image beside bars of its five most probable classes."""
+    contact_sheet: Path | None = None
+    """PNG to write: the images with their most probable classes, at most 64, spread over all of them."""
+    embed: Path | None = None
+    """File for the pooled features, (N, D) in float32: .npy, with the paths beside it in .paths.txt, or .parquet."""
     checkpoint: Literal["last", "best"] | None = None
     """Which weights; None takes the last, or of a run with patience the best."""
     max_pixels: Annotated[int | None, tyro.conf.arg(name="data.max-pixels")] = None
@@ -34,20 +51,31 @@ class _Predict:
     """Where to compute."""
     trust: Flag = False
     """Open a .pt2, which can run code that stands in it."""
-    json: Flag = False
-    """Print a JSON list in place of tables."""
 
 
 def main(args: Sequence[str]) -> int:
     """Name what is in images, with percentages."""
     options = parse(_Predict, args, "predict")
-    if options.top_k < 1:
+    if options.top_k is not None and options.top_k < 1:
         raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
+    if options.json and options.csv:
+        raise SettingsError("--json and --csv: choose one")
     if not options.images:
-        raise SettingsError("which images? give files, folders, patterns, or - for standard input")
-    from convnext.config import DataSettings
-    from convnext.data.progress import tracked
+        raise SettingsError("which images? give files, folders, patterns, URLs, or - for standard input")
     from convnext.inference.files import expand
+
+    predictor = _load(options)
+    paths = expand(options.images)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(writer) for writer in _writers(options, paths, predictor.info.classes)]
+        failures = _predict(predictor, options, paths, writers)
+    if failures:
+        say(f"convnext: {counted(failures, 'image')} of {len(paths):,} could not be read, and left out")
+    return 2 if failures else 0
+
+
+def _load(options: _Predict) -> "Predictor":
+    from convnext.config import DataSettings
     from convnext.inference.predictor import Predictor
 
     given: dict[str, Any] = {"max_pixels": options.max_pixels, "max_value": options.max_value}
@@ -55,23 +83,51 @@ def main(args: Sequence[str]) -> int:
     DataSettings(**reading)  # which refuses what is out of bounds
     predictor = Predictor.load(options.run, options.checkpoint, options.device, trust=options.trust)
     predictor.info = predictor.info.model_copy(update=reading)
-    paths = expand(options.images)
+    return predictor
+
+
+def _writers(
+    options: _Predict, paths: Sequence[str], class_names: Sequence[str]
+) -> "Iterator[AbstractContextManager[Writer]]":
+    """What is done with each result: files as they were asked for, and one thing on standard output."""
+    from convnext.commands import predictions
+    from convnext.inference import results
+
+    if options.embed is not None:
+        yield results.embeddings(options.embed)
+    if options.save_picture is not None:
+        yield results.pictures(options.save_picture)
+    if options.contact_sheet is not None:
+        yield results.contact_sheet(options.contact_sheet, paths)
+    if options.json:
+        yield predictions.json_list(options.top_k or 5)
+    elif options.csv:
+        yield predictions.csv_rows(options.top_k or 5)
+    else:
+        yield predictions.table(paths, class_names, options.top_k or (5 if len(paths) <= predictions.FEW else 1))
+
+
+def _predict(predictor: "Predictor", options: _Predict, paths: Sequence[str], writers: "Sequence[Writer]") -> int:
+    """Give every result to the writers as it comes; returns how many images could not be read."""
+    from convnext.data.progress import tracked
+    from convnext.inference.results import PICTURED, PREVIEW
+
+    drawn = options.save_picture is not None or options.contact_sheet is not None
     sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
-    predictions, failures = [], 0
-    results = tracked(predictor.batches(sources, options.top_k), len(paths), "predicting")
-    for path, result in zip(paths, results, strict=True):
+    results = predictor.results(
+        sources,
+        max(options.top_k or 0, PICTURED),
+        flip=options.flip,
+        features=options.embed is not None,
+        preview=PREVIEW if drawn else 0,
+    )
+    failures = 0
+    # A terminal shows by its rows how far it is.
+    for path, result in zip(paths, tracked(results, len(paths), "predicting", not sys.stdout.isatty()), strict=True):
         if isinstance(result, Exception):
             failures += 1
             say(f"convnext: {result}")
-        else:
-            predictions.append((path, result))
-    if options.json:
-        keys = ("class", "probability")
-        lists = [(path, [dict(zip(keys, one, strict=True)) for one in best]) for path, best in predictions]
-        print(json.dumps([{"path": path, "predictions": best} for path, best in lists]))
-    elif predictions:
-        rows = Table("image", *(f"{rank}." for rank in range(1, len(predictions[0][1]) + 1)))
-        for path, best in predictions:
-            rows.add_row(path, *(f"{name} {100 * probability:.1f} %" for name, probability in best))
-        print_table(rows)
-    return 2 if failures else 0
+            continue
+        for write in writers:
+            write(path, result)
+    return failures

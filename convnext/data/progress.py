@@ -18,9 +18,11 @@ def tracked(
     nothing unless ``shown``."""
     if shown and sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import track
+        from rich.progress import Progress
 
-        yield from track(items, title, total, console=Console(stderr=True), transient=True)
+        # Standard output stays as it is: what is written there meanwhile is for another program.
+        with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+            yield from progress.track(items, total, description=title)
         return
     start = last = clock()
     for done, item in enumerate(items):

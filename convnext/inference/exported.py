@@ -46,22 +46,13 @@ def compute_logits(
             unreadable += [item for _, item in loaded if isinstance(item, str)]
             readable = [(index, item) for index, item in loaded if not isinstance(item, str)]
             if readable:
-                logits.append(_judged(backend, [image for _, image in readable], flip))
+                logits.append(logits_of(backend, [image for _, image in readable], flip))
                 indices += [index for index, _ in readable]
     if not indices:
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
     rows = torch.tensor(indices)
     targets = torch.from_numpy(source.targets)[rows]
     return SplitLogits(torch.from_numpy(np.concatenate(logits)), targets, rows, unreadable)
-
-
-def _judged(backend: Backend, images: list[Images], flip: bool) -> NDArray[np.float32]:
-    logits = logits_of(backend, images)
-    if not flip:
-        return logits
-    mirrored = logits_of(backend, [np.ascontiguousarray(image[:, ::-1]) for image in images])
-    mean: NDArray[np.float32] = (logits + mirrored) / np.float32(2)
-    return mean
 
 
 def _loaded(

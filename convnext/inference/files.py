@@ -8,11 +8,12 @@ from convnext.data.files import image_files
 from convnext.data.sources import LeftOut
 from convnext.errors import DataError
 from convnext.output import say
+from convnext.storage.web import is_url
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """Files as they are; the images below folders, as training finds them, and the matches of glob patterns, sorted;
-    ``-`` as it is. What is left out of folders is counted on standard error.
+    """Files, URLs and ``-`` as they are; the images below folders, as training finds them, and the matches of glob
+    patterns, sorted. What is left out of folders is counted on standard error.
 
     Raises:
         DataError: something is not there or no file, or a folder or pattern gives no image.
@@ -21,7 +22,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     left_out = LeftOut()
     for argument in arguments:
         path = Path(argument)
-        if argument == "-" or path.is_file():
+        if argument == "-" or is_url(argument) or path.is_file():
             paths.append(argument)
         elif path.is_dir():
             matches = sorted(image_files(path, left_out))

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
@@ -17,11 +17,14 @@ from PIL import Image
 
 from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
-from convnext.inference.backends import Backend, Images, is_exported, logits_of, open_file
+from convnext.inference.backends import Backend, Images, is_exported, logits_of, mirrored, open_file
 from convnext.inference.explanations import Explanation, Method, explain
+from convnext.inference.files import expand
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
+from convnext.storage.downloads import DownloadError
 from convnext.storage.hub import fetch_model
+from convnext.storage.web import fetch, is_url
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 ImageLike: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor"
+Sources: TypeAlias = Iterable[ImageLike] | str | Path
+Prepared: TypeAlias = tuple[Images, Image.Image | None]  # what the backend takes, and a preview
+
+URL_BYTES, URL_SECONDS = 64 * 2**20, 30.0
+"""Limits of an image that a URL names."""
 
 
 class Prediction(NamedTuple):
@@ -36,6 +44,15 @@ class Prediction(NamedTuple):
 
     class_name: str
     probability: float
+
+
+class Result(NamedTuple):
+    """What `Predictor.results` gives of an image: the most probable classes, best first; the pooled features ``(D,)``
+    and the image itself, upright and small, where they were asked for."""
+
+    classes: list[Prediction]
+    features: NDArray[np.float32] | None = None
+    preview: Image.Image | None = None
 
 
 class Predictor:
@@ -101,40 +118,90 @@ class Predictor:
             return cls(open_file(Path(run), device, trust))
         return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint), model), device)
 
-    def __call__(self, image: ImageLike, top_k: int = 5) -> list[Prediction]:
+    def __call__(self, image: ImageLike, top_k: int = 5, flip: bool = False) -> list[Prediction]:
         """The ``top_k`` most probable classes of one image, best first.
 
         Args:
-            image: a path, an encoded file's bytes or a binary stream of them; or pixels, which are taken as they are: a
-                Pillow image, a uint8 array ``(H, W, 3)`` or ``(H, W)``, or a uint8 tensor ``(3, H, W)`` or ``(H, W)``,
-                in RGB order (OpenCV's are BGR: ``image[..., ::-1]``).
+            image: a path, a URL (http or https; of at most 64 MiB), an encoded file's bytes or a binary stream of them;
+                or pixels, which are taken as they are: a Pillow image, a uint8 array ``(H, W, 3)`` or ``(H, W)``, or a
+                uint8 tensor ``(3, H, W)`` or ``(H, W)``, in RGB order (OpenCV's are BGR: ``image[..., ::-1]``).
             top_k: how many; all classes where there are fewer.
+            flip: average the image's logits with those of its mirror image.
 
         Raises:
             SettingsError: no image, such as an array of floats, of which nobody knows the scale.
-            UnreadableImageError: the image cannot be decoded.
+            UnreadableImageError: the image cannot be fetched or decoded.
         """
-        if top_k < 1:
-            raise SettingsError(f"top_k: must be at least 1, got {top_k}")
-        return self._predict([self._prepare(image)], top_k)[0]
+        (result,) = self._results([self._prepare(image, 0)], top_k, flip, features=False)
+        return result.classes
 
     def batches(
-        self, images: Iterable[ImageLike], top_k: int = 5, batch_size: int = 32
+        self, images: Sources, top_k: int = 5, batch_size: int = 32, flip: bool = False
     ) -> Iterator[list[Prediction] | Exception]:
-        """Predictions for many images, as one alone is given, in order; an unreadable one yields its
-        `UnreadableImageError`."""
+        """Predictions for many images, each as one alone is given, in order; an unreadable one yields its
+        `UnreadableImageError`.
+
+        A folder or a glob pattern alone stands for its images, sorted: `convnext.inference.files.expand` names them. A
+        batch is in memory at a time, so ``images`` may be a stream without end.
+        """
+        for result in self.results(images, top_k, batch_size, flip):
+            yield result if isinstance(result, Exception) else result.classes
+
+    def embed(self, images: Sources, batch_size: int = 32, flip: bool = False) -> NDArray[np.float32]:
+        """The pooled features ``(N, D)`` of images as `batches` takes them: what the model's classifier sees; with
+        ``flip`` the mean of those of each image and of its mirror image.
+
+        Raises:
+            SettingsError: an exported file, which has no features, or a model without a linear classifier.
+            UnreadableImageError: an image that cannot be read.
+        """
+        rows: list[NDArray[np.float32]] = []
+        for result in self.results(images, 1, batch_size, flip, features=True):
+            if isinstance(result, Exception):
+                raise result
+            assert result.features is not None
+            rows.append(result.features)
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+    def results(
+        self,
+        images: Sources,
+        top_k: int = 5,
+        batch_size: int = 32,
+        flip: bool = False,
+        features: bool = False,
+        preview: int = 0,
+    ) -> Iterator[Result | UnreadableImageError]:
+        """All that one pass over many images gives, in order; see `batches` and `embed`.
+
+        Args:
+            images: as of `batches`.
+            top_k: classes of each.
+            batch_size: images at a time.
+            flip: average logits and features with those of the mirror image.
+            features: whether to give the pooled features.
+            preview: the longer side in pixels to which to shrink the image that is given, too; 0 for none.
+
+        Raises:
+            SettingsError: something that is no image, or a model without features.
+            DataError: a folder or pattern without images.
+        """
+        if isinstance(images, str | Path):
+            images = expand([str(images)])
+        if self.backend.preprocessing:  # takes whole images, one by one
+            batch_size = min(batch_size, os.cpu_count() or 1)
         stream = iter(images)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             while chunk := list(islice(stream, batch_size)):
-                prepared = list(threads.map(self._try_prepare, chunk))
-                readable = [pixels for pixels in prepared if not isinstance(pixels, Exception)]
-                predictions = iter(self._predict(readable, top_k) if readable else [])
-                for pixels in prepared:
-                    yield pixels if isinstance(pixels, Exception) else next(predictions)
+                prepared = list(threads.map(lambda image: self._try_prepare(image, preview), chunk))
+                readable = [item for item in prepared if not isinstance(item, Exception)]
+                results = self._results(readable, top_k, flip, features)
+                for item in prepared:
+                    yield item if isinstance(item, Exception) else next(results)
 
-    def _try_prepare(self, image: ImageLike) -> Images | Exception:
+    def _try_prepare(self, image: ImageLike, preview: int) -> Prepared | UnreadableImageError:
         try:
-            return self._prepare(image)
+            return self._prepare(image, preview)
         except UnreadableImageError as error:
             return error
 
@@ -157,8 +224,14 @@ class Predictor:
         """
         return explain(self.backend, self._picture(image), class_name, method, stage)
 
-    def _prepare(self, image: ImageLike) -> Images:
-        return prepare(self._picture(image), self.backend)
+    def _prepare(self, image: ImageLike, preview: int) -> Prepared:
+        picture = self._picture(image)
+        pixels = prepare(picture, self.backend)
+        if not preview:
+            return pixels, None
+        small = picture.decode()
+        small.thumbnail((preview, preview))
+        return pixels, small
 
     def _picture(self, image: ImageLike) -> Picture:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
@@ -166,6 +239,8 @@ class Predictor:
             image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
             return Picture(image, channels, max_pixels=most, max_value=white)
+        if isinstance(image, str) and is_url(image):
+            return Picture(_fetched(image), channels, image, max_pixels=most, max_value=white)
         if not isinstance(image, str | Path) and not hasattr(image, "read"):
             raise SettingsError(
                 f"an image is a path, bytes, a stream, a Pillow image, an array or a tensor, not of type "
@@ -173,15 +248,40 @@ class Predictor:
             )
         return Picture.open(image, channels, max_pixels=most, max_value=white)
 
-    def _predict(self, images: Sequence[Images], top_k: int) -> list[list[Prediction]]:
-        logits = logits_of(self.backend, images)
+    def _results(self, prepared: Sequence[Prepared], top_k: int, flip: bool, features: bool) -> Iterator[Result]:
+        if top_k < 1:
+            raise SettingsError(f"top_k: must be at least 1, got {top_k}")
+        if not prepared:
+            return
+        images = [pixels for pixels, _ in prepared]
+        vectors: Iterable[NDArray[np.float32] | None] = repeat(None, len(images))
+        if features:
+            logits, vectors = self._with_features(images, flip)
+        else:
+            logits = logits_of(self.backend, images, flip)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = odds / odds.sum(1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # of equal ones the first, as a report counts
-        return [
-            [Prediction(self.info.classes[index], float(row[index])) for index in indices]
-            for row, indices in zip(probabilities, best, strict=True)
-        ]
+        for row, indices, vector, (_, preview) in zip(probabilities, best, vectors, prepared, strict=True):
+            classes = [Prediction(self.info.classes[index], float(row[index])) for index in indices]
+            yield Result(classes, vector, preview)
+
+    def _with_features(self, images: list[Images], flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with_features: Any = getattr(self.backend, "with_features", None)
+        if with_features is None:
+            raise SettingsError(f"an exported file gives logits alone ({self.backend.name}): embed with the run itself")
+        logits, features = with_features(np.stack(images))
+        if not flip:
+            return logits, features
+        others = with_features(np.stack(mirrored(images)))
+        return (logits + others[0]) / np.float32(2), (features + others[1]) / np.float32(2)
+
+
+def _fetched(url: str) -> bytes:
+    try:
+        return fetch(url, URL_BYTES, URL_SECONDS)
+    except DownloadError as error:
+        raise UnreadableImageError(str(error)) from error
 
 
 def _is_module(value: object) -> "TypeIs[nn.Module]":

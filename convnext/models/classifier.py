@@ -14,9 +14,16 @@ class Classifier(nn.Linear):
             return super().forward(input.to(self.weight.dtype))
 
 
+def find_classifier(model: nn.Module, num_classes: int) -> nn.Linear | None:
+    """The last linear layer of ``num_classes`` outputs, from a model's pooled features to its logits; None where there
+    is none."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == num_classes), None)
+
+
 def classify_in_full_precision(model: nn.Module, num_classes: int) -> None:
     """Make a model's last linear layer, where it gives the logits of ``num_classes`` classes, a `Classifier`, whose
     parameters and names are the same."""
-    layers = [module for module in model.modules() if type(module) is nn.Linear and module.out_features == num_classes]
-    if layers:
-        layers[-1].__class__ = Classifier
+    classifier = find_classifier(model, num_classes)
+    if type(classifier) is nn.Linear:
+        classifier.__class__ = Classifier

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext.plots.style import GREY, RED, fit_texts, labels, new_figure, save_figure, shortened, wrapped
+from convnext.plots.style import BLUE, GREY, RED, fit_texts, labels, new_figure, save_figure, shortened, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _AS_GIVEN, _COUNTED, _NAMED, _DRAWN = 30, 60, 120, 1000  # classes up to which they keep their order, and so on
 _COLUMNS = 8  # images side by side
 _WIDTH, _HEIGHT, _SIDE = 1.9, 2.6, 1.6  # of an image with its texts, and of the image, in inches
+_LARGE = 3.2  # of an image that is drawn alone, and of the bars beside it, in inches
 _PAIRS = 20  # confused classes in words
 
 
@@ -107,18 +108,52 @@ def _draw_matrix(axes: "Axes", counts: NDArray[np.int64], names: Sequence[str]) 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """An image with what a model takes it for: names of the true and the predicted class, and its probability."""
+    """An image with what a model takes it for: names of the true and the predicted class, and its probability. The true
+    one is None where it is not known."""
 
     image: Image.Image
     name: str
-    true: str
+    true: str | None
     predicted: str
     probability: float
 
 
+def prediction_picture(image: Image.Image, name: str, classes: Sequence[tuple[str, float]], path: Path) -> None:
+    """Write a PNG of an image beside its most probable classes, each with its probability as a bar.
+
+    Args:
+        image: in mode ``RGB`` or ``L``.
+        name: what to call it.
+        classes: names and probabilities, best first.
+        path: PNG to write.
+    """
+    height = max(_LARGE, 0.55 * len(classes))
+    figure = new_figure(figsize=(2 * _LARGE + 0.3, height), layout=None)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 2 * _LARGE + 0.3), ylim=(height, 0))  # in inches, from the top
+    axes.axis("off")
+    _draw_image(axes, image, _LARGE / 2, height / 2, _LARGE)
+    axes.text(0, -0.1, shortened(name, 80), va="bottom", fontsize=9, color=GREY)
+    left = _LARGE + 0.3
+    for number, (class_name, probability) in enumerate(classes):
+        top = 0.55 * number + (height - 0.55 * len(classes)) / 2
+        axes.text(left, top + 0.22, wrapped(class_name, 44, lines=1), va="bottom", fontsize=9)
+        axes.text(left + _LARGE, top + 0.22, f"{100 * probability:.1f} %", ha="right", va="bottom", fontsize=9)
+        axes.barh(top + 0.34, _LARGE, 0.16, left=left, color="#eeeeee")
+        axes.barh(top + 0.34, _LARGE * probability, 0.16, left=left, color=BLUE)
+    axes.set(xlim=(0, 2 * _LARGE + 0.3), ylim=(height, 0), aspect="equal")
+    save_figure(figure, path)
+
+
+def _draw_image(axes: "Axes", image: Image.Image, x: float, y: float, longer: float) -> None:
+    """The image around a point, its longer side as given, on axes of inches from the top."""
+    width, height = (longer * side / max(image.size) for side in image.size)
+    extent = (x - width / 2, x + width / 2, y + height / 2, y - height / 2)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent)
+
+
 def prediction_grid(shown: Sequence[PredictedImage], title: str, path: Path) -> None:
-    """Write a PNG of images, each with its predicted class, the true one where that is another, and its file's
-    name."""
+    """Write a PNG of images, each with its predicted class, the true one where that is known and another, and its
+    file's name."""
     rows = -(-len(shown) // _COLUMNS)
     size = (_COLUMNS * _WIDTH, rows * _HEIGHT + 0.3)
     figure = new_figure(figsize=size, layout=None)
@@ -128,10 +163,8 @@ def prediction_grid(shown: Sequence[PredictedImage], title: str, path: Path) -> 
     for number, one in enumerate(shown):
         row, column = divmod(number, _COLUMNS)
         middle, top = (column + 0.5) * _WIDTH, row * _HEIGHT + 1.05
-        width, height = (_SIDE * side / max(one.image.size) for side in one.image.size)
-        left, upper = middle - width / 2, top + (_SIDE - height) / 2
-        axes.imshow(one.image, cmap="gray", vmin=0, vmax=255, extent=(left, left + width, upper + height, upper))
-        wrong = one.predicted != one.true
+        _draw_image(axes, one.image, middle, top + _SIDE / 2, _SIDE)
+        wrong = one.true not in (None, one.predicted)
         text = f"{wrapped(one.predicted, 24)}: {100 * one.probability:.0f} %"
         if wrong:
             text += "\n" + wrapped(f"is {one.true}", 26)

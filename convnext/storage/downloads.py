@@ -17,19 +17,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from email.message import Message
-from http.client import HTTPException
+from functools import cache
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from threading import Thread
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from convnext.errors import UserError, reason
 from convnext.storage.files import digest, sync
 from convnext.storage.locks import alone, remove_idle
 
 _BLOCK = 1 << 20  # bytes
+SCHEMES = ("http", "https")
+HEADERS = {"User-Agent": "convnext", "Accept-Encoding": "identity"}
 _PASSING = (408, 416, 429)  # the statuses below 500 after which a second request may succeed
 CHECKSUMS = {"sha256": "SHA-256", "md5": "MD5"}
 Report = Callable[[int, int | None], None]
@@ -64,7 +68,7 @@ def check_reachable(url: str, seconds: float = 5.0) -> None:
 
     def ask() -> None:
         try:
-            urlopen(Request(url, method="HEAD"), timeout=seconds).close()
+            open_url(Request(url, method="HEAD"), timeout=seconds).close()
             problems.append("")
         except HTTPError as error:
             error.close()
@@ -83,6 +87,32 @@ def refuse_offline(what: str) -> None:
     """Raise, within `offline`, a DownloadError that says that ``what`` would have been fetched."""
     if _is_offline.get():
         raise DownloadError(f"{what} is not there yet, and --dry-run fetches nothing: leave it out, or fetch it first")
+
+
+class _WebRedirects(HTTPRedirectHandler):
+    """Follows a redirect to http and https alone."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in SCHEMES:
+            raise URLError(f"it redirects to {newurl}, and http:// and https:// alone are followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@cache
+def _opener() -> OpenerDirector:
+    return build_opener(_WebRedirects())
+
+
+def open_url(request: Request, timeout: float) -> HTTPResponse:
+    """The server's answer; redirects are followed to http and https alone.
+
+    Raises:
+        OSError: no answer, or one that is no success (`HTTPError`); also as HTTPException.
+    """
+    response: HTTPResponse = _opener().open(request, timeout=timeout)
+    return response
 
 
 class _BrokenError(DownloadError):
@@ -131,7 +161,7 @@ def download(
     checksums = {name: value for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
     address = urlsplit(url)
     name = PurePosixPath(address.path).name
-    if address.scheme not in ("http", "https") or not name:
+    if address.scheme not in SCHEMES or not name:
         raise DownloadError(f"cannot download {url!r}: give a URL that starts with https:// and ends in a file's name")
     target = folder / name
 
@@ -247,11 +277,9 @@ class _Transfer:
         """Append what one response brings; returns the whole file's size, or None where the server does not say."""
         size = self.size
         known = self.version.read_text("latin-1") if size and self.version.is_file() else ""
-        headers = {"User-Agent": "convnext", "Accept-Encoding": "identity"}
-        if known:
-            # The server sends the rest if the version is still the same, and else the whole of the new one.
-            headers |= {"Range": f"bytes={size}-", "If-Range": known}
-        with urlopen(Request(self.url, headers=headers), timeout=self.timeout) as response:
+        # The server sends the rest if the version is still the same, and else the whole of the new one.
+        headers = HEADERS | ({"Range": f"bytes={size}-", "If-Range": known} if known else {})
+        with open_url(Request(self.url, headers=headers), timeout=self.timeout) as response:
             if response.status == 206:
                 span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
                 # The version is compared again: there are servers that heed Range and not If-Range.

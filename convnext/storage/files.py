@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from convnext.errors import SettingsError
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
@@ -34,6 +36,15 @@ def usual_mode(path: Path) -> Iterator[Path]:
     mode = path.stat().st_mode
     yield path
     path.chmod(stat.S_IMODE(mode))
+
+
+def check_new(path: Path) -> None:
+    """Refuse, with a SettingsError, a file that cannot be written without replacing one, before there is work to
+    lose."""
+    if path.exists():
+        raise SettingsError(f"{path} exists already: choose a new name")
+    if not path.parent.is_dir():
+        raise SettingsError(f"folder {path.parent} is not there: make it first")
 
 
 def sweep(folder: Path) -> None:

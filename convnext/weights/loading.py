@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convnext.config import ModelSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.output import few
-from convnext.storage.files import writing
+from convnext.storage.files import check_new, writing
 from convnext.weights import released as weights
 from convnext.weights.catalogue import AUTO, SUFFIXES, Weights, find, is_weights_file
 from convnext.weights.files import model_info, read_convnext, read_own, run_info, weights_file
@@ -125,10 +125,7 @@ def check_target(path: Path) -> None:
     """Refuse, with a SettingsError, a file that `write` could not write, before there is work to lose."""
     if path.suffix not in SUFFIXES:
         raise SettingsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}")
-    if path.exists():
-        raise SettingsError(f"{path} exists already: choose a new name")
-    if not path.parent.is_dir():
-        raise SettingsError(f"folder {path.parent} is not there: make it first")
+    check_new(path)
 
 
 def write(tensors: dict[str, Tensor], path: Path, layout: str = "official") -> None:

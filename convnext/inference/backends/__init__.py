@@ -78,11 +78,20 @@ class ExportedBackend(Backend, Protocol):
     export: ExportInfo
 
 
-def logits_of(backend: Backend, images: Sequence[Images]) -> NDArray[np.float32]:
-    """The logits ``(N, K)`` of images ``(H, W, C)``: together, or one by one where their sizes may differ."""
+def logits_of(backend: Backend, images: Sequence[Images], flip: bool = False) -> NDArray[np.float32]:
+    """The logits ``(N, K)`` of images ``(H, W, C)``: together, or one by one where their sizes may differ; with
+    ``flip`` the mean of those of each image and of its mirror image."""
+    if flip:
+        mean: NDArray[np.float32] = (logits_of(backend, images) + logits_of(backend, mirrored(images))) / np.float32(2)
+        return mean
     if backend.preprocessing:
         return np.concatenate([backend(image[None]) for image in images])
     return backend(np.stack(images))
+
+
+def mirrored(images: Sequence[Images]) -> list[Images]:
+    """The mirror images of ``(H, W, C)`` images."""
+    return [np.ascontiguousarray(image[:, ::-1]) for image in images]
 
 
 def is_exported(path: Path) -> bool:
