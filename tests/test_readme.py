@@ -97,7 +97,7 @@ def test_a_command_that_is_shown_can_be_given(words: list[str], parsed: Any) -> 
         find_entry(options.name)
     elif words[0] == "roadmap" and options.train is not None:
         recipes.get(options.train)
-    elif words[0] == "predict" and ":" in options.run:
+    elif words[0] == "predict" and ":" in options.run and not options.run.startswith("hf:"):
         find_weights(*options.run.split(":"))
 
 
