@@ -15,6 +15,7 @@ from convnext.errors import SettingsError
 from convnext.output import counted, say
 
 if TYPE_CHECKING:
+    from convnext.inference.explanations import Explanation
     from convnext.inference.predictor import Predictor
     from convnext.inference.results import Writer
 
@@ -24,7 +25,8 @@ class _Predict:
     """Name what is in images: the most probable classes of each, in percent."""
 
     run: tyro.conf.Positional[str]
-    """Folder of the run or of a checkpoint, an exported file, or released weights such as convnext_tiny:in1k."""
+    """Folder of the run or of a checkpoint, an exported file, released weights such as convnext_tiny:in1k, or a model
+    that was pushed to the Hugging Face Hub, hf:owner/name."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files, folders, glob patterns, URLs (http, https), or - for an image on standard input."""
     top_k: int | None = None
@@ -39,6 +41,14 @@ class _Predict:
     """Folder for a PNG of each image beside bars of its five most probable classes."""
     contact_sheet: Path | None = None
     """PNG to write: the images with their most probable classes, at most 64, spread over all of them."""
+    explain: Path | None = None
+    """Folder for a PNG of each image that shows where the model looked (pip install 'convnext[explain]')."""
+    explain_method: Literal["grad-cam", "occlusion", "integrated-gradients"] = "grad-cam"
+    """How that is found; an exported file takes occlusion, which covers the image square by square."""
+    explain_class: str | None = None
+    """The class that it looked for; None takes each image's most probable one."""
+    explain_stage: int = -1
+    """Stage whose feature maps grad-cam looks at: from 0, the finest, or counted from the end."""
     embed: Path | None = None
     """File for the pooled features, (N, D) in float32: .npy, with the paths beside it in .paths.txt, or .parquet."""
     checkpoint: Literal["last", "best"] | None = None
@@ -60,15 +70,26 @@ def main(args: Sequence[str]) -> int:
         raise SettingsError(f"top-k: must be at least 1, got {options.top_k}")
     if options.json and options.csv:
         raise SettingsError("--json and --csv: choose one")
+    if options.explain is None and (options.explain_method, options.explain_class, options.explain_stage) != (
+        "grad-cam",
+        None,
+        -1,
+    ):
+        raise SettingsError("--explain-method, --explain-class and --explain-stage are for --explain FOLDER")
     if not options.images:
         raise SettingsError("which images? give files, folders, patterns, URLs, or - for standard input")
     from convnext.inference.files import expand
 
     predictor = _load(options)
+    if options.explain is not None:
+        from convnext.inference import explanations
+
+        explanations.check(predictor.backend, options.explain_class, options.explain_method, options.explain_stage)
     paths = expand(options.images)
+    standard_input = io.BytesIO(sys.stdin.buffer.read() if "-" in paths else b"")
     with ExitStack() as stack:
-        writers = [stack.enter_context(writer) for writer in _writers(options, paths, predictor.info.classes)]
-        failures = _predict(predictor, options, paths, writers)
+        writers = [stack.enter_context(writer) for writer in _writers(options, predictor, paths, standard_input)]
+        failures = _predict(predictor, options, paths, standard_input, writers)
     if failures:
         say(f"convnext: {counted(failures, 'image')} of {len(paths):,} could not be read, and left out")
     return 2 if failures else 0
@@ -87,7 +108,7 @@ def _load(options: _Predict) -> "Predictor":
 
 
 def _writers(
-    options: _Predict, paths: Sequence[str], class_names: Sequence[str]
+    options: _Predict, predictor: "Predictor", paths: Sequence[str], standard_input: io.BytesIO
 ) -> "Iterator[AbstractContextManager[Writer]]":
     """What is done with each result: files as they were asked for, and one thing on standard output."""
     from convnext.commands import predictions
@@ -99,21 +120,35 @@ def _writers(
         yield results.pictures(options.save_picture)
     if options.contact_sheet is not None:
         yield results.contact_sheet(options.contact_sheet, paths)
+    if options.explain is not None:
+
+        def explain(path: str) -> "Explanation":
+            image = standard_input if path == "-" else path
+            return predictor.explain(image, options.explain_class, options.explain_method, options.explain_stage)
+
+        yield results.explanations(options.explain, explain)
     if options.json:
         yield predictions.json_list(options.top_k or 5)
     elif options.csv:
         yield predictions.csv_rows(options.top_k or 5)
     else:
+        class_names = predictor.info.classes
         yield predictions.table(paths, class_names, options.top_k or (5 if len(paths) <= predictions.FEW else 1))
 
 
-def _predict(predictor: "Predictor", options: _Predict, paths: Sequence[str], writers: "Sequence[Writer]") -> int:
+def _predict(
+    predictor: "Predictor",
+    options: _Predict,
+    paths: Sequence[str],
+    standard_input: io.BytesIO,
+    writers: "Sequence[Writer]",
+) -> int:
     """Give every result to the writers as it comes; returns how many images could not be read."""
     from convnext.data.progress import tracked
     from convnext.inference.results import PICTURED, PREVIEW
 
     drawn = options.save_picture is not None or options.contact_sheet is not None
-    sources = (io.BytesIO(sys.stdin.buffer.read()) if path == "-" else path for path in paths)
+    sources = (standard_input if path == "-" else path for path in paths)
     results = predictor.results(
         sources,
         max(options.top_k or 0, PICTURED),

@@ -25,6 +25,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 _WINDOWS = 5  # that an image is as wide as; occlusion moves by half a window
 _STEPS = 32  # of integrated gradients, from the mean colour to the image
 _AT_ONCE = 16  # images in a batch
+_LISTED = 20  # classes that an error names
 _NEIGHBOURS = 16  # squares that an image is as wide as, over which integrated gradients, noise by itself, are summed
 
 
@@ -77,15 +78,15 @@ def explain(
     stage: int = -1,
 ) -> Explanation:
     """Where a backend's model looked for a class in an image: see `convnext.inference.predictor.Predictor.explain`."""
-    check(method, stage)
+    check(backend, class_name, method, stage)
     info, pixels = backend.info, prepare(picture, backend)
     logits = backend(pixels[None])[0].astype(np.float64)
-    target = int(logits.argmax()) if class_name is None else _index(class_name, info)
+    target = int(logits.argmax()) if class_name is None else info.classes.index(class_name)
     words: str = method
     if method == "occlusion":
         evidence = _occlusion(backend, pixels, target)
     else:
-        model = _module(backend, method)
+        model: nn.Module = backend.model  # type: ignore[attr-defined]
         images = _tensor(pixels, info, model)
         if method == "grad-cam":
             chosen = _stage(model, images, stage)
@@ -104,33 +105,22 @@ def explain(
     )
 
 
-def check(method: str, stage: int = -1) -> None:
-    """Refuse, with a SettingsError, a method that there is not, or that knows no stage; or captum, if missing."""
+def check(backend: Backend, class_name: str | None, method: str, stage: int = -1) -> None:
+    """Refuse, with a SettingsError, what `explain` cannot do for any image."""
+    classes = backend.info.classes
     if method not in METHODS:
         raise SettingsError(f"no method of explanation is called {method!r}: {did_you_mean(method, METHODS)}")
     if method != "grad-cam" and stage != -1:
         raise SettingsError(f"stage: {method} looks at the whole model; choose grad-cam, or leave the stage out")
     if find_spec("captum") is None:
         raise SettingsError("explanations need captum, which is not installed: pip install 'convnext[explain]'")
-
-
-def _index(class_name: str, info: ModelInfo) -> int:
-    if class_name not in info.classes:
-        few = f"it has {len(info.classes):,} classes"
-        known = did_you_mean(class_name, info.classes, few if len(info.classes) > 20 else "")
-        raise SettingsError(f"the model has no class {class_name!r}: {known}")
-    return info.classes.index(class_name)
-
-
-def _module(backend: Backend, method: str) -> "nn.Module":
-    from torch import nn
-
-    model = getattr(backend, "model", None)
-    if not isinstance(model, nn.Module):
+    if class_name is not None and class_name not in classes:
+        many = f"it has {len(classes):,} classes" if len(classes) > _LISTED else ""
+        raise SettingsError(f"the model has no class {class_name!r}: {did_you_mean(class_name, classes, many)}")
+    if method != "occlusion" and not hasattr(backend, "model"):
         raise SettingsError(
             f"{method} needs gradients, which {backend.name} does not give: explain the run itself, or choose occlusion"
         )
-    return model
 
 
 def _centred(logits: "Tensor") -> "Tensor":

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext.errors import DataError, SettingsError
+from convnext.inference.explanations import Explanation
 from convnext.inference.predictor import Result
 from convnext.output import counted, say
 from convnext.storage.files import check_new, writing
@@ -133,25 +134,48 @@ def pictures(folder: Path) -> Iterator[Writer]:
     the image's name; where there is a file of that name, a number is added, and a line says so at the end."""
     from convnext.plots.predictions import prediction_picture
 
+    with _named(folder, "picture") as path_of:
+
+        def write(name: str, result: Result) -> None:
+            assert result.preview is not None
+            prediction_picture(result.preview, name, result.classes[:PICTURED], path_of(name))
+
+        yield write
+
+
+@contextmanager
+def explanations(folder: Path, explain: Callable[[str], Explanation]) -> Iterator[Writer]:
+    """Write a PNG an image into ``folder``, which is made: where the model looked in it, which ``explain`` finds by the
+    image's path. They are called as `pictures` are."""
+    with _named(folder, "explanation") as path_of:
+
+        def write(name: str, _: Result) -> None:
+            explain(name).save(path_of(name))
+
+        yield write
+
+
+@contextmanager
+def _named(folder: Path, noun: str) -> Iterator[Callable[[str], Path]]:
+    """A function from an image's name to that of a new PNG in the folder, to be written before it is called again."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = Counter[str]()
     count = numbered = 0
 
-    def write(name: str, result: Result) -> None:
+    def path_of(name: str) -> Path:
         nonlocal count, numbered
-        assert result.preview is not None
         stem = _stem(name)
         path = folder / f"{stem}.png"
         numbered += path.exists()
         while path.exists():
             taken[stem] += 1
             path = folder / f"{stem}-{taken[stem] + 1}.png"
-        prediction_picture(result.preview, name, result.classes[:PICTURED], path)
         count += 1
+        return path
 
-    yield write
+    yield path_of
     others = f"; {numbered:,} numbered, since there were others of their name" if numbered else ""
-    say(f"{counted(count, 'picture')} in {folder}{others}")
+    say(f"{counted(count, noun)} in {folder}{others}")
 
 
 def _stem(name: str) -> str:

@@ -160,3 +160,43 @@ def test_results_come_as_they_are_made(run: str, folder: Path) -> None:
 def test_one_form_of_output(run: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", run, str(folder), "--json", "--csv"]) == 2
     assert capfd.readouterr().err == "convnext: --json and --csv: choose one\n"
+
+
+def test_explanations_are_written_for_each_image(
+    run: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted(folder.iterdir())[:2]
+    maps = tmp_path / "maps"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(images[0].read_bytes())))
+    options = ["--explain", str(maps), "--explain-class", "7", "--explain-stage", "0"]
+    assert main(["predict", run, *map(str, images), "-", *options]) == 0
+    assert f"3 explanations in {maps}" in capfd.readouterr().err
+    assert {path.name for path in maps.iterdir()} == {f"{path.stem}.png" for path in (*images, Path("standard-input"))}
+    written = [np.asarray(Image.open(maps / f"{name}.png")) for name in (images[0].stem, "standard-input")]
+    assert np.array_equal(written[0], written[1])
+    expected = convnext.Predictor.load(run).explain(images[0], "7", stage=0).picture()
+    assert np.array_equal(written[0][..., :3], np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--explain-class", "3"], "are for --explain FOLDER"),
+        (["--explain", "maps", "--explain-class", "eight"], "the model has no class 'eight': known: 0, 1, 2"),
+        (["--explain", "maps", "--explain-method", "occlusion", "--explain-stage", "1"], "looks at the whole model"),
+        (["--explain", "maps", "--explain-method", "lime"], "--explain-method"),
+    ],
+)
+def test_what_cannot_be_explained_writes_nothing(
+    words: list[str],
+    message: str,
+    run: str,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", run, str(folder), *words]) == 2
+    assert message in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
