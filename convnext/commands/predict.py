@@ -91,7 +91,7 @@ def main(args: Sequence[str]) -> int:
         writers = [stack.enter_context(writer) for writer in _writers(options, predictor, paths, standard_input)]
         failures = _predict(predictor, options, paths, standard_input, writers)
     if failures:
-        say(f"convnext: {counted(failures, 'image')} of {len(paths):,} could not be read, and left out")
+        say(f"convnext: {failures:,} of {counted(len(paths), 'image')} could not be read")
     return 2 if failures else 0
 
 

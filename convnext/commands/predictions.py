@@ -30,7 +30,7 @@ def table(paths: Sequence[str], class_names: Sequence[str], top_k: int) -> Itera
     name_width = max(cell_len(escaped(path)) for path in paths)
     needed = name_width + _PERCENT + min(max(cell_len(escaped(name)) for name in class_names), _CLASS) + 8
     bar = next((bar for bar in _BARS if width is None or needed + bar <= width), 0)
-    above, bar = bar == 0, bar or _BARS[-1]
+    above, bar = bar == 0, bar or _BARS[0]
     best = Counter[str]()
     if not above:
         _print_row("image", name_width, f"{'probability':<{_PERCENT + 1 + bar}}", "class")

@@ -1,6 +1,7 @@
 """The image files that a user's arguments mean."""
 
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,11 @@ from convnext.data.files import image_files
 from convnext.data.sources import LeftOut
 from convnext.errors import DataError
 from convnext.output import say
-from convnext.storage.web import is_url
+
+
+def is_url(text: str) -> bool:
+    """Whether it begins as a URL does, of whatever scheme."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
 def expand(arguments: Sequence[str]) -> list[str]:

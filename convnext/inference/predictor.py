@@ -19,12 +19,10 @@ from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
 from convnext.inference.backends import Backend, Images, is_exported, logits_of, mirrored, open_file
 from convnext.inference.explanations import Explanation, Method, explain
-from convnext.inference.files import expand
+from convnext.inference.files import expand, is_url
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
-from convnext.storage.downloads import DownloadError
 from convnext.storage.hub import fetch_model
-from convnext.storage.web import fetch, is_url
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -278,6 +276,9 @@ class Predictor:
 
 
 def _fetched(url: str) -> bytes:
+    from convnext.storage.downloads import DownloadError  # what speaks HTTP takes its time to load
+    from convnext.storage.web import fetch
+
     try:
         return fetch(url, URL_BYTES, URL_SECONDS)
     except DownloadError as error:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from convnext.errors import DataError, SettingsError
 from convnext.inference.explanations import Explanation
+from convnext.inference.files import is_url
 from convnext.inference.predictor import Result
 from convnext.output import counted, say
 from convnext.storage.files import check_new, writing
-from convnext.storage.web import is_url
 
 Writer: TypeAlias = Callable[[str, Result], None]
 PREVIEW = 512

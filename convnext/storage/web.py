@@ -1,6 +1,5 @@
 """Small files from the web, in memory."""
 
-import re
 import time
 from http.client import HTTPException
 from string import punctuation
@@ -13,11 +12,6 @@ from convnext.errors import reason
 from convnext.storage.downloads import HEADERS, SCHEMES, DownloadError, open_url
 
 _BLOCK = 1 << 16  # bytes
-
-
-def is_url(text: str) -> bool:
-    """Whether it begins as a URL does, of whatever scheme."""
-    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text) is not None
 
 
 def fetch(url: str, most: int, seconds: float) -> bytes:

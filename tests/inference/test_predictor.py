@@ -13,7 +13,7 @@ import convnext
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import UnreadableImageError
 from convnext.errors import DataError, SettingsError
-from convnext.inference.files import expand
+from convnext.inference.files import expand, is_url
 
 
 def test_predictions_are_ranked_and_right(digits_run: convnext.Run, digits_images: Path) -> None:
@@ -94,6 +94,13 @@ def test_an_unreadable_image_does_not_stop_the_others(
     assert second == predictor(good)
     with pytest.raises(UnreadableImageError, match=r"bad\.png"):
         predictor(tmp_path / "bad.png")
+
+
+def test_what_is_a_url() -> None:
+    urls = ["http://a/b.jpg", "HTTPS://a", "ftp://a", "s3://a/b"]
+    assert all(map(is_url, urls))
+    assert not any(map(is_url, ("a.jpg", "/a//b.jpg", "C:\\a.jpg", "*.jpg", "-", "convnext_tiny:in1k", "a b://c")))
+    assert expand(urls) == urls
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:

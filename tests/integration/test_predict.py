@@ -107,7 +107,7 @@ def test_the_list_is_json_whatever_fails(run: str, tmp_path: Path, capfd: pytest
     out, err = capfd.readouterr()
     assert json.loads(out) == []
     assert "bad.png: unreadable image" in err
-    assert err.splitlines()[-1] == "convnext: 1 image of 1 could not be read, and left out"
+    assert err.splitlines()[-1] == "convnext: 1 of 1 image could not be read"
 
 
 def test_a_url_is_an_image(run: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +124,7 @@ def test_a_url_is_an_image(run: str, folder: Path, capfd: pytest.CaptureFixture[
     page, missing, summary = err.splitlines()
     assert page.startswith(f"convnext: {urls[1]}: unreadable image (no image format")
     assert missing == f"convnext: cannot fetch {urls[2]}: the server answers 404 Not Found"
-    assert summary == "convnext: 2 images of 4 could not be read, and left out"
+    assert summary == "convnext: 2 of 4 images could not be read"
 
 
 def test_files_beside_the_table(

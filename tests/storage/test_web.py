@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convnext.storage.downloads import DownloadError
-from convnext.storage.web import fetch, is_url
+from convnext.storage.web import fetch
 from tests.support.loopback import Server
 
 BODY = bytes(range(256)) * 1000
@@ -105,8 +105,3 @@ def test_faults_are_said_in_a_line(server: Server) -> None:
         with pytest.raises(DownloadError, match=message) as caught:
             fetch(url, 100, 30)
         assert "\n" not in str(caught.value)
-
-
-def test_what_is_a_url() -> None:
-    assert all(map(is_url, ("http://a/b.jpg", "HTTPS://a", "ftp://a", "s3://a/b")))
-    assert not any(map(is_url, ("a.jpg", "/a//b.jpg", "C:\\a.jpg", "*.jpg", "-", "convnext_tiny:in1k", "a b://c")))
