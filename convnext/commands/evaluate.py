@@ -73,9 +73,9 @@ def main(args: Sequence[str]) -> int:
 
 def _evaluate(run: Path, trust: bool, options: dict[str, Any]) -> "Report":
     """The report of a run, or of an exported file, which has no checkpoints and reads its images in threads."""
-    from convnext.inference.backends import is_exported
+    from convnext.weights.files import exported_file
 
-    if not is_exported(run):
+    if (file := exported_file(run)) is None:
         from convnext.evaluation.evaluator import evaluate
 
         return evaluate(run, **options)
@@ -83,5 +83,5 @@ def _evaluate(run: Path, trust: bool, options: dict[str, Any]) -> "Report":
 
     for name, option in (("checkpoint", "checkpoint"), ("workers", "data.workers")):
         if options.pop(name) is not None:
-            raise SettingsError(f"--{option} is of a run, and {run} is an exported file: leave it out")
-    return evaluate_file(run, **options, trust=trust)
+            raise SettingsError(f"--{option} is of a run, and {file} is an exported file: leave it out")
+    return evaluate_file(file, **options, trust=trust)

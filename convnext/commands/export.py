@@ -29,13 +29,13 @@ class _Export:
     include_preprocessing: Flag = False
     """Take uint8 RGB images of any size (N, H, W, 3), and resize, crop and normalise them inside."""
     max_drop: float = 0.3
-    """Points of top-1 on the test split that a precision below fp32 may cost."""
+    """Points of top-1 on the test split that a precision below fp32 may cost; inf takes any, also without labels."""
     push: str | None = None
     """Repository of the Hugging Face Hub, owner/name, that gets the folder of --format hub; a new one is private."""
     public: Flag = False
     """Let everybody see a repository that --push makes."""
     root: Annotated[Path | None, tyro.conf.arg(name="data.root")] = None
-    """Folder of the images to compare on, in place of the one trained on."""
+    """Folder of the images to compare on, in place of the one trained on; with or without class folders."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -54,11 +54,17 @@ def main(args: Sequence[str]) -> int:
     result = export(**settings)
     compared = result.comparison
     say(
-        f"compared with its source on {compared.images} test images: logits differ by up to {compared.difference:.2g} "
-        f"(the largest is {compared.scale:.3g}), the class of {compared.other_class}"
+        f"compared with its source on {compared.images} {result.compared_on}: logits differ by up to "
+        f"{compared.difference:.2g} (the largest is {compared.scale:.3g}), the class of {compared.other_class}"
     )
+    if result.products is not None:
+        say("int8: {} of {} products".format(*result.products))
+    if result.float_layers:
+        say(f"left in float to keep the accuracy: {', '.join(result.float_layers)}")
     if result.top1 is not None:
         say(f"top-1 on the whole test split: {percent(result.top1)}, the source's {percent(result.source_top1)}")
+    elif result.unmeasured:
+        say(f"accuracy not measured: {result.unmeasured}")
     if options.push is not None:
         say(f"pushed: {hub.push(result.path, options.push, private=not options.public)}")
     show(str(result.path))

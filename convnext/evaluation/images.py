@@ -59,7 +59,7 @@ def choose_images(
         raise DataError(f"no split is called {split!r}: {did_you_mean(split, (*SPELLINGS, 'all'))}")
     settings: DataSettings = trained if root is None else trained.replace(root=root)
     if root is not None and data is None and (labelled := _labelled_folders(settings, info, origin)):
-        splits, split = _labelled_splits(settings, labelled[0], info, split, recorded)
+        splits, split = labelled_splits(settings, labelled[0], info, split, recorded)
         splits = replace(splits, notes=labelled[1] + splits.notes)
     else:
         split = split or "test"
@@ -118,7 +118,7 @@ def _labelled_folders(
     return folders, notes
 
 
-def _labelled_splits(
+def labelled_splits(
     settings: DataSettings, folders: Mapping[str, Path], info: ModelInfo, split: str | None, recorded: Mapping[str, str]
 ) -> tuple[Splits, str]:
     """The images of the folders, as training would divide them, and which split is meant; all of them as one split

@@ -17,12 +17,13 @@ from PIL import Image
 
 from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
-from convnext.inference.backends import Backend, Images, is_exported, logits_of, mirrored, open_file
+from convnext.inference.backends import Backend, Images, logits_of, mirrored, open_file
 from convnext.inference.explanations import Explanation, Method, explain
 from convnext.inference.files import expand, is_url
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.storage.hub import fetch_model
+from convnext.weights.files import exported_file
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ class Predictor:
             run, tag = fetch_model(tag), ""
         if tag and not Path(run).exists():
             return cls(*released(name, tag), device)
-        if is_exported(Path(run)):
-            return cls(open_file(Path(run), device, trust))
+        if file := exported_file(Path(run)):
+            return cls(open_file(file, device, trust))
         return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint), model), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5, flip: bool = False) -> list[Prediction]:

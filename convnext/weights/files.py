@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pydantic import BaseModel
 
 from convnext.errors import CheckpointError, SettingsError, did_you_mean, reason
+from convnext.output import few
 from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
 from convnext.weights.model_info import ModelInfo, read_json
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # what reads no tensors does not wait for torch
 
     from convnext.weights.wrappers import Extract
 
+EXPORTED = (".onnx", ".pt2", ".xml")
+"""How the names of exported files end."""
 _WEIGHTS, _INFO = "model.safetensors", "model.json"  # of a run's checkpoint
 
 
@@ -51,14 +54,40 @@ def checkpoint_folder(path: Path, name: str | None = None) -> Path:
         if name not in (None, "last"):
             raise CheckpointError(f"{path} is one checkpoint, and {name!r} is for a run's folder: leave it out")
         return folder
+    _refuse_exported(path)
     if path.exists() and not path.is_dir():
         raise CheckpointError(
             f"{path} is not a folder of a run or checkpoint, nor the {_WEIGHTS} in one: other files have no class "
             f"names; train from it with --model.weights {path}"
         )
     if not path.is_dir():
-        raise CheckpointError(f"run folder {path} is not there")
-    raise CheckpointError(f"{path} has no checkpoint: it is no run's folder, or its training never saved one")
+        raise CheckpointError(f"{'file' if path.suffix in EXPORTED else 'run folder'} {path} is not there")
+    runs = sorted(str(folder.parent) for folder in path.glob("*/checkpoints"))
+    advice = f": give one of the runs in it, such as {runs[0]}" if runs else ""
+    raise CheckpointError(f"{path} has no checkpoint: it is no run's folder, or its training never saved one{advice}")
+
+
+def exported_file(path: Path) -> Path | None:
+    """The exported file that ``path`` means: itself, or where it is a folder, and not a run's or a checkpoint's, the
+    one in it; None where it means something else. CheckpointError where it may be one of several."""
+    if path.suffix in EXPORTED and path.is_file():
+        return path
+    if path.suffix == ".bin" and (graph := path.with_suffix(".xml")).is_file():
+        return graph
+    if not path.is_dir() or any((path / name).exists() for name in ("checkpoints", _INFO, _WEIGHTS)):
+        return None
+    files = sorted(file for file in path.iterdir() if file.suffix in EXPORTED and file.is_file())
+    if len(files) > 1:
+        raise CheckpointError(f"{path} has {len(files)} exported files: give one, {few([file.name for file in files])}")
+    return files[0] if files else None
+
+
+def _refuse_exported(path: Path) -> None:
+    if file := exported_file(path):
+        raise CheckpointError(
+            f"{file} is an exported file already, which predict, evaluate and inspect take; its weights are not read "
+            f"back: give the run that it was made from"
+        )
 
 
 def weights_file(path: Path, name: str | None = None) -> Path:
@@ -66,6 +95,8 @@ def weights_file(path: Path, name: str | None = None) -> Path:
     `checkpoint_folder`. CheckpointError where there is none."""
     if path.is_dir():
         return checkpoint_folder(path, name) / _WEIGHTS
+    if path.suffix in EXPORTED:
+        _refuse_exported(path)
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: it is {'no file' if path.exists() else 'not there'}")
     return path

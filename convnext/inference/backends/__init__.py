@@ -6,6 +6,7 @@ this is cheap, and a file for ONNX Runtime or OpenVINO is opened and run without
 
 import importlib
 import importlib.util
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -42,6 +43,7 @@ class ExportInfo(BaseModel):
         model: its classes and how it wants its images.
         data: the data that it was trained on, without paths.
         fingerprints: digests of its images, by split.
+        float_layers: those that int8 left in float to keep the accuracy.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -53,6 +55,7 @@ class ExportInfo(BaseModel):
     model: ModelInfo
     data: DataSettings
     fingerprints: dict[str, str] = {}
+    float_layers: tuple[str, ...] = ()
 
 
 class Backend(Protocol):
@@ -94,11 +97,6 @@ def mirrored(images: Sequence[Images]) -> list[Images]:
     return [np.ascontiguousarray(image[:, ::-1]) for image in images]
 
 
-def is_exported(path: Path) -> bool:
-    """Whether it is a file with the name of an exported model."""
-    return path.suffix in _BY_SUFFIX and path.is_file()
-
-
 def open_file(path: Path, device: str = "auto", trust: bool = False, threads: int | None = None) -> ExportedBackend:
     """The backend of an exported file.
 
@@ -118,6 +116,18 @@ def open_file(path: Path, device: str = "auto", trust: bool = False, threads: in
     opener = importlib.import_module(f"{__name__}.{module}").open_file
     backend: ExportedBackend = opener(path, device, trust, threads)
     return backend
+
+
+def read_info(path: Path) -> ExportInfo:
+    """What an exported file says of itself, without running anything that is in it; as `open_file` otherwise."""
+    if path.suffix != ".pt2":
+        return open_file(path).export
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}")), None)
+            return parse_info(path, archive.read(name).decode() if name else None)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
 
 
 def parse_info(path: Path, text: str | None) -> ExportInfo:

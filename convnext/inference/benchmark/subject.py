@@ -11,13 +11,14 @@ import torch
 
 from convnext.config import DataSettings, ModelSettings
 from convnext.errors import SettingsError, UserError, did_you_mean
-from convnext.inference.backends import is_exported, open_file
+from convnext.inference.backends import open_file
 from convnext.inference.predictor import released
 from convnext.models import libraries, registry
 from convnext.models.summary import count_parameters
 from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
+from convnext.weights.files import exported_file
 from convnext.weights.model_info import ModelInfo, read_json
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ def find_subject(name: str, checkpoint: str | None = None, image_size: int = 224
         UserError: there is no such, or it cannot be read.
     """
     path = Path(name)
-    if path.suffix == ".pt2" and path.is_file():
-        raise SettingsError(f"{path}: of a .pt2 measure the run that it was made from; files are .onnx and .xml")
-    if is_exported(path):
-        export = open_file(path).export
-        return Subject(name, export.model, None, path, export.precision, export.preprocessing, export.data)
+    if file := exported_file(path):
+        if file.suffix == ".pt2":
+            raise SettingsError(f"{file}: of a .pt2 measure the run that it was made from; files are .onnx and .xml")
+        export = open_file(file).export
+        return Subject(name, export.model, None, file, export.precision, export.preprocessing, export.data)
     if path.exists():
         folder = checkpoints.find(path, checkpoint)
         return Subject(name, read_json(folder / "model.json", ModelInfo), folder, data=home(folder)[1].data)

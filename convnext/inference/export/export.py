@@ -1,7 +1,8 @@
 """`export`: a trained model as a file that other programs run, and the proof that it says the same."""
 
+import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -10,12 +11,12 @@ from pathlib import Path
 from torch import nn
 
 from convnext.config import DataSettings, RunSettings
-from convnext.data.datasets.load import load_splits
-from convnext.data.splits import Splits
-from convnext.errors import CheckpointError, SettingsError, did_you_mean
-from convnext.inference.backends import Backend, ExportInfo, Precision, open_file
+from convnext.errors import SettingsError, did_you_mean
+from convnext.inference.backends import Backend, ExportInfo, Images, Precision, open_file
 from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.export import checks
+from convnext.inference.export.acceptance import Examination, Export
+from convnext.inference.export.evidence import Evidence, gather_evidence
 from convnext.inference.export.formats import Source
 from convnext.inference.predictor import released
 from convnext.runs import checkpoint as checkpoints
@@ -52,28 +53,7 @@ FORMATS = {
     "torch": Format(".pt2", "torch_file", (), (".pt2",)),
     "hub": Format("", "hub_folder"),
 }
-_CALIBRATION = 300  # training images that int8 learns its ranges from: NNCF's custom
-_COMPARED = 72  # test images that every export is compared on
-_TOLERANCE = 1e-3  # of a logit of fp32
-_ROUNDED = 0.05  # of the largest logit, where pre-processing is inside
-
-
-@dataclass(frozen=True)
-class Export:
-    """A finished export.
-
-    Attributes:
-        path: the file; OpenVINO's has a ``.bin`` beside it.
-        comparison: with its source, on test images.
-        source_top1: the source's accuracy on the whole test split, between 0 and 1; None for fp32, whose logits are
-            the same.
-        top1: the file's.
-    """
-
-    path: Path
-    comparison: checks.Comparison
-    source_top1: float | None = None
-    top1: float | None = None
+_CALIBRATION = 300  # images that int8 learns its ranges from: NNCF's custom
 
 
 @dataclass(frozen=True)
@@ -89,6 +69,18 @@ class _Origin:
     fingerprints: dict[str, str] = field(default_factory=dict)
     settings: RunSettings | None = None
     report: Path | None = None
+
+    def describe(self, precision: Precision, preprocessing: bool) -> ExportInfo:
+        """What a file says of itself."""
+        return ExportInfo(
+            version=version("convnext"),
+            precision=precision,
+            preprocessing=preprocessing,
+            licence=self.licence,
+            model=self.info,
+            data=(self.data or DataSettings()).replace(root=None, exclude=None),
+            fingerprints=self.fingerprints,
+        )
 
 
 def export(
@@ -113,8 +105,9 @@ def export(
         checkpoint: as of `convnext.evaluate`.
         include_preprocessing: whether the file takes uint8 images ``(N, H, W, C)`` of any size, and resizes, crops and
             normalises them as evaluation does; or else normalised float32 ``(N, C, H, W)``.
-        max_drop: points of top-1 on the test split that another precision than fp32 may cost.
-        root: a folder of images in place of the one trained on.
+        max_drop: points of top-1 on the test split that another precision than fp32 may cost; infinity takes any, also
+            where there are no labels to measure it by.
+        root: a folder of images in place of the one trained on; without class folders, the logits alone are compared.
 
     Returns:
         The file, and how it compares.
@@ -127,27 +120,44 @@ def export(
     chosen = find_format(format)
     path = Path(output) if output else origin.folder / _file_name(origin.name, precision, include_preprocessing, chosen)
     check_target(path, chosen)
-    splits = _splits(origin, root)
-    info = ExportInfo(
-        version=version("convnext"),
-        precision=precision,
-        preprocessing=include_preprocessing,
-        licence=origin.licence,
-        model=origin.info,
-        data=(origin.data or DataSettings()).replace(root=None, exclude=None),
-        fingerprints=origin.fingerprints,
-    )
-    eager = EagerBackend(origin.model, origin.info, "cpu")
-    images = checks.pictures(splits.train, eager, _CALIBRATION) if precision == "int8" else []
+    evidence = gather_evidence(origin.info, origin.data, None if root is None else Path(root), origin.fingerprints)
+    check_measurable(evidence, precision, max_drop)
+    info = origin.describe(precision, include_preprocessing)
     module = import_module(f"convnext.inference.export.{chosen.module}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
-        module.write(Source(eager.model, info, images, origin.settings, origin.report), unfinished)
-        exported = open_file(unfinished, "cpu", trust=True) if chosen.suffix else module.open_folder(unfinished, info)
-        result = _checked(eager, exported, splits, info, max_drop, path)
+        calibration = _calibration(evidence, precision, origin)
+        source = Source(origin.model, info, calibration, origin.settings, origin.report)
+
+        def write_and_open(float_layers: tuple[str, ...]) -> Backend:
+            described = info.model_copy(update={"float_layers": float_layers})
+            module.write(replace(source, info=described), unfinished)
+            if chosen.suffix:
+                return open_file(unfinished, "cpu", trust=True)
+            folder: Backend = module.open_folder(unfinished, info)
+            return folder
+
+        result = Examination(path, unfinished, source, evidence, max_drop, write_and_open).export()
         for written, target in zip(chosen.paths(unfinished), chosen.paths(path), strict=True):
             written.replace(target)
     return result
+
+
+def check_measurable(evidence: Evidence, precision: Precision, max_drop: float) -> None:
+    """Refuse, with a SettingsError, a precision whose accuracy would not be measured, unless any is accepted."""
+    if precision == "int8" and evidence.calibration is None:
+        raise SettingsError("int8 learns its ranges from images: give a folder of them as --data.root")
+    if precision != "fp32" and evidence.splits is None and max_drop != math.inf:
+        raise SettingsError(
+            f"{precision} can cost accuracy, which cannot be measured, since {evidence.unmeasured}: give a folder of "
+            f"class folders as --data.root, or --max-drop inf to do without"
+        )
+
+
+def _calibration(evidence: Evidence, precision: Precision, origin: _Origin) -> list[Images]:
+    if precision != "int8" or evidence.calibration is None:
+        return []
+    return checks.pictures(evidence.calibration, EagerBackend(origin.model, origin.info, "cpu"), _CALIBRATION)
 
 
 def _origin(run: str, checkpoint: str | None) -> _Origin:
@@ -172,16 +182,6 @@ def _report(run: Path, checkpoint: Path) -> Path | None:
     return next((path for name in names if (path := run / name).is_file()), None)
 
 
-def _splits(origin: _Origin, root: str | Path | None) -> Splits:
-    """The images to compare on. SettingsError for released weights without a folder of images."""
-    if origin.data is None and root is None:
-        raise SettingsError(
-            "an export is compared with its source on images: give a folder of class folders as --data.root"
-        )
-    data = origin.data or DataSettings(mean=origin.info.mean, std=origin.info.std)
-    return load_splits(data if root is None else data.replace(root=Path(root)))
-
-
 def _file_name(stem: str, precision: str, preprocessing: bool, chosen: Format) -> str:
     words = [stem, *([precision] if precision != "fp32" else []), *(["with-preprocessing"] if preprocessing else [])]
     return "-".join(words) + (chosen.suffix or "-hub")
@@ -204,30 +204,3 @@ def check_target(path: Path, chosen: Format) -> None:
         raise SettingsError(f"{exists[0]} exists already: remove it, or choose another --output")
     if not path.parent.is_dir():
         raise SettingsError(f"folder {path.parent} is not there: make it first")
-
-
-def _checked(
-    eager: Backend, exported: Backend, splits: Splits, info: ExportInfo, max_drop: float, path: Path
-) -> Export:
-    """The comparison of a file with its source; CheckpointError where it does not pass."""
-    own, files = (checks.pictures(splits.test, backend, _COMPARED) for backend in (eager, exported))
-    comparison = checks.compare(eager, exported, list(zip(own, files, strict=True)))
-    if info.precision == "fp32":
-        # Pre-processing of one's own may round a pixel to the grey level beside it, and reads a JPEG as a whole.
-        tolerance = _ROUNDED * comparison.scale if info.preprocessing else _TOLERANCE
-        if comparison.difference > tolerance or (comparison.other_class and not info.preprocessing):
-            raise CheckpointError(
-                f"{path} was not written: its logits differ from the source's by up to {comparison.difference:.2g}, "
-                f"and {comparison.other_class} of {comparison.images} images get another class"
-            )
-        return Export(path, comparison)
-    before, after = (
-        checks.top1(backend, splits.test, f"testing {name}")
-        for name, backend in (("source", eager), (info.precision, exported))
-    )
-    if 100 * (before - after) > max_drop:
-        raise CheckpointError(
-            f"{path} was not written: {info.precision} has {100 * after:.2f} % top-1 on the {splits.test_name} split, "
-            f"and the source {100 * before:.2f} %: choose another --precision, or allow more with --max-drop"
-        )
-    return Export(path, comparison, before, after)

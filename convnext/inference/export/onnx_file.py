@@ -1,6 +1,9 @@
 """ONNX, for ONNX Runtime and everything else that reads it."""
 
+import ast
 import copy
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -9,6 +12,7 @@ import torch
 from convnext.errors import SettingsError
 from convnext.inference.backends import METADATA, ExportInfo
 from convnext.inference.export.formats import Source, capture
+from convnext.inference.export.layers import layer_names
 from convnext.inference.export.onnx_preprocessing import preprocessing
 from convnext.storage.files import writing
 
@@ -32,14 +36,25 @@ def write(source: Source, path: Path) -> None:
 
 def graph(source: Source) -> onnx.ModelProto:
     """The model from normalised float32 ``images`` to ``logits``, for any batch size."""
-    program = torch.onnx.export(
-        capture(source), dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
-    )
+    captured = capture(source)
+    program = torch.onnx.export(captured, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
     assert program is not None
     model: onnx.ModelProto = copy.deepcopy(program.model_proto)
+    _name_layers(model, layer_names(captured))
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return model
+
+
+def _name_layers(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Call the operations that multiply or convolve as the layers that they belong to, a second one ``NAME:2``."""
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        layer = names.get(ast.literal_eval(scopes[0])[-1]) if scopes else None
+        if layer is not None and node.op_type in ("Conv", "Gemm", "MatMul"):
+            counts[layer] += 1
+            node.name = layer if counts[layer] == 1 else f"{layer}:{counts[layer]}"
 
 
 def with_preprocessing(model: onnx.ModelProto, info: ExportInfo) -> onnx.ModelProto:

@@ -19,7 +19,11 @@ def write(source: Source, path: Path) -> None:
     if source.info.preprocessing and source.info.precision == "bf16":
         raise SettingsError("openvino would resize in bf16, too: leave --include-preprocessing out, or choose fp16")
     plain = Source(source.model, source.info.model_copy(update={"precision": "fp32"}), source.calibration)
-    model = openvino.convert_model(io.BytesIO(onnx_file.graph(plain).SerializeToString()))
+    graph = onnx_file.graph(plain)
+    model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
+    names = {output: node.name for node in graph.graph.node for output in node.output}
+    for operation in model.get_ops():  # the last is called as its output
+        operation.set_friendly_name(names.get(operation.get_friendly_name(), operation.get_friendly_name()))
     if source.info.precision == "int8":
         from convnext.inference.export.quantization import quantized_openvino
 
