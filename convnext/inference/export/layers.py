@@ -11,7 +11,7 @@ from convnext.inference.backends import normalized
 from convnext.inference.export.formats import Source, capture
 
 _PRODUCTS = re.compile(r"aten\.(conv|linear|addmm|bmm|matmul|mm|scaled_dot_product)")
-_IMAGES = 16  # that a layer's error is measured on
+_IMAGES = 16  # at most, that a layer's error is measured on
 
 
 def layer_names(program: torch.export.ExportedProgram) -> dict[str, str]:
@@ -38,7 +38,8 @@ def ranked_layers(source: Source) -> list[str]:
     """
     program = capture(source)
     graph, names = program.module(), layer_names(program)
-    images = torch.from_numpy(normalized(np.stack(source.calibration[:_IMAGES]), source.info.model))
+    spread = source.calibration[:: -(-len(source.calibration) // _IMAGES)]
+    images = torch.from_numpy(normalized(np.stack(spread), source.info.model))
     expected = fx.Interpreter(graph).run(images)
     errors: dict[str, float] = {}
     for node, name in tracked(names.items(), len(names), "looking for the layers that int8 harms"):
