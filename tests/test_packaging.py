@@ -1,4 +1,4 @@
-"""What is installed needs no repository: the wheel in an environment of its own, the sdist, the files of a container."""
+"""What is installed needs no repository: a wheel in an environment of its own, the sdist, a container's files."""
 
 import json
 import os
