@@ -9,6 +9,7 @@ measured         what the recipes' own runs reached: the folders that their ``ME
 thirty-minutes   the same minutes of CPU time for several models and settings
 imbalance        what is done about unequal classes
 speed            ours against a peer
+inference        a model on every backend, beside timm's and torchvision's
 others           every other run
 recipes          each recipe, the number that others published and ours
 
@@ -286,12 +287,32 @@ def speed(link: Link) -> str:
     return _grid(header, rows)
 
 
+def inference(_: Link) -> str:
+    """What ``benchmarks/inference.py`` measured: by machine and model, the most images a second first."""
+    rows = []
+    for where, run in runs().items():
+        if not where.startswith("inference/"):
+            continue
+        ending = "_images_per_second"
+        rates = {key.removesuffix(ending): run.values(key)[0] for key in run.numbers if key.endswith(ending)}
+        eager = [rate for entry, rate in rates.items() if entry.startswith("timm_eager_")]
+        for entry in sorted(rates, key=lambda entry: -rates[entry]):
+            batch, p50, p95 = (run.values(f"{entry}_{key}")[0] for key in ("batch", "p50_ms", "p95_ms"))
+            peers = [run.values("timm_eager_fp32_images_per_second"), [max(eager)] if eager else []]
+            ratios = [f"{rates[entry] / peer[0]:.2f}" if peer else "" for peer in peers]
+            rows.append([str(run.machine), run.data.partition("; ")[2], *entry.split("_")])
+            rows[-1] += [f"{rates[entry]:,.1f} ({batch})", f"{p50:,.1f} ms", f"{p95:,.1f} ms", *ratios]
+            rows[-1] += [_source(run)]
+    header = ["machine", "model", "of", "backend", "precision", "images/s (batch)", "p50", "p95"]
+    return _grid([*header, "over timm's eager fp32", "over timm's best eager", "date, commit"], rows)
+
+
 def others(link: Link) -> str:
     """The runs that are in none of the tables above."""
     shown = {where for _, where in _measured_folders()}
     rows = []
     for where, run in runs().items():
-        if where not in shown and not where.startswith(("imbalance/", "speed/", "thirty-minutes/")):
+        if where not in shown and not where.startswith(("imbalance/", "inference/", "speed/", "thirty-minutes/")):
             minutes = _minutes(run.minutes) if run.minutes else ""
             rows.append([link(f"`{where}`", where), _name_of_data(run), _numbers(run, lambda _: True), minutes])
             rows[-1] += [str(run.machine), _source(run)]
@@ -314,6 +335,7 @@ TABLES: dict[str, Callable[[Link], str]] = {
     "thirty-minutes": thirty_minutes,
     "imbalance": imbalance,
     "speed": speed,
+    "inference": inference,
     "others": others,
     "recipes": recipe_list,
 }

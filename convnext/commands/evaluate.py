@@ -36,6 +36,8 @@ class _Evaluate:
     """Processes that read images; None chooses."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
+    backend: Literal["eager", "onnxruntime", "openvino", "auto"] | None = None
+    """What computes a run: PyTorch (eager, None), or on the CPU in fp32 a runtime, or the fastest (auto)."""
     flip: Flag = False
     """Average each image's logits with those of its mirror image, at twice the cost."""
     trust: Flag = False
@@ -72,16 +74,27 @@ def main(args: Sequence[str]) -> int:
 
 
 def _evaluate(run: Path, trust: bool, options: dict[str, Any]) -> "Report":
-    """The report of a run, or of an exported file, which has no checkpoints and reads its images in threads."""
-    from convnext.weights.files import exported_file
+    """The report of a run, or of what reads its images in threads: an exported file, or a run on a runtime."""
+    from convnext.weights.files import checkpoint_folder, exported_file
 
-    if (file := exported_file(run)) is None:
-        from convnext.evaluation.evaluator import evaluate
+    if file := exported_file(run):
+        from convnext.inference.exported import evaluate_file
 
-        return evaluate(run, **options)
-    from convnext.inference.exported import evaluate_file
+        for name, option in (("checkpoint", "checkpoint"), ("workers", "data.workers")):
+            if options.pop(name) is not None:
+                raise SettingsError(f"--{option} is of a run, and {file} is an exported file: leave it out")
+        return evaluate_file(file, **options, trust=trust)
+    backend = options.pop("backend")
+    if backend not in (None, "eager"):
+        from convnext.inference.exported import evaluate_on
+        from convnext.inference.runtimes import open_runtime
 
-    for name, option in (("checkpoint", "checkpoint"), ("workers", "data.workers")):
-        if options.pop(name) is not None:
-            raise SettingsError(f"--{option} is of a run, and {file} is an exported file: leave it out")
-    return evaluate_file(file, **options, trust=trust)
+        folder = checkpoint_folder(run, options["checkpoint"])
+        if opened := open_runtime(folder, backend, options["device"]):
+            if options["workers"] is not None:
+                raise SettingsError(f"--data.workers is of PyTorch, and {opened.name} reads in threads: leave it out")
+            given = {name: options[name] for name in ("split", "root", "batch_size", "flip")}
+            return evaluate_on(opened, folder, **given)
+    from convnext.evaluation.evaluator import evaluate
+
+    return evaluate(run, **options)

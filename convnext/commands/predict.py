@@ -57,6 +57,8 @@ class _Predict:
     """Pixels above which an image counts as unreadable; None takes the run's."""
     max_value: Annotated[float | None, tyro.conf.arg(name="data.max-value")] = None
     """Value that is white in grey images of more than 8 bits; None takes the run's."""
+    backend: Literal["eager", "onnxruntime", "openvino", "auto"] | None = None
+    """What computes a run: PyTorch (eager, None), or on the CPU in fp32 a runtime, or the fastest (auto)."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     trust: Flag = False
@@ -102,7 +104,9 @@ def _load(options: _Predict) -> "Predictor":
     given: dict[str, Any] = {"max_pixels": options.max_pixels, "max_value": options.max_value}
     reading = {name: value for name, value in given.items() if value is not None}
     DataSettings(**reading)  # which refuses what is out of bounds
-    predictor = Predictor.load(options.run, options.checkpoint, options.device, trust=options.trust)
+    predictor = Predictor.load(
+        options.run, options.checkpoint, options.device, trust=options.trust, backend=options.backend
+    )
     predictor.info = predictor.info.model_copy(update=reading)
     return predictor
 

@@ -17,6 +17,9 @@ from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report
 from convnext.inference.backends import Backend, Images, logits_of, open_file
 from convnext.inference.preparation import prepare
+from convnext.runs import checkpoint as checkpoints
+from convnext.runs.folder import home
+from convnext.weights.files import usual_checkpoint
 
 if TYPE_CHECKING:
     from convnext.data.sources import ImageSource
@@ -78,6 +81,7 @@ def evaluate_file(
     device: str = "auto",
     flip: bool = False,
     trust: bool = False,
+    backend: str | None = None,
 ) -> Report:
     """Evaluate an exported file, and write the report and its pictures beside it.
 
@@ -89,15 +93,38 @@ def evaluate_file(
         device: where PyTorch computes, for a ``.pt2``.
         flip: judge each image together with its mirror image.
         trust: as of `convnext.inference.backends.open_file`.
+        backend: as there.
 
     Raises:
         UserError: a file that cannot be used, or images that are missing or of other classes.
     """
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
-    backend = open_file(path, device, trust)
-    export = backend.export
+    opened = open_file(path, device, trust, backend=backend)
+    export = opened.export
     source, stem, suffix = choose_images(path, path, export.fingerprints, export.model, export.data, split, root)
-    predictions = compute_logits(backend, source, batch_size, flip)
+    predictions = compute_logits(opened, source, batch_size, flip)
     stem = f"{path.stem}_{stem}{'-flip' if flip else ''}{suffix}"
     return write_report(path.parent, stem, predictions, source, export.model)
+
+
+def evaluate_on(
+    backend: Backend,
+    checkpoint: Path,
+    *,
+    split: str | None = None,
+    root: Path | None = None,
+    batch_size: int = 32,
+    flip: bool = False,
+) -> Report:
+    """Evaluate a checkpoint's folder on the backend that `convnext.inference.runtimes.open_runtime` opened for it; the
+    report goes into its run's folder, with the backend in its name. For the rest see `evaluate_file`."""
+    if batch_size < 1:
+        raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
+    run, settings = home(checkpoint)
+    recorded = checkpoints.read_fingerprints(checkpoint)
+    source, stem, suffix = choose_images(run, checkpoint, recorded, backend.info, settings.data, split, root)
+    predictions = compute_logits(backend, source, batch_size, flip)
+    stem += "" if run == checkpoint or checkpoint.name == usual_checkpoint(run) else f"-{checkpoint.name}"
+    stem += f"-{backend.name}{'-flip' if flip else ''}{suffix}"
+    return write_report(run, stem, predictions, source, backend.info)

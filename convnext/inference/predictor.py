@@ -91,6 +91,7 @@ class Predictor:
         device: str = "auto",
         model: "nn.Module | None" = None,
         trust: bool = False,
+        backend: str | None = None,
     ) -> "Predictor":
         """The predictor of a run's ``checkpoint``, ``"last"`` or ``"best"``, of an exported file, or of released
         weights.
@@ -103,6 +104,9 @@ class Predictor:
             device: where to compute.
             model: where the weights go, if the run trained a module of one's own.
             trust: whether an exported file may run code, which opening a ``.pt2`` can do.
+            backend: what computes a run or released weights, on the CPU in fp32: ``"eager"`` (PyTorch, as does None),
+                ``"onnxruntime"`` or ``"openvino"``, for which they are exported once into the cache folder; or
+                ``"auto"``, the fastest that is installed, measured once. An exported file has its own.
 
         Raises:
             CheckpointError: no such run or checkpoint, or a damaged one.
@@ -111,11 +115,22 @@ class Predictor:
         name, _, tag = str(run).partition(":")
         if name == "hf":
             run, tag = fetch_model(tag), ""
-        if tag and not Path(run).exists():
-            return cls(*released(name, tag), device)
-        if file := exported_file(Path(run)):
-            return cls(open_file(file, device, trust))
-        return cls(*checkpoints.load_model(checkpoints.find(Path(run), checkpoint), model), device)
+        is_released = bool(tag) and not Path(run).exists()
+        if not is_released and (file := exported_file(Path(run))):
+            return cls(open_file(file, device, trust, backend=backend))
+        origin = str(run) if is_released else checkpoints.find(Path(run), checkpoint)
+        if backend is not None:
+            from convnext.inference.runtimes import open_runtime
+
+            if model is not None and backend != "eager":
+                raise SettingsError(f"backend {backend}: a module of one's own computes in PyTorch: leave it out")
+            if opened := open_runtime(origin, backend, device):
+                return cls(opened)
+        if isinstance(origin, Path):
+            return cls(*checkpoints.load_model(origin, model), device)
+        from convnext.inference.released import released
+
+        return cls(*released(name, tag), device)
 
     def __call__(self, image: ImageLike, top_k: int = 5, flip: bool = False) -> list[Prediction]:
         """The ``top_k`` most probable classes of one image, best first.
@@ -268,7 +283,9 @@ class Predictor:
     def _with_features(self, images: list[Images], flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with_features: Any = getattr(self.backend, "with_features", None)
         if with_features is None:
-            raise SettingsError(f"an exported file gives logits alone ({self.backend.name}): embed with the run itself")
+            raise SettingsError(
+                f"an exported file gives logits alone ({self.backend.name}): embed with the run itself and no backend"
+            )
         logits, features = with_features(np.stack(images))
         if not flip:
             return logits, features
@@ -320,25 +337,3 @@ def _from_pixels(pixels: "NDArray[Any] | Tensor") -> Image.Image:
             f"many images go into Predictor.batches"
         )
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def released(name: str, tag: str) -> "tuple[nn.Module, ModelInfo]":
-    """A model with the authors' weights, and how they used it."""
-    from convnext.config import ModelSettings
-    from convnext.models import registry
-    from convnext.weights.catalogue import find
-    from convnext.weights.loading import start_from
-    from convnext.weights.released import imagenet_classes
-
-    settings = registry.resolve(ModelSettings(name=name, weights=tag))
-    weights = find(name, tag)
-    classes = imagenet_classes()
-    if weights.classes != len(classes):
-        raise SettingsError(
-            f"{name}:{tag} has the {weights.classes:,} classes of ImageNet-22K, whose names are not known here: "
-            f"choose weights of ImageNet-1K, such as {name}:in1k"
-        )
-    model = registry.build(settings, weights.classes)
-    start_from(model, settings, weights.classes)
-    how = {"mean": weights.mean, "std": weights.std, "center_crop": weights.center_crop}
-    return model, ModelInfo(model=settings, classes=classes, image_size=weights.image_size, **how)

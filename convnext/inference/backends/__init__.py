@@ -97,7 +97,9 @@ def mirrored(images: Sequence[Images]) -> list[Images]:
     return [np.ascontiguousarray(image[:, ::-1]) for image in images]
 
 
-def open_file(path: Path, device: str = "auto", trust: bool = False, threads: int | None = None) -> ExportedBackend:
+def open_file(
+    path: Path, device: str = "auto", trust: bool = False, threads: int | None = None, backend: str | None = None
+) -> ExportedBackend:
     """The backend of an exported file.
 
     Args:
@@ -105,17 +107,20 @@ def open_file(path: Path, device: str = "auto", trust: bool = False, threads: in
         device: where PyTorch computes, for a ``.pt2``; the others compute on the CPU.
         trust: whether the file may run code, which opening a ``.pt2`` can do.
         threads: of ONNX Runtime and OpenVINO; None for as many as they choose. PyTorch has its own of the process.
+        backend: the one that the user asked for, which has to be the file's; None or ``"auto"`` for any.
 
     Raises:
         CheckpointError: no file of `convnext export`, or a damaged one.
-        SettingsError: the package that runs it is not installed; or a ``.pt2`` that is not trusted.
+        SettingsError: the package that runs it is not installed; another backend; or a ``.pt2`` that is not trusted.
     """
     module, package = _BY_SUFFIX[path.suffix]
+    if backend not in (None, "auto", own := package.replace("torch", "eager")):
+        raise SettingsError(f"{path} is for backend {own}, not {backend}: leave the backend out, or take the run")
     if importlib.util.find_spec(package) is None:
         raise SettingsError(f"{path} needs {package}, which is not installed: pip install 'convnext[export]'")
     opener = importlib.import_module(f"{__name__}.{module}").open_file
-    backend: ExportedBackend = opener(path, device, trust, threads)
-    return backend
+    opened: ExportedBackend = opener(path, device, trust, threads)
+    return opened
 
 
 def read_info(path: Path) -> ExportInfo:

@@ -12,12 +12,13 @@ import torch
 from convnext.config import DataSettings, ModelSettings
 from convnext.errors import SettingsError, UserError, did_you_mean
 from convnext.inference.backends import open_file
-from convnext.inference.predictor import released
+from convnext.inference.released import released
 from convnext.models import libraries, registry
 from convnext.models.summary import count_parameters
 from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
+from convnext.storage.hub import fetch_model
 from convnext.weights.files import exported_file
 from convnext.weights.model_info import ModelInfo, read_json
 
@@ -100,14 +101,14 @@ def find_subject(name: str, checkpoint: str | None = None, image_size: int = 224
     """What the user means: a path where there is one, or else a model's name.
 
     Args:
-        name: a run's folder, an exported file, ``"convnext_tiny"`` or ``"convnext_tiny:in1k"``.
+        name: a run's folder, an exported file, ``"convnext_tiny"``, ``"convnext_tiny:in1k"`` or ``"hf:owner/name"``.
         checkpoint: as of `convnext.evaluate`, of a run.
         image_size: side of the images of a model without weights, in pixels.
 
     Raises:
         UserError: there is no such, or it cannot be read.
     """
-    path = Path(name)
+    path = fetch_model(name.removeprefix("hf:")) if name.startswith("hf:") else Path(name)
     if file := exported_file(path):
         if file.suffix == ".pt2":
             raise SettingsError(f"{file}: of a .pt2 measure the run that it was made from; files are .onnx and .xml")

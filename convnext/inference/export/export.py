@@ -18,7 +18,7 @@ from convnext.inference.export import checks
 from convnext.inference.export.acceptance import Examination, Export
 from convnext.inference.export.evidence import Evidence, gather_evidence
 from convnext.inference.export.formats import Source
-from convnext.inference.predictor import released
+from convnext.inference.released import released
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.weights.catalogue import WEIGHTS, find
