@@ -20,6 +20,7 @@ import torch
 from tables import ROOT, Machine, Run
 
 from convnext.inference.benchmark.benchmark import Row, benchmark
+from convnext.inference.benchmark.subject import PRECISIONS
 from convnext.inference.machine import cpu_name
 
 KEYS = ("images_per_second", "batch", "p50_ms", "p95_ms")
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=6.0, help="as of `convnext benchmark`")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backends", nargs="+", default=list(PRECISIONS))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
     if git("status", "--porcelain", "--", "convnext", "benchmarks"):
@@ -56,6 +58,7 @@ def main() -> int:
         image_size=options.image_size,
         seconds=options.seconds,
         rounds=options.rounds,
+        backends=options.backends,
         batch_sizes=options.batch_sizes,
     )
     run = Run(
