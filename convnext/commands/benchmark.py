@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from convnext.commands.terminal import Flag, Table, parse, percent, print_table
-from convnext.output import show
+from convnext.output import counted, show
 
 if TYPE_CHECKING:
     from convnext.inference.benchmark.benchmark import Row
@@ -77,7 +77,7 @@ def _print(rows: "Sequence[Row]", threads: int | None) -> None:
     from convnext.inference.machine import cpu_name
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    show(f"{device}, {threads or torch.get_num_threads()} threads")
+    show(f"{device}, {counted(threads or torch.get_num_threads(), 'thread')}")
     peers = [row.images_per_second for row in rows if (row.model, row.backend) == ("timm", "eager")]
     table = Table("model", "backend", "precision", "images/s", "batch", "p50", "p95", "top-1", "timm's best eager = 1")
     for row in rows:

@@ -25,7 +25,7 @@ from convnext.inference.benchmark.measuring import FORMAT_OF, Place, classes_of,
 from convnext.inference.benchmark.subject import Entry, Subject, entries, find_subject
 from convnext.inference.export.checks import pictures
 from convnext.inference.preparation import prepare
-from convnext.output import say
+from convnext.output import counted, say
 
 _CALIBRATION = 300  # images of a run that int8 is calibrated on; random ones are fewer: speed alone is meant
 _RANDOM = 16
@@ -116,7 +116,8 @@ def benchmark(
     with tempfile.TemporaryDirectory(prefix="convnext-benchmark-") as folder:
         place = Place(where, threads or torch.get_num_threads(), Path(folder))
         about = _estimate(wanted, sizes, seconds, rounds)
-        say(f"{len(wanted)} entries, {place.threads} threads each: about {about} where two cores run ConvNeXt-T")
+        each = f"{len(wanted)} entries, {counted(place.threads, 'thread')} each"
+        say(f"{each}: about {about} where two cores run ConvNeXt-T")
         times = _measure(subject, wanted, place, loaded, sizes, seconds / rounds, rounds)
         top1 = _correct(subject, times, place, loaded, max(sizes))
     return _rows(times, top1)
