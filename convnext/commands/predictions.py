@@ -32,11 +32,11 @@ def table(paths: Sequence[str], class_names: Sequence[str], top_k: int) -> Itera
     bar = next((bar for bar in _BARS if width is None or needed + bar <= width), 0)
     above, bar = bar == 0, bar or _BARS[0]
     best = Counter[str]()
-    if not above:
-        _print_row("image", name_width, f"{'probability':<{_PERCENT + 1 + bar}}", "class")
-        print(" " + "─" * (needed + bar - 1))
 
     def write(path: str, result: Result) -> None:
+        if not (above or best):
+            _print_row("image", name_width, f"{'probability':<{_PERCENT + 1 + bar}}", "class")
+            print(" " + "─" * (needed + bar - 1))
         names = [escaped(path), *[""] * (top_k - 1)]
         if above:
             print(f"  {names[0]}")

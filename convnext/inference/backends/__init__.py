@@ -6,18 +6,20 @@ this is cheap, and a file for ONNX Runtime or OpenVINO is opened and run without
 
 import importlib
 import importlib.util
+import json
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from convnext.config import DataSettings
 from convnext.errors import CheckpointError, SettingsError, reason
-from convnext.weights.model_info import ModelInfo
+from convnext.weights.model_info import ModelInfo, validated
 
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 Images: TypeAlias = NDArray[np.uint8]
@@ -75,10 +77,43 @@ class Backend(Protocol):
         """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
 
 
-class ExportedBackend(Backend, Protocol):
-    """A backend that was opened from a file, with what that says of itself."""
+class ExportedBackend(ABC):
+    """A `Backend` that was opened from a file.
 
-    export: ExportInfo
+    Attributes:
+        path: the file.
+        export: what it says of itself.
+    """
+
+    name: str
+
+    def __init__(self, path: Path, export: ExportInfo) -> None:
+        self.path, self.export = path, export
+        self.info, self.preprocessing = export.model, export.preprocessing
+
+    @abstractmethod
+    def compute(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """The logits of what the file takes: `normalized` images, or uint8 ones where it prepares them itself."""
+
+    def __call__(self, images: Images) -> NDArray[np.float32]:
+        """The logits ``(N, K)`` of images ``(N, H, W, C)``.
+
+        Raises:
+            CheckpointError: the file cannot compute what it says of itself.
+        """
+        check_images(images, self)
+        try:
+            logits = self.compute(images if self.preprocessing else normalized(images, self.info))
+        except Exception as error:  # of whatever class the runtime has
+            raise CheckpointError(
+                f"{self.path} cannot compute images of shape {images.shape}: {runtime_reason(error)}; export it again"
+            ) from None
+        if logits.shape != (len(images), len(self.info.classes)):
+            raise CheckpointError(
+                f"{self.path} says that it has {len(self.info.classes)} classes, and of {len(images)} images its "
+                f"logits have shape {logits.shape}: export it again"
+            )
+        return logits
 
 
 def logits_of(backend: Backend, images: Sequence[Images], flip: bool = False) -> NDArray[np.float32]:
@@ -140,9 +175,16 @@ def parse_info(path: Path, text: str | None) -> ExportInfo:
     if not text:
         raise CheckpointError(f"{path} was not written by convnext export: it does not say its classes and image size")
     try:
-        return ExportInfo.model_validate_json(text)
-    except (ValidationError, SettingsError) as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read what {path} says of itself: {reason(error)}") from None
+    return validated(values, ExportInfo, path)
+
+
+def runtime_reason(error: Exception) -> str:
+    """The line of a runtime's error that says what is wrong: OpenVINO begins with lines of its own code."""
+    lines = (line for line in str(error).splitlines() if not line.startswith(("Exception from ", "Check '")))
+    return next(filter(None, lines), "") or reason(error)
 
 
 def normalized(images: Images, info: ModelInfo) -> NDArray[np.float32]:

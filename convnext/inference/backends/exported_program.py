@@ -1,6 +1,8 @@
 """PyTorch, from a ``.pt2`` of `torch.export`."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 
 from convnext.devices import pick_device
 from convnext.errors import CheckpointError, SettingsError, reason
-from convnext.inference.backends import METADATA, ExportInfo, Images, check_images, normalized, parse_info
+from convnext.inference.backends import METADATA, ExportedBackend, ExportInfo, parse_info
 
 
 def open_file(
@@ -22,29 +24,34 @@ def open_file(
         raise SettingsError(
             f"{path}: PyTorch can run code that stands in a .pt2: give --trust for one that you made, or take .onnx"
         )
-    extra = {METADATA: ""}
+    extra, log = {METADATA: ""}, logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # of what cannot be read it prints a traceback
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # of a dozen classes, from zip files to JSON
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-    return ExportedProgramBackend(program, parse_info(path, extra[METADATA]), device)
+        raise CheckpointError(
+            f"cannot read {path}: it is empty, damaged, or of another version of PyTorch: {reason(error)}"
+        ) from None
+    finally:
+        log.setLevel(level)
+    return ExportedProgramBackend(program, path, parse_info(path, extra[METADATA]), device)
 
 
-class ExportedProgramBackend:
+class ExportedProgramBackend(ExportedBackend):
     """A program as a `convnext.inference.backends.Backend`."""
 
     name = "torch.export"
 
-    def __init__(self, program: torch.export.ExportedProgram, export: ExportInfo, device: str = "auto") -> None:
-        self.export = export
-        self.info, self.preprocessing = export.model, export.preprocessing
+    def __init__(
+        self, program: torch.export.ExportedProgram, path: Path, export: ExportInfo, device: str = "auto"
+    ) -> None:
+        super().__init__(path, export)
         self.device = torch.device(pick_device(device))
         self.module = program.module().to(self.device)
 
     @torch.inference_mode()
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
-        check_images(images, self)
-        values = torch.from_numpy(images if self.preprocessing else normalized(images, self.info))
-        logits: NDArray[np.float32] = self.module(values.to(self.device)).float().cpu().numpy()
+    def compute(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """See `convnext.inference.backends.ExportedBackend.compute`."""
+        logits: NDArray[np.float32] = self.module(torch.from_numpy(values).to(self.device)).float().cpu().numpy()
         return logits

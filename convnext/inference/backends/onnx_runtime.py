@@ -1,13 +1,14 @@
 """ONNX Runtime, on the CPU, without PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from convnext.errors import CheckpointError, reason
-from convnext.inference.backends import METADATA, ExportInfo, Images, check_images, normalized, parse_info
+from convnext.errors import CheckpointError
+from convnext.inference.backends import METADATA, ExportedBackend, ExportInfo, parse_info, runtime_reason
 
 
 def open_file(
@@ -22,24 +23,22 @@ def open_file(
     options.intra_op_num_threads = threads or 0
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     except Exception as error:  # of classes of its own, without one that they share
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-    info = parse_info(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
-    return OnnxRuntimeBackend(session, info)
+        raise CheckpointError(f"cannot read {path}: {runtime_reason(error)}") from None
+    return OnnxRuntimeBackend(session, path, parse_info(path, text))
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(ExportedBackend):
     """An open session as a `convnext.inference.backends.Backend`."""
 
     name = "onnxruntime"
 
-    def __init__(self, session: onnxruntime.InferenceSession, export: ExportInfo) -> None:
-        self.session, self.export = session, export
-        self.info, self.preprocessing = export.model, export.preprocessing
+    def __init__(self, session: onnxruntime.InferenceSession, path: Path, export: ExportInfo) -> None:
+        super().__init__(path, export)
+        self.session = session
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
-        check_images(images, self)
-        values = images if self.preprocessing else normalized(images, self.info)
+    def compute(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """See `convnext.inference.backends.ExportedBackend.compute`."""
         logits: NDArray[np.float32] = self.session.run(None, {"images": values})[0]
         return logits

@@ -1,13 +1,16 @@
 """OpenVINO, on the CPU, without PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from convnext.errors import CheckpointError, reason
-from convnext.inference.backends import METADATA, ExportInfo, Images, check_images, normalized, parse_info
+from convnext.errors import CheckpointError
+from convnext.inference.backends import METADATA, ExportedBackend, ExportInfo, parse_info, runtime_reason
+
+_START = 1024  # bytes, in which the root element of a model begins
 
 
 def open_file(
@@ -20,30 +23,30 @@ def open_file(
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise CheckpointError(f"{path} has its weights in {weights.name}, which is not beside it: copy both")
+    with path.open("rb") as file:
+        if b"<net" not in file.read(_START):  # of which other readers of OpenVINO would complain on standard error
+            raise CheckpointError(f"cannot read {path}: it is no model of OpenVINO")
     try:
         model = openvino.Core().read_model(path)
-    except Exception as error:  # OpenVINO raises RuntimeError of several lines
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
-    text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else None
-    return OpenVinoBackend(model, parse_info(path, text), threads)
+        text = model.get_rt_info(METADATA).astype(str) if model.has_rt_info(METADATA) else None
+        return OpenVinoBackend(model, path, parse_info(path, text), threads)
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {runtime_reason(error)}") from None
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(ExportedBackend):
     """A model as a `convnext.inference.backends.Backend`."""
 
     name = "openvino"
 
-    def __init__(self, model: openvino.Model, export: ExportInfo, threads: int | None = None) -> None:
-        self.export = export
-        self.info, self.preprocessing = export.model, export.preprocessing
+    def __init__(self, model: openvino.Model, path: Path, export: ExportInfo, threads: int | None = None) -> None:
+        super().__init__(path, export)
         # By itself OpenVINO takes bf16 where the processor has it, and then no file means what it says.
         hint = "bf16" if export.precision == "bf16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self.compiled = openvino.compile_model(model, "CPU", options)
 
-    def __call__(self, images: Images) -> NDArray[np.float32]:
-        """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
-        check_images(images, self)
-        values = images if self.preprocessing else normalized(images, self.info)
+    def compute(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """See `convnext.inference.backends.ExportedBackend.compute`."""
         logits: NDArray[np.float32] = np.array(self.compiled(values)[0])  # the next call writes into its memory
         return logits
