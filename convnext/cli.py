@@ -16,7 +16,7 @@ from convnext.errors import SettingsError, UserError, did_you_mean
 from convnext.output import abandon_output, filled, prepare_streams, say
 
 _USERS_ERRNO = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EIO, errno.EBADF, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
 

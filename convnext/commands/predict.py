@@ -15,7 +15,6 @@ from convnext.errors import SettingsError
 from convnext.output import counted, say
 
 if TYPE_CHECKING:
-    from convnext.inference.explanations import Explanation
     from convnext.inference.predictor import Predictor
     from convnext.inference.results import Writer
 
@@ -90,7 +89,7 @@ def main(args: Sequence[str]) -> int:
     paths = expand(options.images)
     standard_input = io.BytesIO(sys.stdin.buffer.read() if "-" in paths else b"")
     with ExitStack() as stack:
-        writers = [stack.enter_context(writer) for writer in _writers(options, predictor, paths, standard_input)]
+        writers = [stack.enter_context(writer) for writer in _writers(options, predictor, paths)]
         failures = _predict(predictor, options, paths, standard_input, writers)
     if failures:
         say(f"convnext: {failures:,} of {counted(len(paths), 'image')} could not be read")
@@ -112,7 +111,7 @@ def _load(options: _Predict) -> "Predictor":
 
 
 def _writers(
-    options: _Predict, predictor: "Predictor", paths: Sequence[str], standard_input: io.BytesIO
+    options: _Predict, predictor: "Predictor", paths: Sequence[str]
 ) -> "Iterator[AbstractContextManager[Writer]]":
     """What is done with each result: files as they were asked for, and one thing on standard output."""
     from convnext.commands import predictions
@@ -125,12 +124,10 @@ def _writers(
     if options.contact_sheet is not None:
         yield results.contact_sheet(options.contact_sheet, paths)
     if options.explain is not None:
+        from convnext.inference.explanations import explain
 
-        def explain(path: str) -> "Explanation":
-            image = standard_input if path == "-" else path
-            return predictor.explain(image, options.explain_class, options.explain_method, options.explain_stage)
-
-        yield results.explanations(options.explain, explain)
+        chosen = (options.explain_class, options.explain_method, options.explain_stage)
+        yield results.explanations(options.explain, lambda picture: explain(predictor.backend, picture, *chosen))
     if options.json:
         yield predictions.json_list(options.top_k or 5)
     elif options.csv:
@@ -153,12 +150,15 @@ def _predict(
 
     drawn = options.save_picture is not None or options.contact_sheet is not None
     sources = (standard_input if path == "-" else path for path in paths)
+    explained = options.explain is not None
     results = predictor.results(
         sources,
         max(options.top_k or 0, PICTURED),
+        batch_size=1 if explained else 32,  # whole images are in memory then
         flip=options.flip,
         features=options.embed is not None,
         preview=PREVIEW if drawn else 0,
+        pictures=explained,
     )
     failures = 0
     # A terminal shows by its rows how far it is.

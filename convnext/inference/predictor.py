@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ImageLike: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[np.uint8] | Tensor"
 Sources: TypeAlias = Iterable[ImageLike] | str | Path
-Prepared: TypeAlias = tuple[Images, Image.Image | None]  # what the backend takes, and a preview
+Prepared: TypeAlias = tuple[Images, Picture, Image.Image | None]  # what the backend takes; a preview
 
 URL_BYTES, URL_SECONDS = 64 * 2**20, 30.0
 """Limits of an image that a URL names."""
@@ -46,12 +46,13 @@ class Prediction(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What `Predictor.results` gives of an image: the most probable classes, best first; the pooled features ``(D,)``
-    and the image itself, upright and small, where they were asked for."""
+    """What `Predictor.results` gives of an image: the most probable classes, best first; and where they were asked for,
+    the pooled features ``(D,)``, the image itself, upright and small, and what it was read as."""
 
     classes: list[Prediction]
     features: NDArray[np.float32] | None = None
     preview: Image.Image | None = None
+    picture: Picture | None = None
 
 
 class Predictor:
@@ -185,6 +186,7 @@ class Predictor:
         flip: bool = False,
         features: bool = False,
         preview: int = 0,
+        pictures: bool = False,
     ) -> Iterator[Result | UnreadableImageError]:
         """All that one pass over many images gives, in order; see `batches` and `embed`.
 
@@ -195,6 +197,8 @@ class Predictor:
             flip: average logits and features with those of the mirror image.
             features: whether to give the pooled features.
             preview: the longer side in pixels to which to shrink the image that is given, too; 0 for none.
+            pictures: whether to give what each image was read as, so that it need not be read again; a batch of whole
+                images is in memory then.
 
         Raises:
             SettingsError: something that is no image, or a model without features.
@@ -211,7 +215,10 @@ class Predictor:
                 readable = [item for item in prepared if not isinstance(item, Exception)]
                 results = self._results(readable, top_k, flip, features)
                 for item in prepared:
-                    yield item if isinstance(item, Exception) else next(results)
+                    if isinstance(item, Exception):
+                        yield item
+                    else:
+                        yield next(results)._replace(picture=item[1] if pictures else None)
 
     def _try_prepare(self, image: ImageLike, preview: int) -> Prepared | UnreadableImageError:
         try:
@@ -242,10 +249,10 @@ class Predictor:
         picture = self._picture(image)
         pixels = prepare(picture, self.backend)
         if not preview:
-            return pixels, None
+            return pixels, picture, None
         small = picture.decode()
         small.thumbnail((preview, preview))
-        return pixels, small
+        return pixels, picture, small
 
     def _picture(self, image: ImageLike) -> Picture:
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
@@ -267,7 +274,7 @@ class Predictor:
             raise SettingsError(f"top_k: must be at least 1, got {top_k}")
         if not prepared:
             return
-        images = [pixels for pixels, _ in prepared]
+        images = [pixels for pixels, _, _ in prepared]
         vectors: Iterable[NDArray[np.float32] | None] = repeat(None, len(images))
         if features:
             logits, vectors = self._with_features(images, flip)
@@ -276,7 +283,7 @@ class Predictor:
         odds = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = odds / odds.sum(1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # of equal ones the first, as a report counts
-        for row, indices, vector, (_, preview) in zip(probabilities, best, vectors, prepared, strict=True):
+        for row, indices, vector, (_, _, preview) in zip(probabilities, best, vectors, prepared, strict=True):
             classes = [Prediction(self.info.classes[index], float(row[index])) for index in indices]
             yield Result(classes, vector, preview)
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from convnext.data.images import Picture
 from convnext.errors import DataError, SettingsError
 from convnext.inference.explanations import Explanation
 from convnext.inference.files import is_url
@@ -144,13 +145,14 @@ def pictures(folder: Path) -> Iterator[Writer]:
 
 
 @contextmanager
-def explanations(folder: Path, explain: Callable[[str], Explanation]) -> Iterator[Writer]:
-    """Write a PNG an image into ``folder``, which is made: where the model looked in it, which ``explain`` finds by the
-    image's path. They are called as `pictures` are."""
+def explanations(folder: Path, explain: Callable[[Picture], Explanation]) -> Iterator[Writer]:
+    """Write a PNG an image into ``folder``, which is made: where the model looked in it, which ``explain`` finds.
+    They are called as `pictures` are."""
     with _named(folder, "explanation") as path_of:
 
-        def write(name: str, _: Result) -> None:
-            explain(name).save(path_of(name))
+        def write(name: str, result: Result) -> None:
+            assert result.picture is not None
+            explain(result.picture).save(path_of(name))
 
         yield write
 

@@ -125,8 +125,7 @@ def save(
                 save_file(_plain(tensors), path)
         (unfinished / "model.json").write_text(info.model_dump_json(indent=2), encoding="utf-8")
         (unfinished / "training.json").write_text(state.model_dump_json(indent=2), encoding="utf-8")
-        digests = {path.name: digest(path) for path in sorted(unfinished.iterdir())}
-        (unfinished / _DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+        write_digests(unfinished)
         for path in [*unfinished.iterdir(), unfinished]:
             sync(path)
         unfinished.rename(target)
@@ -174,6 +173,12 @@ def _order(path: Path) -> tuple[int, ...]:
     """The step, and the number where that step was saved again; nothing where the name is not a checkpoint's."""
     match = _NAME.fullmatch(path.name)
     return tuple(int(number) for number in match.groups() if number) if match else ()
+
+
+def write_digests(folder: Path) -> None:
+    """Write down what is in each file of a folder, for `is_complete` and `check_whole`."""
+    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    (folder / _DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def is_complete(folder: Path) -> bool:

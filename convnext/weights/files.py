@@ -61,6 +61,10 @@ def checkpoint_folder(path: Path, name: str | None = None) -> Path:
             f"names; train from it with --model.weights {path}"
         )
     if not path.is_dir():
+        if (repository := str(path).removeprefix("hf:")) != str(path):
+            raise CheckpointError(
+                f"predict alone takes {path}: get it with hf download {repository} --local-dir DIR, and give DIR"
+            )
         raise CheckpointError(f"{'file' if path.suffix in EXPORTED else 'run folder'} {path} is not there")
     runs = sorted(str(folder.parent) for folder in path.glob("*/checkpoints"))
     advice = f": give one of the runs in it, such as {runs[0]}" if runs else ""

@@ -1,10 +1,11 @@
 """Weights into a model, and out into a file: complete, or not at all."""
 
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings
@@ -132,8 +133,10 @@ def write(tensors: dict[str, Tensor], path: Path, layout: str = "official") -> N
     """Write a new weights file as users of that layout have it: safetensors, or PyTorch's with the tensors under
     ``model`` for the authors' code, and for the others as ``load_state_dict`` takes them."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    buffer = io.BytesIO()  # for PyTorch ends the process where a disk is full
+    if path.suffix == ".safetensors":
+        buffer.write(save(contiguous))
+    else:
+        torch.save({"model": contiguous} if layout in ("official", "isotropic") else contiguous, buffer)
     with writing(path) as unfinished:
-        if path.suffix == ".safetensors":
-            save_file(contiguous, unfinished)
-        else:
-            torch.save({"model": contiguous} if layout in ("official", "isotropic") else contiguous, unfinished)
+        unfinished.write_bytes(buffer.getbuffer())

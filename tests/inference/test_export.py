@@ -1,13 +1,18 @@
 """Exported files: each says what its source says, on other machinery."""
 
 import json
+import math
+import re
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import convnext
 from convnext.cli import main
@@ -23,6 +28,8 @@ from convnext.inference.exported import evaluate_file
 from convnext.inference.preparation import prepare
 from convnext.models import registry
 from convnext.weights.model_info import ModelInfo
+
+SUFFIXES = (".onnx", ".xml", ".pt2", "")  # of FORMATS
 
 
 @pytest.fixture
@@ -145,3 +152,46 @@ def test_what_cannot_be_written_is_one_line(
     assert main(["export", str(run), *words]) == 2
     assert message in capfd.readouterr().err.replace("\n", " ")
     assert sorted(run.rglob("*")) == files
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """A system that writes no file of more than 500,000 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("run", "small_disk")
+@pytest.mark.parametrize(
+    "words",
+    [f"export RUN --format {name} --output out/model{end}" for name, end in zip(FORMATS, SUFFIXES, strict=True)]
+    + [f"convert RUN out/model{end}" for end in (".pth", ".safetensors")],
+)
+def test_a_full_disk_is_one_line_and_no_file(
+    words: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    assert main(words.replace("RUN", str(run)).split()) == 2
+    assert re.match(r"convnext: .*out/", capfd.readouterr().err.splitlines()[-1])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_logits_that_are_no_numbers_do_not_pass(run: Path, tmp_path: Path) -> None:
+    folder = (run / "checkpoints" / "last").resolve()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["head.bias"][3] = math.nan
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "sha256.json").unlink()
+    for name, suffix in (("onnx", ".onnx"), ("hub", "")):
+        with pytest.raises(CheckpointError, match=r"differ.* nan"):
+            export(run, name, output=tmp_path / f"model{suffix}")
+    assert not list(tmp_path.glob("model*"))
+    with pytest.raises(SettingsError, match="max-drop: must be a number, or inf, got nan"):
+        export(run, precision="fp16", max_drop=math.nan)

@@ -296,3 +296,26 @@ def test_other_precisions_are_refused(words: dict[str, Any], four_stages: convne
     with pytest.raises(SettingsError, match="the Hub's format has fp32 weights"):
         export(four_stages.path, "hub", output=tmp_path / "folder", **words)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_folder_is_refused_and_an_edited_card_is_not(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    (copied / "README.md").write_text("mine")
+    assert main(["inspect", str(copied), "--json"]) == 0
+    assert [one["condition"] for one in json.loads(capfd.readouterr().out)["checkpoints"]] == ["whole"]
+    for name in ("model.safetensors", "model.json"):
+        damaged = bytearray((copied / name).read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        (copied / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged: its SHA-256 is not the one in"):
+            convnext.Predictor.load(copied)
+        shutil.copy(folder / name, copied)
+
+
+def test_what_is_on_the_hub_is_for_predict(capfd: pytest.CaptureFixture[str]) -> None:
+    for command in ("evaluate", "export", "inspect"):
+        assert main([command, "hf:owner/birds"]) == 2
+        line = "predict alone takes hf:owner/birds: get it with hf download owner/birds --local-dir DIR, and give DIR"
+        assert capfd.readouterr().err == f"convnext: {line}\n"

@@ -110,18 +110,22 @@ def test_the_list_is_json_whatever_fails(run: str, tmp_path: Path, capfd: pytest
     assert err.splitlines()[-1] == "convnext: 1 of 1 image could not be read"
 
 
-def test_a_url_is_an_image(run: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_url_is_an_image_and_is_fetched_once(
+    run: str, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     image = min(folder.iterdir())
     server = Server(files={"a%20b.png": image.read_bytes(), "page.html": b"<html>"})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     urls = [f"{server.base}{name}" for name in ("a b.png", "page.html", "missing.png")]
-    assert main(["predict", run, *urls, str(image), "--json"]) == 2
+    assert main(["predict", run, *urls, str(image), "--json", "--explain", str(tmp_path / "maps")]) == 2
     server.shutdown()
+    assert len(server.requests) == len(urls)
     out, err = capfd.readouterr()
     first, second = json.loads(out)
     assert (first["path"], second["path"]) == (urls[0], str(image))
     assert first["predictions"] == second["predictions"]
-    page, missing, summary = err.splitlines()
+    page, missing, maps, summary = err.splitlines()
+    assert maps == f"2 explanations in {tmp_path / 'maps'}"
     assert page.startswith(f"convnext: {urls[1]}: unreadable image (no image format")
     assert missing == f"convnext: cannot fetch {urls[2]}: the server answers 404 Not Found"
     assert summary == "convnext: 2 of 4 images could not be read"

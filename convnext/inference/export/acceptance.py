@@ -135,7 +135,7 @@ class Examination:
         inside = exported.preprocessing
         # Pre-processing of one's own may round a pixel to the grey level beside it, and reads a JPEG as a whole.
         tolerance = _ROUNDED * comparison.scale if inside else _TOLERANCE
-        if comparison.difference > tolerance or (comparison.other_class and not inside):
+        if not comparison.difference <= tolerance or (comparison.other_class and not inside):
             raise CheckpointError(
                 f"{self.path} was not written: its logits differ from the source's by up to "
                 f"{comparison.difference:.2g}, and {comparison.other_class} of {comparison.images} images get another "

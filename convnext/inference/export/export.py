@@ -21,6 +21,7 @@ from convnext.inference.export.formats import Source
 from convnext.inference.released import released
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
+from convnext.storage.files import check_new
 from convnext.weights.catalogue import WEIGHTS, find
 from convnext.weights.files import usual_checkpoint
 from convnext.weights.model_info import ModelInfo
@@ -116,6 +117,8 @@ def export(
         UserError: a file that exists, a package that is missing, a precision that the format lacks, images that are
             missing; or logits or an accuracy that are not the source's.
     """
+    if math.isnan(max_drop):
+        raise SettingsError(f"max-drop: must be a number, or inf, got {max_drop}")
     origin = _origin(str(run), checkpoint)
     chosen = find_format(format)
     path = Path(output) if output else origin.folder / _file_name(origin.name, precision, include_preprocessing, chosen)
@@ -162,7 +165,7 @@ def _calibration(evidence: Evidence, precision: Precision, origin: _Origin) -> l
 
 def _origin(run: str, checkpoint: str | None) -> _Origin:
     name, _, tag = run.partition(":")
-    if tag and not Path(run).exists():
+    if tag and name != "hf" and not Path(run).exists():
         return _Origin(*released(name, tag), find(name, tag).licence, Path(), f"{name}-{tag}")
     folder = checkpoints.find(Path(run), checkpoint)
     model, info = checkpoints.load_model(folder)
@@ -200,7 +203,5 @@ def check_target(path: Path, chosen: Format) -> None:
     """Refuse, with a SettingsError, a path that cannot be written, before there is work to lose."""
     if chosen.suffix and path.suffix != chosen.suffix:
         raise SettingsError(f"{path}: a file of this format ends in {chosen.suffix}")
-    if exists := [other for other in chosen.paths(path) if other.exists()]:
-        raise SettingsError(f"{exists[0]} exists already: remove it, or choose another --output")
-    if not path.parent.is_dir():
-        raise SettingsError(f"folder {path.parent} is not there: make it first")
+    for other in chosen.paths(path):
+        check_new(other)

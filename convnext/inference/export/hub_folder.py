@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from convnext.config import ModelSettings, RunSettings
@@ -24,7 +24,7 @@ from convnext.inference.export.formats import Source
 from convnext.models.variants import VARIANTS
 from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
-from convnext.storage.files import usual_mode
+from convnext.storage.files import writing
 from convnext.weights.catalogue import is_weights_file
 from convnext.weights.layouts import convert, is_official
 from convnext.weights.model_info import ModelInfo
@@ -46,8 +46,9 @@ def write(source: Source, path: Path) -> None:
     if problem is None and is_official(state):
         state = convert(state, "timm", "official")
     path.mkdir()
-    with usual_mode(path / "model.safetensors") as weights:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights, {"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    with writing(path / "model.safetensors") as weights:  # which names it where it cannot be written
+        weights.write_bytes(save(tensors, {"format": "pt"}))
     if problem is not None:
         say(f"the folder is for convnext alone; timm and transformers have no such model: {problem}")
     else:
@@ -60,6 +61,7 @@ def write(source: Source, path: Path) -> None:
             fingerprints=source.info.fingerprints,
         )
         (path / "training.json").write_text(training.model_dump_json(indent=2), encoding="utf-8")
+    checkpoints.write_digests(path)  # of all but the card, which is to be edited
     (path / "README.md").write_text(model_card.model_card(source, problem), encoding="utf-8")
 
 
@@ -167,6 +169,7 @@ class HubFolderBackend:
         """The logits ``(N, K)`` of images ``(N, H, W, C)``."""
         logits = self._backends[0](images)
         for reader, backend in zip(self.readers, self._backends, strict=True):
-            if (difference := float(np.abs(backend(images) - logits).max())) > _SAME:
+            difference = float(np.abs(backend(images) - logits).max())
+            if not difference <= _SAME:  # NaN is not, either
                 raise CheckpointError(f"{reader} reads other logits from {self.path}: they differ by {difference:.2g}")
         return logits

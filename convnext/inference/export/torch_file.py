@@ -1,5 +1,6 @@
 """A program of `torch.export`, ``.pt2``: the graph and its weights, without this package."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def write(source: Source, path: Path) -> None:
         raise SettingsError("torch has no int8 export here: choose --format onnx or openvino")
     if source.info.preprocessing:
         raise SettingsError("torch has no --include-preprocessing: choose --format onnx or openvino")
-    with writing(path) as unfinished, unfinished.open("wb") as file, warnings.catch_warnings():
+    buffer = io.BytesIO()  # for PyTorch ends the process where a disk is full
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of views of tensors, which are saved whole
-        torch.export.save(capture(source), file, extra_files={METADATA: source.info.model_dump_json()})
+        torch.export.save(capture(source), buffer, extra_files={METADATA: source.info.model_dump_json()})
+    with writing(path) as unfinished:
+        unfinished.write_bytes(buffer.getbuffer())
