@@ -22,6 +22,7 @@ from convnext.errors import CheckpointError, SettingsError
 from convnext.inference.backends import ExportInfo, logits_of, open_file
 from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.export import onnx_file, openvino_file
+from convnext.inference.export.acceptance import Examination, Export
 from convnext.inference.export.export import FORMATS, export
 from convnext.inference.export.formats import Source
 from convnext.inference.exported import evaluate_file
@@ -195,3 +196,20 @@ def test_logits_that_are_no_numbers_do_not_pass(run: Path, tmp_path: Path) -> No
     assert not list(tmp_path.glob("model*"))
     with pytest.raises(SettingsError, match="max-drop: must be a number, or inf, got nan"):
         export(run, precision="fp16", max_drop=math.nan)
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("onnx", ".onnx"), ("hub", "")])
+def test_a_file_of_another_export_that_was_quicker_is_left_alone(
+    name: str, suffix: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, examine = tmp_path / f"model{suffix}", Examination.export
+
+    def examine_while_another_writes(examination: Examination) -> Export:
+        result = examine(examination)
+        path.write_text("the other's")
+        return result
+
+    monkeypatch.setattr(Examination, "export", examine_while_another_writes)
+    with pytest.raises(SettingsError, match="exists already"):
+        export(run, name, output=path)
+    assert path.read_text() == "the other's"

@@ -141,6 +141,7 @@ def export(
             return folder
 
         result = Examination(path, unfinished, source, evidence, max_drop, write_and_open).export()
+        check_target(path, chosen)  # another export may have been quicker
         for written, target in zip(chosen.paths(unfinished), chosen.paths(path), strict=True):
             written.replace(target)
     return result
