@@ -117,8 +117,6 @@ def export(
         UserError: a file that exists, a package that is missing, a precision that the format lacks, images that are
             missing; or logits or an accuracy that are not the source's.
     """
-    if math.isnan(max_drop):
-        raise SettingsError(f"max-drop: must be a number, or inf, got {max_drop}")
     origin = _origin(str(run), checkpoint)
     chosen = find_format(format)
     path = Path(output) if output else origin.folder / _file_name(origin.name, precision, include_preprocessing, chosen)
@@ -148,7 +146,10 @@ def export(
 
 
 def check_measurable(evidence: Evidence, precision: Precision, max_drop: float) -> None:
-    """Refuse, with a SettingsError, a precision whose accuracy would not be measured, unless any is accepted."""
+    """Refuse, with a SettingsError, a precision whose accuracy would not be measured, unless any is accepted; and a
+    NaN, which no accuracy passes."""
+    if math.isnan(max_drop):
+        raise SettingsError(f"max-drop: must be a number, or inf, got {max_drop}")
     if precision == "int8" and evidence.calibration is None:
         raise SettingsError("int8 learns its ranges from images: give a folder of them as --data.root")
     if precision != "fp32" and evidence.splits is None and max_drop != math.inf:
