@@ -1,8 +1,8 @@
 """Every file that `convnext export` makes of a run, beside the run: the class of photographs, and the whole test split.
 
 What a format does not have is named and left out. The source is the run's model in PyTorch, in fp32. A file with
-pre-processing inside gets the whole of a JPEG, where the source has a large one decoded at a fraction of its size: it is
-compared once with the source as it is, and once (alike) with the source on JPEGs decoded as a whole.
+pre-processing inside gets the whole of a JPEG, where the source has a large one decoded at a fraction of its size: it
+is compared once with the source as it is, and once (alike) with the source on JPEGs decoded as a whole.
 
     OMP_NUM_THREADS=1 python benchmarks/formats.py RUN PHOTOGRAPHS --root DIR
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnxscript import optimizer
 
 from convnext.errors import SettingsError
 from convnext.inference.backends import METADATA, ExportInfo
@@ -15,6 +16,8 @@ from convnext.inference.export.formats import Source, capture
 from convnext.inference.export.layers import layer_names
 from convnext.inference.export.onnx_preprocessing import preprocessing
 from convnext.storage.files import writing
+
+_ANY = 2**31  # bytes: a file of ONNX has no more
 
 
 def write(source: Source, path: Path) -> None:
@@ -39,6 +42,8 @@ def graph(source: Source) -> onnx.ModelProto:
     captured = capture(source)
     program = torch.onnx.export(captured, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
     assert program is not None
+    # The exporter folds small constants alone; NNCF fails where an operation stands between a weight and its layer.
+    optimizer.optimize(program.model, input_size_limit=_ANY, output_size_limit=_ANY)
     model: onnx.ModelProto = copy.deepcopy(program.model_proto)
     _name_layers(model, layer_names(captured))
     for value in (model.graph.input[0], model.graph.output[0]):
