@@ -68,9 +68,9 @@ def measure(backend: Backend, paths: list[str], test: ImageSource) -> Result:
 def row(source: Result, other: Result, products: tuple[int, int] | None) -> dict[str, float]:
     """The numbers of a file beside its source."""
     numbers: dict[str, float] = {}
-    for kind, theirs, ours in (("", other.logits, source.logits), ("_alike", other.decoded, source.decoded)):
-        numbers[f"other_class{kind}"] = int((ours.argmax(1) != theirs.argmax(1)).sum())
-        numbers[f"difference{kind}"] = round(float(np.abs(ours - theirs).max()), 5)
+    for kind, theirs, ours in (("", other.logits, source.logits), ("alike_", other.decoded, source.decoded)):
+        numbers[f"{kind}other_class"] = int((ours.argmax(1) != theirs.argmax(1)).sum())
+        numbers[f"{kind}difference"] = round(float(np.abs(ours - theirs).max()), 5)
     numbers |= {
         "top1": other.top1,
         "macro_f1": other.macro_f1,
@@ -121,8 +121,8 @@ def main() -> None:
         numbers |= {f"{title.replace(' ', '_')}_{key}": value for key, value in values.items()}
         int8 = "{} of {}".format(*made.products) if made.products else ""
         print(
-            f"| {title} | {values['other_class']} | {values['difference']:.2g} | {values['other_class_alike']}, "
-            f"{values['difference_alike']:.2g} | {100 * other.top1:.2f} % | "
+            f"| {title} | {values['other_class']} | {values['difference']:.2g} | {values['alike_other_class']}, "
+            f"{values['alike_difference']:.2g} | {100 * other.top1:.2f} % | "
             f"{100 * (source.top1 - other.top1):.2f} | {other.macro_f1:.4f} | {int8} |",
             flush=True,
         )
