@@ -139,15 +139,15 @@ def _tensor(pixels: Images, info: ModelInfo, model: "nn.Module") -> "Tensor":
 def _stage(model: "nn.Module", images: "Tensor", number: int) -> "Stage":
     from convnext.models.feature_maps import stages
 
-    found = stages(model, images)
-    if not found:
+    known = stages(model, images)
+    if not known:
         raise SettingsError("grad-cam needs feature maps, and the model has none: choose occlusion")
-    if not -len(found) <= number < len(found):
+    if not -len(known) <= number < len(known):
         raise SettingsError(
-            f"stage: the model has 0 to {len(found) - 1} here, from the finest feature maps to the coarsest, or -1 to "
-            f"-{len(found)} from the end, got {number}"
+            f"stage: the model has 0 to {len(known) - 1} here, from the finest feature maps to the coarsest, or -1 to "
+            f"-{len(known)} from the end, got {number}"
         )
-    return found[number]
+    return known[number]
 
 
 def _grad_cam(model: "nn.Module", stage: "Stage", images: "Tensor", target: int) -> "Tensor":
@@ -198,8 +198,8 @@ def _integrated_gradients(model: "nn.Module", images: "Tensor", target: int) -> 
     evidence: Tensor = IntegratedGradients(lambda x: _centred(model(x))).attribute(
         images, target=target, n_steps=_STEPS, internal_batch_size=_AT_ONCE
     )
-    side = images.shape[-1] // _NEIGHBOURS // 2 * 2 + 1
-    return avg_pool2d(evidence.detach()[0].sum(0, keepdim=True), side, 1, side // 2)[0]
+    width = images.shape[-1] // _NEIGHBOURS // 2 * 2 + 1
+    return avg_pool2d(evidence.detach()[0].sum(0, keepdim=True), width, 1, width // 2)[0]
 
 
 def _occlusion(backend: Backend, pixels: Images, target: int) -> "Tensor":
@@ -212,12 +212,12 @@ def _occlusion(backend: Backend, pixels: Images, target: int) -> "Tensor":
         return _centred(torch.from_numpy(backend(pixels)))
 
     height, width, channels = pixels.shape
-    side = -(-min(height, width) // _WINDOWS)
-    step = -(-side // 2)
+    window = -(-min(height, width) // _WINDOWS)
+    step = -(-window // 2)
     mean = torch.tensor([round(255 * value) for value in backend.info.mean], dtype=torch.float32)
     evidence: Tensor = Occlusion(logits).attribute(
         torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None],
-        sliding_window_shapes=(channels, side, side),
+        sliding_window_shapes=(channels, window, window),
         strides=(channels, step, step),
         baselines=mean.view(1, -1, 1, 1).expand(1, -1, height, width),
         target=target,
@@ -237,5 +237,5 @@ def _scaled(evidence: "Tensor") -> NDArray[np.float32]:
 def _seen(size: tuple[int, int], info: ModelInfo) -> tuple[float, float, float, float]:
     """The square in the middle that `convnext.data.images.Picture.center` keeps."""
     width, height = size
-    side = min(size) * info.image_size / round(info.image_size / info.center_crop)
-    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+    edge = min(size) * info.image_size / round(info.image_size / info.center_crop)
+    return (width - edge) / 2, (height - edge) / 2, (width + edge) / 2, (height + edge) / 2

@@ -70,8 +70,8 @@ class StochasticDepth(nn.Module):
         """``(N, ...)`` to the same shape."""
         if not self.training or self.p == 0:
             return x
-        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
-        return x * kept.div_(1 - self.p)
+        mask = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * mask.div_(1 - self.p)
 
 
 class Block(nn.Module):

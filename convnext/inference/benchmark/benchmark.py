@@ -21,7 +21,7 @@ from convnext.devices import pick_device
 from convnext.errors import SettingsError, UserError
 from convnext.evaluation.images import check_classes
 from convnext.inference.backends import Images
-from convnext.inference.benchmark.measuring import FORMAT_OF, Place, classes_of, in_child, measure, write
+from convnext.inference.benchmark.measuring import FORMAT_OF, Environment, classes_of, in_child, measure, write
 from convnext.inference.benchmark.subject import Entry, Subject, entries, find_subject
 from convnext.inference.export.checks import pictures
 from convnext.inference.preparation import prepare
@@ -114,12 +114,12 @@ def benchmark(
     wanted = entries(subject, models, backends, precisions, where)
     loaded = _load(subject, images, None if root is None else Path(root), wanted)
     with tempfile.TemporaryDirectory(prefix="convnext-benchmark-") as folder:
-        place = Place(where, threads or torch.get_num_threads(), Path(folder))
+        environment = Environment(where, threads or torch.get_num_threads(), Path(folder))
         about = _estimate(wanted, sizes, seconds, rounds)
-        each = f"{len(wanted)} entries, {counted(place.threads, 'thread')} each"
+        each = f"{len(wanted)} entries, {counted(environment.threads, 'thread')} each"
         say(f"{each}: about {about} where two cores run ConvNeXt-T")
-        times = _measure(subject, wanted, place, loaded, sizes, seconds / rounds, rounds)
-        top1 = _correct(subject, times, place, loaded, max(sizes))
+        times = _measure(subject, wanted, environment, loaded, sizes, seconds / rounds, rounds)
+        top1 = _correct(subject, times, environment, loaded, max(sizes))
     return _rows(times, top1)
 
 
@@ -179,7 +179,7 @@ def _estimate(wanted: Sequence[Entry], sizes: Sequence[int], seconds: float, rou
 def _measure(
     subject: Subject,
     wanted: Sequence[Entry],
-    place: Place,
+    environment: Environment,
     loaded: _Pictures,
     sizes: tuple[int, ...],
     seconds: float,
@@ -193,8 +193,8 @@ def _measure(
             continue
         try:
             if not number and entry.backend in FORMAT_OF and subject.file is None:
-                in_child(write, subject, entry, place, loaded.calibration)
-            for size, passes in in_child(measure, subject, entry, place, sizes, seconds).items():
+                in_child(write, subject, entry, environment, loaded.calibration)
+            for size, passes in in_child(measure, subject, entry, environment, sizes, seconds).items():
                 times[entry][size] += passes
         except UserError as error:
             say(f"left out: {entry}: {error}")
@@ -205,14 +205,14 @@ def _measure(
 
 
 def _correct(
-    subject: Subject, measured: Iterable[Entry], place: Place, loaded: _Pictures, batch_size: int
+    subject: Subject, measured: Iterable[Entry], environment: Environment, loaded: _Pictures, batch_size: int
 ) -> dict[Entry, float]:
     """The fraction of the test images that each entry with the subject's weights names."""
     whole = len(loaded.test) // batch_size * batch_size or len(loaded.test)  # one size is compiled
     images, labels = loaded.test[:whole], np.array(loaded.labels[:whole])
     ours = [entry for entry in measured if entry.model == "ours" and whole]
     return {
-        entry: float((in_child(classes_of, subject, entry, place, images, batch_size) == labels).mean())
+        entry: float((in_child(classes_of, subject, entry, environment, images, batch_size) == labels).mean())
         for entry in tracked(ours, len(ours), "top-1")
     }
 

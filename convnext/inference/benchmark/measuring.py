@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Environment:
     """Where entries compute: ``device``, with so many ``threads``, from the exported files in ``folder``."""
 
     device: str
@@ -76,9 +76,9 @@ def file_of(subject: Subject, entry: Entry, folder: Path) -> Path:
     return subject.file or folder / f"{entry.precision}{FORMATS[FORMAT_OF[entry.backend]].suffix}"
 
 
-def write(subject: Subject, entry: Entry, place: Place, calibration: list[Images]) -> None:
+def write(subject: Subject, entry: Entry, environment: Environment, calibration: list[Images]) -> None:
     """Write the file of an entry; ``calibration`` are images ``(H, W, C)`` for int8."""
-    torch.set_num_threads(place.threads)
+    torch.set_num_threads(environment.threads)
     info = ExportInfo(
         version=version("convnext"),
         precision=entry.precision,
@@ -89,15 +89,15 @@ def write(subject: Subject, entry: Entry, place: Place, calibration: list[Images
     )
     writer = import_module(f"convnext.inference.export.{FORMATS[FORMAT_OF[entry.backend]].module}").write
     source = Source(EagerBackend(subject.module(), subject.info, "cpu").model, info, calibration)
-    writer(source, file_of(subject, entry, place.folder))
+    writer(source, file_of(subject, entry, environment.folder))
 
 
 def measure(
-    subject: Subject, entry: Entry, place: Place, sizes: tuple[int, ...], seconds: float
+    subject: Subject, entry: Entry, environment: Environment, sizes: tuple[int, ...], seconds: float
 ) -> dict[int, list[float]]:
     """Seconds of each pass, from uint8 images in memory to logits in memory, by batch size: at least one pass, and as
     many as fit into ``seconds``."""
-    backend, info = _open(subject, entry, place), subject.info
+    backend, info = _open(subject, entry, environment), subject.info
     size = round(info.image_size / info.center_crop) if backend.preprocessing else info.image_size
     random = np.random.default_rng(0)
     images = {count: random.integers(0, 256, (count, size, size, info.channels), np.uint8) for count in sizes}
@@ -118,24 +118,24 @@ def _passes(backend: Backend, images: Images, seconds: float) -> list[float]:
 
 
 def classes_of(
-    subject: Subject, entry: Entry, place: Place, images: list[Images], batch_size: int
+    subject: Subject, entry: Entry, environment: Environment, images: list[Images], batch_size: int
 ) -> NDArray[np.int64]:
     """The most probable class of each image, ``(N,)``."""
-    backend = _open(subject, entry, place)
+    backend = _open(subject, entry, environment)
     starts = range(0, len(images), batch_size)
     return np.concatenate([logits_of(backend, images[start : start + batch_size]).argmax(1) for start in starts])
 
 
-def _open(subject: Subject, entry: Entry, place: Place) -> Backend:
-    torch.set_num_threads(place.threads)
+def _open(subject: Subject, entry: Entry, environment: Environment) -> Backend:
+    torch.set_num_threads(environment.threads)
     keep_freed_memory()
     if entry.backend in FORMAT_OF:
-        return open_file(file_of(subject, entry, place.folder), threads=place.threads)
+        return open_file(file_of(subject, entry, environment.folder), threads=environment.threads)
     model = subject.module() if entry.model == "ours" else subject.peer(entry.model)
     if entry.cast:
         model = InPrecision(model, torch.bfloat16)
     autocast = entry.precision == "bf16" and not entry.cast
-    backend = EagerBackend(model, subject.info, place.device, "bf16" if autocast else "fp32")
+    backend = EagerBackend(model, subject.info, environment.device, "bf16" if autocast else "fp32")
     if entry.backend == "compile":
         torch._dynamo.config.recompile_limit = 1000  # a graph for each batch size; past the limit nothing is compiled
         compiled: Any = torch.compile(backend.model, dynamic=False)
