@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from convnext.errors import CheckpointError
 from convnext.inference.backends import METADATA, ExportedBackend, ExportInfo, parse_info, runtime_reason
+from convnext.inference.signal_stack import in_own_thread
 
 _START = 1024  # bytes, in which the root element of a model begins
 
@@ -44,7 +45,7 @@ class OpenVinoBackend(ExportedBackend):
         # By itself OpenVINO takes bf16 where the processor has it, and then no file means what it says.
         hint = "bf16" if export.precision == "bf16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self.compiled = openvino.compile_model(model, "CPU", options)
+        self.compiled = in_own_thread(lambda: openvino.compile_model(model, "CPU", options))
 
     def compute(self, values: NDArray[Any]) -> NDArray[np.float32]:
         """See `convnext.inference.backends.ExportedBackend.compute`."""

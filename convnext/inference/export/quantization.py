@@ -14,6 +14,7 @@ import numpy as np
 from convnext.errors import UserError
 from convnext.inference.backends import Backend, normalized
 from convnext.inference.export.formats import Source
+from convnext.inference.signal_stack import in_own_thread
 
 if TYPE_CHECKING:
     import onnx
@@ -112,13 +113,16 @@ def _quantize(
 
         dataset = nncf.Dataset(batches, lambda batch: item(normalized(batch, source.info.model)))
         # Activations get one scale a tensor, weights one a channel.
-        return nncf.quantize(
-            model,
-            dataset,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(batches),
-            fast_bias_correction=True,
-            ignored_scope=nncf.IgnoredScope(names=list(ignored), types=list(kinds), validate=False),
+        scope = nncf.IgnoredScope(names=list(ignored), types=list(kinds), validate=False)
+        return in_own_thread(
+            lambda: nncf.quantize(
+                model,
+                dataset,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(batches),
+                fast_bias_correction=True,
+                ignored_scope=scope,
+            )
         )
 
 
