@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo docs test lint clean
 
 help:
 	@echo "make demo     install, train on the embedded digits, evaluate, predict"
 	@echo "make test     install, check style and types, run the tests"
+	@echo "make docs     build the documentation as a site: site/index.html"
 	@echo "make install  install into .venv only"
 	@echo "make clean    remove .venv and what demo made"
 
@@ -30,6 +31,10 @@ demo: .venv/installed
 	@echo "The trained model, its report and its pictures are in demo/digits; the images in demo/images."
 	@echo "Next: $(BIN)/convnext train folder --data.root YOUR_IMAGES"
 
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +45,4 @@ test: lint
 	$(BIN)/pytest --numprocesses auto
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
