@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "Name what is in images, with percentages.",
     "benchmark": "Measure a model on every backend here, in every precision, beside timm's and torchvision's.",
     "export": "Write a model as ONNX, OpenVINO or torch.export, compared with its source before it is called done.",
+    "serve": "Serve a model over HTTP, with a page: predictions, explanations, metrics.",
     "runs": "List runs: status, best accuracy, settings that are not their recipe's; draw their curves.",
     "inspect": "Show what a checkpoint holds: model, classes, metrics, settings, data, versions.",
     "recipes": "List the recipes, or show one with all its settings.",

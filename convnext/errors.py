@@ -38,6 +38,7 @@ HABITS = {
     "finetune": "train model.weights",
     "check": "datasets",
     **dict.fromkeys(("infer", "inference", "classify"), "predict"),
+    **dict.fromkeys(("deploy", "server", "app", "api"), "serve"),
     **dict.fromkeys(("checks", "doctor", "version"), "env"),
     "c10": "cifar10",
     "c100": "cifar100",

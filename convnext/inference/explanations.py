@@ -62,6 +62,12 @@ class Explanation:
 
         style.save_figure(self._figure(), Path(path))
 
+    def overlay(self, longest: int) -> Image.Image:
+        """The image itself under the heat, at most ``longest`` pixels wide and high."""
+        from convnext.plots.explanations import heat_over
+
+        return heat_over(self.image, self.heat, self.box, longest)
+
     def _figure(self) -> Any:
         from convnext.plots.explanations import explanation_figure
 
@@ -121,6 +127,28 @@ def check(backend: Backend, class_name: str | None, method: str, stage: int = -1
         raise SettingsError(
             f"{method} needs gradients, which {backend.name} does not give: explain the run itself, or choose occlusion"
         )
+
+
+def available(backend: Backend) -> tuple[list[Method], int]:
+    """The methods that work for a backend, and how many stages Grad-CAM can look at, 0 where it does not work."""
+
+    def works(method: Method) -> bool:
+        try:
+            check(backend, None, method)
+        except SettingsError:
+            return False
+        return True
+
+    methods, count = [method for method in METHODS if works(method)], 0
+    if "grad-cam" in methods:
+        from convnext.models.feature_maps import stages
+
+        info, model = backend.info, backend.model  # type: ignore[attr-defined]
+        black = np.zeros((info.image_size, info.image_size, info.channels), np.uint8)
+        count = len(stages(model, _tensor(black, info, model)))
+        if not count:
+            methods.remove("grad-cam")
+    return methods, count
 
 
 def _centred(logits: "Tensor") -> "Tensor":

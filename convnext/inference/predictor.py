@@ -243,23 +243,20 @@ class Predictor:
             SettingsError: no such class, method or stage; gradients of what has none; captum is not installed.
             UnreadableImageError: the image cannot be decoded.
         """
-        return explain(self.backend, self._picture(image), class_name, method, stage)
+        return explain(self.backend, self.picture(image), class_name, method, stage)
 
-    def _prepare(self, image: ImageLike, preview: int) -> Prepared:
-        picture = self._picture(image)
-        pixels = prepare(picture, self.backend)
-        if not preview:
-            return pixels, picture, None
-        small = picture.decode()
-        small.thumbnail((preview, preview))
-        return pixels, picture, small
+    def picture(self, image: ImageLike, name: str = "image") -> Picture:
+        """What an image, as of a call, is read as; ``name`` is what an error calls bytes and pixels.
 
-    def _picture(self, image: ImageLike) -> Picture:
+        Raises:
+            SettingsError: no image.
+            UnreadableImageError: the image cannot be fetched, or its header cannot be read.
+        """
         channels, most, white = self.info.channels, self.info.max_pixels, self.info.max_value
         if isinstance(image, np.ndarray) or _is_tensor(image):
             image = _from_pixels(image)
         if isinstance(image, bytes | Image.Image):
-            return Picture(image, channels, max_pixels=most, max_value=white)
+            return Picture(image, channels, name, max_pixels=most, max_value=white)
         if isinstance(image, str) and is_url(image):
             return Picture(_fetched(image), channels, image, max_pixels=most, max_value=white)
         if not isinstance(image, str | Path) and not hasattr(image, "read"):
@@ -269,9 +266,27 @@ class Predictor:
             )
         return Picture.open(image, channels, max_pixels=most, max_value=white)
 
+    def predict(self, prepared: Sequence[Images], top_k: int = 5, flip: bool = False) -> list[list[Prediction]]:
+        """The ``top_k`` most probable classes of each of some images, best first, in one batch.
+
+        Args:
+            prepared: at least one; each a `picture` through `convnext.inference.preparation.prepare`, which may run in
+                many threads, as the model may not.
+            top_k: as of a call.
+            flip: as of a call.
+        """
+        return self._ranked(logits_of(self.backend, prepared, flip), top_k)
+
+    def _prepare(self, image: ImageLike, preview: int) -> Prepared:
+        picture = self.picture(image)
+        pixels = prepare(picture, self.backend)
+        if not preview:
+            return pixels, picture, None
+        small = picture.decode()
+        small.thumbnail((preview, preview))
+        return pixels, picture, small
+
     def _results(self, prepared: Sequence[Prepared], top_k: int, flip: bool, features: bool) -> Iterator[Result]:
-        if top_k < 1:
-            raise SettingsError(f"top_k: must be at least 1, got {top_k}")
         if not prepared:
             return
         images = [pixels for pixels, _, _ in prepared]
@@ -280,12 +295,19 @@ class Predictor:
             logits, vectors = self._with_features(images, flip)
         else:
             logits = logits_of(self.backend, images, flip)
+        for classes, vector, (_, _, preview) in zip(self._ranked(logits, top_k), vectors, prepared, strict=True):
+            yield Result(classes, vector, preview)
+
+    def _ranked(self, logits: NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
+        if top_k < 1:
+            raise SettingsError(f"top_k: must be at least 1, got {top_k}")
         odds = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = odds / odds.sum(1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # of equal ones the first, as a report counts
-        for row, indices, vector, (_, _, preview) in zip(probabilities, best, vectors, prepared, strict=True):
-            classes = [Prediction(self.info.classes[index], float(row[index])) for index in indices]
-            yield Result(classes, vector, preview)
+        return [
+            [Prediction(self.info.classes[index], float(row[index])) for index in indices]
+            for row, indices in zip(probabilities, best, strict=True)
+        ]
 
     def _with_features(self, images: list[Images], flip: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         with_features: Any = getattr(self.backend, "with_features", None)

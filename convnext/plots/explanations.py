@@ -29,9 +29,39 @@ def explanation_figure(
         title: over both.
         note: below the title, in small letters.
     """
+    shown, heated = _heated(image, heat, box, _PIXELS)
+    height, width = shown.shape[:2]
+    inch = _SIDE / _PIXELS
+    size = (2 * width * inch + _GAP, height * inch + _TOP)
+    figure = new_figure(figsize=size, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))  # in inches, from the top
+    axes.axis("off")
+    for pixels, x in ((shown, 0.0), (heated, width * inch + _GAP)):
+        axes.imshow(pixels, extent=(x, x + width * inch, size[1], _TOP))
+    axes.text(size[0] / 2, 0.0, wrapped(title, 60, lines=1), ha="center", va="top", fontsize=11)
+    axes.text(size[0] / 2, 0.24, wrapped(note, 60, lines=1), ha="center", va="top", fontsize=8, color=GREY)
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")
+    fit_texts(figure, axes.texts, size[0])
+    return figure
+
+
+def heat_over(
+    image: Image.Image, heat: NDArray[np.float32], box: tuple[float, float, float, float], longest: int
+) -> Image.Image:
+    """The image itself under the heat, at most ``longest`` pixels wide and high, and enlarged where it is small; see
+    `explanation_figure`."""
+    _, heated = _heated(image, heat, box, min(max(*image.size, _PIXELS), longest))
+    return Image.fromarray((255 * heated).round().astype(np.uint8))
+
+
+def _heated(
+    image: Image.Image, heat: NDArray[np.float32], box: tuple[float, float, float, float], longer: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The image, pale outside the box, without and with the heat: ``(H, W, 3)`` from 0 to 1, the longer side ``longer``
+    pixels."""
     from matplotlib import colormaps
 
-    scale = _PIXELS / max(image.size)
+    scale = longer / max(image.size)
     width, height = (max(round(scale * side), 1) for side in image.size)
     left, top = int(scale * box[0]), int(scale * box[1])
     right, bottom = max(round(scale * box[2]), left + 1), max(round(scale * box[3]), top + 1)
@@ -46,16 +76,4 @@ def explanation_figure(
     ]
     weight = _COLD + (_HOT - _COLD) * values
     heated[inside] += weight * (colormaps["inferno"](values[..., 0])[..., :3] - heated[inside])
-
-    inch = _SIDE / _PIXELS
-    size = (2 * width * inch + _GAP, height * inch + _TOP)
-    figure = new_figure(figsize=size, layout=None)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))  # in inches, from the top
-    axes.axis("off")
-    for pixels, x in ((shown, 0.0), (heated, width * inch + _GAP)):
-        axes.imshow(pixels, extent=(x, x + width * inch, size[1], _TOP))
-    axes.text(size[0] / 2, 0.0, wrapped(title, 60, lines=1), ha="center", va="top", fontsize=11)
-    axes.text(size[0] / 2, 0.24, wrapped(note, 60, lines=1), ha="center", va="top", fontsize=8, color=GREY)
-    axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal")
-    fit_texts(figure, axes.texts, size[0])
-    return figure
+    return shown, heated
