@@ -1,4 +1,4 @@
-"""The routes as a page that loads nothing: FastAPI's own takes scripts from another host."""
+"""The routes as a page that loads nothing from other hosts, from which FastAPI's own takes scripts."""
 
 from html import escape
 from typing import Any
@@ -18,7 +18,8 @@ def page(schema: dict[str, Any]) -> str:
     title = escape(schema["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"></head><body><main>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="icon.svg">'
+        '<link rel="stylesheet" href="page.css"></head><body><main>'
         f'<h1>{title}</h1><p>For programs: <a href="/openapi.json">openapi.json</a>.</p>{"".join(routes)}'
         "</main></body></html>"
     )
