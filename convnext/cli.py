@@ -4,12 +4,15 @@ error.
 Exit status: 0 done, 1 our mistake, 2 the user's, 128 + n stopped by signal n.
 """
 
+import contextlib
 import errno
 import importlib
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import convnext
 from convnext.errors import SettingsError, UserError, did_you_mean
@@ -49,9 +52,12 @@ def main(args: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         try:
-            status = _dispatch(args)
-        except SystemExit as stop:  # --help
+            with _ended_in_order():
+                status = _dispatch(args)
+        except SystemExit as stop:  # --help, or a signal
             status = stop.code if isinstance(stop.code, int) else 2
+            if status > 128:
+                say(f"convnext: stopped by {signal.Signals(status - 128).name}")
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -65,6 +71,27 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report_error(error, args)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind what runs, so that no half-written file stays; a command may take them for itself."""
+    if threading.current_thread() is not threading.main_thread():  # which alone can take signals
+        yield
+        return
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in usual:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _stop(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _dispatch(args: list[str]) -> int:

@@ -7,7 +7,7 @@ gets its name once the context has ended well.
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -160,6 +160,7 @@ def explanations(folder: Path, explain: Callable[[Picture], Explanation]) -> Ite
 @contextmanager
 def _named(folder: Path, noun: str) -> Iterator[Callable[[str], Path]]:
     """A function from an image's name to that of a new PNG in the folder, to be written before it is called again."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     taken = Counter[str]()
     count = numbered = 0
@@ -175,7 +176,13 @@ def _named(folder: Path, noun: str) -> Iterator[Callable[[str], Path]]:
         count += 1
         return path
 
-    yield path_of
+    try:
+        yield path_of
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
     others = f"; {numbered:,} numbered, since there were others of their name" if numbered else ""
     say(f"{counted(count, noun)} in {folder}{others}")
 

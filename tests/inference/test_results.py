@@ -236,3 +236,13 @@ def test_a_contact_sheet_has_a_bounded_number_of_images(
     assert title == "64 of 116 images"
     assert {one.true for one in shown} == {None}
     assert shown[0].name == Path(digits[1]).name
+
+
+def test_a_folder_that_stays_empty_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), pictures(tmp_path / "pictures"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(KeyboardInterrupt), pictures(tmp_path / "pictures"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "pictures").is_dir()

@@ -5,18 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
+from torchvision.models import SwinTransformer
 
 import convnext
 from convnext.inference.export.export import FORMATS, export
 from convnext.inference.exported import evaluate_file
 from convnext.inference.predictor import Predictor
+from convnext.models.registry import register_model
 
 MODELS: dict[str, dict[str, Any]] = {
     "convnext": {},
     "v2": {"model.name": "convnextv2_atto", "model.depths": (1, 1), "model.dims": (16, 32), "model.patch_size": 2},
     "roadmap": {"model.name": "roadmap", "model.step": 7},
     "resnet18": {"model.name": "resnet18", "model.patch_size": 1},
-    "swin_t": {"model.name": "swin_t", "model.patch_size": 1},
+    "swin": {"model.name": "small_swin"},
 }
 HAS = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -30,6 +33,14 @@ FILES = [
     for name, precisions in formats.items()
     for precision in precisions
 ]
+
+
+@register_model("small_swin")
+def small_swin(num_classes: int, in_channels: int = 1) -> nn.Module:
+    """The baseline's layers, shifted windows among them, in less than its 28 million parameters."""
+    model: Any = SwinTransformer([1, 1], 16, [2, 2], [1, 2], [4, 4], num_classes=num_classes)
+    model.features[0][0] = nn.Conv2d(in_channels, 16, 1)
+    return model  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_killed_and_resumed(tmp_path: Path, number: str) -> None:
     weights = [tmp_path / "runs" / name / "checkpoints/last/model.safetensors" for name in ("digits", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "whole"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, digits_run: convnext.Run, tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from convnext.cli import main\n"
+        "from convnext.inference.export import onnx_file\n"
+        "def write(source, path):\n"
+        "    path.write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "onnx_file.write = write\n"
+        "sys.exit(main(['export', sys.argv[2], '--output', sys.argv[3]]))\n"
+    )
+    words = [sys.executable, "-c", program, str(int(number)), str(digits_run.path), str(tmp_path / "model.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + number
+    assert f"convnext: stopped by {number.name}" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

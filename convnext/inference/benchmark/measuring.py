@@ -138,6 +138,9 @@ def _open(subject: Subject, entry: Entry, environment: Environment) -> Backend:
     backend = EagerBackend(model, subject.info, environment.device, "bf16" if autocast else "fp32")
     if entry.backend == "compile":
         torch._dynamo.config.recompile_limit = 1000  # a graph for each batch size; past the limit nothing is compiled
+        from torch._inductor import config
+
+        config.freezing = True  # weights are constants, laid out once, and products take their activation along
         compiled: Any = torch.compile(backend.model, dynamic=False)
         backend.model = compiled
     return backend
