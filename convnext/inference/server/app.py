@@ -78,14 +78,9 @@ class Problem(BaseModel):
     detail: str
 
 
-class Png(Response):
-    """A picture."""
-
-    media_type = "image/png"
-
-
+_PROBLEM = {"application/json": {"schema": Problem.model_json_schema()}}
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
+    status: {"content": _PROBLEM, "description": text}
     for status, text in {
         400: "The client ended the connection within its request.",
         408: "The request did not arrive in time.",
@@ -106,6 +101,7 @@ def _body(field: str, files: dict[str, Any]) -> dict[str, Any]:
 
 
 _FILE = {"type": "string", "format": "binary"}
+_PNG = {"content": {"image/png": {"schema": _FILE}}, "description": "The picture; X-Class and X-Method say what of."}
 _MANY = _body("images", {"type": "array", "items": _FILE, "minItems": 1})
 _ONE = _body("image", _FILE)
 
@@ -179,7 +175,7 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         ]
         return Answers(results=results)
 
-    @app.post("/explain", response_class=Png, responses=_PROBLEMS, openapi_extra=_ONE)
+    @app.post("/explain", response_class=Response, responses=_PROBLEMS | {200: _PNG}, openapi_extra=_ONE)
     async def explain(
         request: Request,
         class_name: Annotated[
@@ -192,7 +188,8 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         _refuse_others(request, "class", "method", "stage")
         async with bodies.images(request, "image", 1) as (upload,):
             explanation, png = await engine.explain(upload, class_name, method, stage)
-        return Png(png, headers={"X-Class": quote(explanation.class_name, safe=""), "X-Method": explanation.method})
+        headers = {"X-Class": quote(explanation.class_name, safe=""), "X-Method": explanation.method}
+        return Response(png, media_type="image/png", headers=headers)
 
 
 def _refuse_others(request: Request, *known: str) -> None:

@@ -106,7 +106,7 @@ async def _files(headers: Headers, chunks: AsyncGenerator[bytes, None], field: s
         form = await parser.parse()
     except (MultiPartException, FormParserError, KeyError) as error:
         text = str(getattr(error, "message", error))
-        if text.startswith("Too many"):
+        if text.startswith("Too many files"):
             raise HTTPException(413, f"a request has at most {counted(most, 'image')}: send fewer at a time") from None
         raise HTTPException(422, f"{_FORM} that cannot be read: {text}") from None
     if not parser.ended:
