@@ -15,6 +15,7 @@ import pytest
 import convnext
 from convnext.cli import main
 from convnext.inference.export.export import export
+from convnext.inference.server.running import bind
 from tests.support.serving import Served, encoded, form, metric
 
 PNG = {"Content-Type": "image/png"}
@@ -95,6 +96,11 @@ sys.exit(main(["serve", sys.argv[1], "--port", "0"]))
     assert json.loads(about)["name"] == "model.onnx"
     assert len(json.loads(answers)["results"][0]["predictions"]) == 5
     assert not {"torch", "torchvision", "sklearn", "matplotlib", "accelerate"} & set(packages.split())
+
+
+def test_what_is_sent_goes_out_at_once() -> None:
+    with bind("127.0.0.1", 0) as bound:
+        assert bound.proto == socket.IPPROTO_TCP  # by which asyncio knows; else each answer waits for 40 ms
 
 
 def test_where_it_cannot_listen(digits_run: convnext.Run, capsys: pytest.CaptureFixture[str]) -> None:

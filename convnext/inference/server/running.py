@@ -37,8 +37,9 @@ def bind(host: str, port: int) -> socket.socket:
     if not 0 <= port < 2**16:  # which would be taken modulo that
         raise SettingsError(f"port: must be between 0 and {2**16 - 1}, got {port}")
     try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, kind)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = addresses[0]
+        bound = socket.socket(family, kind, protocol)  # asyncio sends at once (TCP_NODELAY) where that says TCP
         if os.name == "posix":  # elsewhere two servers could share the port
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
