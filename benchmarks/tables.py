@@ -8,6 +8,7 @@ A text (README.md, results/README.md, docs/**/*.md) marks where a table goes; wh
 measured         what the recipes' own runs reached: the folders that their ``MEASURED`` names
 thirty-minutes   the same minutes of CPU time for several models and settings
 imbalance        what is done about unequal classes
+not-learning     what single settings make of a short run
 speed            ours against a peer
 inference        a model on every backend, beside timm's and torchvision's
 others           every other run
@@ -45,6 +46,8 @@ METHODS = {
     "class-weights": "`--loss.class-weights balanced`",
     "sampler": "`--data.sampler balanced`",
 }
+# Folders of results/ that have a table each.
+MEASURED_TOGETHER = ("imbalance/", "inference/", "not-learning/", "speed/", "thirty-minutes/")
 Number = int | float
 
 
@@ -258,6 +261,17 @@ def imbalance(link: Link) -> str:
     return _grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
 
 
+def not_learning(link: Link) -> str:
+    """What single settings make of a short run, best first."""
+    rows = []
+    for where, run in sorted(runs().items(), key=lambda each: -sum(each[1].values("top1"))):
+        if where.startswith("not-learning/"):
+            options = run.command.partition("--epochs 10")[2].strip()
+            cells = [percent(run.values("top1")), f"{run.values('macro_f1')[0]:.3f}"]
+            rows.append([link(f"`{options}`" if options else "as it is", where), *cells])
+    return _grid(["`convnext train digits --epochs 10`", "test top-1", "macro-F1"], rows)
+
+
 def _number(key: str, value: Number) -> str:
     if key.startswith(("top1", "top5")):
         return f"{key.replace('top', 'top-', 1).replace('_', ' ')} {percent([value])}"
@@ -312,7 +326,7 @@ def others(link: Link) -> str:
     shown = {where for _, where in _measured_folders()}
     rows = []
     for where, run in runs().items():
-        if where not in shown and not where.startswith(("imbalance/", "inference/", "speed/", "thirty-minutes/")):
+        if where not in shown and not where.startswith(MEASURED_TOGETHER):
             minutes = _minutes(run.minutes) if run.minutes else ""
             rows.append([link(f"`{where}`", where), _name_of_data(run), _numbers(run, lambda _: True), minutes])
             rows[-1] += [str(run.machine), _source(run)]
@@ -334,6 +348,7 @@ TABLES: dict[str, Callable[[Link], str]] = {
     "measured": measured,
     "thirty-minutes": thirty_minutes,
     "imbalance": imbalance,
+    "not-learning": not_learning,
     "speed": speed,
     "inference": inference,
     "others": others,
@@ -354,7 +369,7 @@ def filled(path: Path, root: Path = ROOT) -> str:
     """
     text = path.read_text(encoding="utf-8")
     folder = path.parent.relative_to(root).as_posix()
-    base = {".": "results/", "results": ""}.get(folder)  # pages of docs/ are read as a site, which has no results/
+    base = {".": "results/", "results": "", "docs": "../results/"}.get(folder)
 
     def link(name: str, where: str) -> str:
         return name if base is None else f"[{name}]({base}{where})"
