@@ -46,8 +46,6 @@ METHODS = {
     "class-weights": "`--loss.class-weights balanced`",
     "sampler": "`--data.sampler balanced`",
 }
-# Folders of results/ that have a table each.
-MEASURED_TOGETHER = ("imbalance/", "inference/", "not-learning/", "speed/", "thirty-minutes/")
 Number = int | float
 
 
@@ -247,29 +245,20 @@ def thirty_minutes(link: Link) -> str:
 
 
 def _mean_and_deviation(values: Sequence[Number], decimals: int) -> str:
-    return f"{statistics.mean(values):.{decimals}f} ± {statistics.stdev(values):.{decimals}f}"
+    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{deviation}"
 
 
-def imbalance(link: Link) -> str:
-    """Mean and standard deviation over the seeds of each of the methods of ``benchmarks/imbalance.py``."""
+def trainings(link: Link, folder: str) -> str:
+    """Each way to train that is in that folder, best last: mean and standard deviation over its seeds."""
     rows = []
     for where, run in sorted(runs().items(), key=lambda each: sum(each[1].values("macro_f1"))):
-        if where.startswith("imbalance/"):
+        if where.startswith(folder):
             top1 = _mean_and_deviation([100 * value for value in run.values("top1")], 1) + " %"
-            cells = [top1, _mean_and_deviation(run.values("macro_f1"), 3)]
-            rows.append([link(METHODS[where.rpartition("/")[2]], where), *cells, f"{len(run.seeds)}", str(run.machine)])
+            cells = [top1, _mean_and_deviation(run.values("macro_f1"), 3), f"{len(run.seeds)}", str(run.machine)]
+            options = run.command.partition(" --epochs 10 ")[2]
+            rows.append([link(METHODS.get(where.removeprefix(folder), f"`{options}`"), where), *cells])
     return _grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
-
-
-def not_learning(link: Link) -> str:
-    """What single settings make of a short run, best first."""
-    rows = []
-    for where, run in sorted(runs().items(), key=lambda each: -sum(each[1].values("top1"))):
-        if where.startswith("not-learning/"):
-            options = run.command.partition("--epochs 10")[2].strip()
-            cells = [percent(run.values("top1")), f"{run.values('macro_f1')[0]:.3f}"]
-            rows.append([link(f"`{options}`" if options else "as it is", where), *cells])
-    return _grid(["`convnext train digits --epochs 10`", "test top-1", "macro-F1"], rows)
 
 
 def _number(key: str, value: Number) -> str:
@@ -326,7 +315,7 @@ def others(link: Link) -> str:
     shown = {where for _, where in _measured_folders()}
     rows = []
     for where, run in runs().items():
-        if where not in shown and not where.startswith(MEASURED_TOGETHER):
+        if where not in shown and not where.startswith(tuple(f"{name}/" for name in TABLES)):
             minutes = _minutes(run.minutes) if run.minutes else ""
             rows.append([link(f"`{where}`", where), _name_of_data(run), _numbers(run, lambda _: True), minutes])
             rows[-1] += [str(run.machine), _source(run)]
@@ -347,8 +336,8 @@ def recipe_list(_: Link) -> str:
 TABLES: dict[str, Callable[[Link], str]] = {
     "measured": measured,
     "thirty-minutes": thirty_minutes,
-    "imbalance": imbalance,
-    "not-learning": not_learning,
+    "imbalance": functools.partial(trainings, folder="imbalance/"),
+    "not-learning": functools.partial(trainings, folder="not-learning/"),
     "speed": speed,
     "inference": inference,
     "others": others,

@@ -114,7 +114,7 @@ def test_a_region_is_filled_and_the_rest_is_left_alone(tmp_path: Path) -> None:
     for name, cell in (
         ("README.md", "[`digits`](results/digits/convnext)"),
         ("results/README.md", "[`digits`](digits/convnext)"),
-        ("docs/results.md", "`digits`"),
+        ("docs/results.md", "[`digits`](../results/digits/convnext)"),
     ):
         new = tables.filled(tmp_path / name, tmp_path)
         assert f"| {cell} | scikit-learn's digits, 8 px | " in new
