@@ -41,11 +41,7 @@ ENTRIES = {
     "resnet18": "ResNet-18, AdamW",
     "timm": "timm's ConvNeXt, same depths and dims",
 }
-METHODS = {
-    "none": "as it is",
-    "class-weights": "`--loss.class-weights balanced`",
-    "sampler": "`--data.sampler balanced`",
-}
+METHODS = {"class-weights": "--loss.class-weights balanced", "sampler": "--data.sampler balanced"}
 Number = int | float
 
 
@@ -256,8 +252,8 @@ def trainings(link: Link, folder: str) -> str:
         if where.startswith(folder):
             top1 = _mean_and_deviation([100 * value for value in run.values("top1")], 1) + " %"
             cells = [top1, _mean_and_deviation(run.values("macro_f1"), 3), f"{len(run.seeds)}", str(run.machine)]
-            options = run.command.partition(" --epochs 10 ")[2]
-            rows.append([link(METHODS.get(where.removeprefix(folder), f"`{options}`"), where), *cells])
+            options = METHODS.get(where.removeprefix(folder), run.command.partition(" --epochs 10 ")[2])
+            rows.append([link(f"`{options}`" if options else "as it is", where), *cells])
     return _grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
 
 
