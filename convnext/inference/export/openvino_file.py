@@ -53,9 +53,11 @@ def _prepend_preprocessing(model: openvino.Model, info: ModelInfo) -> None:
     smaller = ops.minimum(height, width)
     new_height, new_width = (ops.divide(ops.multiply(edge, length), smaller) for length in (height, width))
     pixels = ops.convert(ops.transpose(images, [0, 3, 1, 2]), "f32")
-    for axis, length in ((3, new_width), (2, new_height)):
-        axes = ops.constant(np.array([axis]))
-        resized = ops.interpolate(pixels, length, "bicubic_pillow", "sizes", axes=axes, cube_coeff=-0.5)
+    for along_rows in (True, False):
+        if along_rows:
+            resized = ops.matmul(pixels, _resizing(width, new_width), transpose_a=False, transpose_b=True)
+        else:
+            resized = ops.matmul(_resizing(height, new_height), pixels, transpose_a=False, transpose_b=False)
         pixels = ops.clamp(ops.round(resized, "half_to_even"), 0.0, 255.0)
     two = ops.constant(np.array([2], np.float64))
     rests = [ops.convert(ops.subtract(length, size), "f64") for length in (new_height, new_width)]
@@ -72,3 +74,25 @@ def _prepend_preprocessing(model: openvino.Model, info: ModelInfo) -> None:
     model.remove_parameter(before)
     model.add_parameters([images])
     model.validate_nodes_and_infer_types()
+
+
+def _resizing(length: openvino.Node, new_length: openvino.Node) -> openvino.Node:
+    """The matrix ``(new_length, length)`` of Pillow's bicubic, antialiased resizing along an axis.
+
+    OpenVINO's own ``bicubic_pillow`` is compiled anew for every size of image, which takes it a second.
+
+    Args:
+        length: of shape ``(1,)``, int64; ``new_length`` is the same.
+        new_length: after resizing.
+    """
+    old, new = (ops.convert(ops.squeeze(each, ops.constant(0)), "f32") for each in (length, new_length))
+    zero, half, one, two, four = (ops.constant(np.float32(value)) for value in (0, 0.5, 1, 2, 4))
+    a, b = (ops.constant(np.float32(value)) for value in (1.5, 2.5))
+    scale = old / new
+    row, column = (ops.range(zero, end, one, "f32") + half for end in (new, old))
+    center = ops.unsqueeze(row * scale, ops.constant(1))
+    x = ops.abs(column - center) / ops.maximum(scale, one)  # the kernel is wider where the image shrinks
+    # Keys' kernel with a = -0.5, which is 0 from 2 on.
+    near, far = (a * x - b) * x * x + one, ((b - half * x) * x - four) * x + two
+    weights = ops.select(ops.less(x, one), near, ops.select(ops.less(x, two), far, zero))
+    return weights / ops.reduce_sum(weights, ops.constant(1), keep_dims=True)
