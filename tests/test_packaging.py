@@ -61,6 +61,7 @@ def test_the_digits_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None
     assert list((tmp_path / "cache" / "kernels").glob("*.so"))  # compiled from the sources that the wheel has
     script = zipfile.ZipFile(wheel).read(next(name for name in files_of(wheel) if name.endswith("entry_points.txt")))
     assert b"convnext = convnext.cli:main" in script
+    assert "convnext/inference/server/page/index.html" in files_of(wheel)
 
 
 def test_the_sdist_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

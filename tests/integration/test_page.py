@@ -228,14 +228,20 @@ def test_what_is_no_image_is_refused_in_words(page: Page, server: Served, images
     assert not any("predict" in url for url in asked)
 
 
-def test_a_server_that_is_gone_is_named_and_asked_again(page: Page, images: list[Path]) -> None:
+def test_a_server_that_is_gone_is_named_and_asked_again(page: Page, images: list[Path], tmp_path: Path) -> None:
+    lost = tmp_path / "lost.png"
+    shutil.copy(images[2], lost)
     page.route("**/predict*", lambda route: route.abort("connectionrefused"))
-    choose(page, images[1])
-    card = card_of(page, images[1].name)
-    expect(card.locator(".reason")).to_have_text("The server does not answer. Is it still running?")
+    choose(page, images[1], lost)
+    for path in (images[1], lost):
+        reason = card_of(page, path.name).locator(".reason")
+        expect(reason).to_have_text("The server does not answer. Is it still running?")
     page.unroute("**/predict*")
-    card.get_by_role("button", name="Retry").press("Enter")
-    expect_answer(card)
+    lost.unlink()
+    for path in (images[1], lost):
+        card_of(page, path.name).get_by_role("button", name="Retry").press("Enter")
+    expect_answer(card_of(page, images[1].name))
+    expect(card_of(page, "lost.png").locator(".reason")).to_contain_text("The browser cannot read it")
 
 
 def test_a_busy_server_is_asked_again_by_itself(page: Page, images: list[Path]) -> None:
