@@ -1,12 +1,13 @@
 """What the documentation's site has beside the pages in ``docs/``; mkdocs calls the functions ``on_…``.
 
-- The repository's files that the pages link to: texts and pictures as they are, anything else on a page that shows it.
+- The repository's files that the pages link to: texts, notebooks and pictures, anything else on a page that shows it.
 - In ``reference/``, where ``<!-- made: NAME -->`` stands, the commands' options and all settings.
 """
 
 import contextlib
 import importlib
 import io
+import json
 import os
 import posixpath
 import re
@@ -76,6 +77,9 @@ def _markdown(path: Path) -> str:
     """The text of a page, or one that shows another file, or a result: its pictures and how it was made."""
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_bytes())["cells"]]
+        return "\n\n".join(f"````python\n{text}\n````" if kind == "code" else text for kind, text in cells)
     lines = ["---", "search: {exclude: true}", "---", f"# {path.relative_to(ROOT).as_posix()}"]
     for file in sorted([*path.rglob("*.png"), *path.rglob("run.json")]) if path.is_dir() else [path]:
         name = file.relative_to(path.parent).as_posix()
