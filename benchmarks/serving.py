@@ -207,7 +207,7 @@ def holds(options: argparse.Namespace, cases: Sequence[Case]) -> dict[str, float
         **{f"mixed_{kind}": count for kind, count in refused.items()},
         "mixed_wrong": len(tally.faults),
         "mixed_busy": sum(count for (_, status), count in tally.statuses.items() if status == 503),
-        "mixed_good_a_second": round(len(tally.seconds) / options.seconds, 1),
+        "mixed_images_per_second": round(len(tally.seconds) / options.seconds, 1),
         **{f"mixed_p{percentile}_ms": tally.milliseconds(percentile) for percentile in (50, 95, 99)},
         "mixed_mean_batch": round(batch, 1),
         "memory_before_mb": round(before / MEGABYTE),

@@ -11,6 +11,7 @@ imbalance        what is done about unequal classes
 not-learning     what single settings make of a short run
 speed            ours against a peer
 inference        a model on every backend, beside timm's and torchvision's
+serving          a server under load
 others           every other run
 recipes          each recipe, the number that others published and ours
 
@@ -36,11 +37,7 @@ from convnext import recipes
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 UNITS = {"_images_per_second": "images/s", "_minutes": "min", "_ms": "ms", "_mb": "MB"}
-ENTRIES = {
-    "ours": "ours",
-    "resnet18": "ResNet-18, AdamW",
-    "timm": "timm's ConvNeXt, same depths and dims",
-}
+ENTRIES = {"ours": "ours", "resnet18": "ResNet-18, AdamW", "timm": "timm's ConvNeXt, same depths and dims"}
 METHODS = {"class-weights": "--loss.class-weights balanced", "sampler": "--data.sampler balanced"}
 Number = int | float
 
@@ -306,6 +303,16 @@ def inference(_: Link) -> str:
     return _grid([*header, "over timm's eager fp32", "over timm's best eager", "date, commit"], rows)
 
 
+def serving(_: Link) -> str:
+    """What ``benchmarks/serving.py`` measured, a row a load."""
+    rows = []
+    for run in (run for where, run in runs().items() if where.startswith("serving/")):
+        for load in [key.removesuffix("_p50_ms") for key in run.numbers if key.endswith("_p50_ms")]:
+            keys = [f"{load}_{key}" for key in ("images_per_second", "p50_ms", "p95_ms", "p99_ms")]
+            rows.append([load.replace("_", " "), *(f"{run.values(key)[0]:,}" for key in keys), _source(run)])
+    return _grid(["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "date, commit"], rows)
+
+
 def others(link: Link) -> str:
     """The runs that are in none of the tables above."""
     shown = {where for _, where in _measured_folders()}
@@ -330,14 +337,9 @@ def recipe_list(_: Link) -> str:
 
 
 TABLES: dict[str, Callable[[Link], str]] = {
-    "measured": measured,
-    "thirty-minutes": thirty_minutes,
-    "imbalance": functools.partial(trainings, folder="imbalance/"),
-    "not-learning": functools.partial(trainings, folder="not-learning/"),
-    "speed": speed,
-    "inference": inference,
-    "others": others,
-    "recipes": recipe_list,
+    **{"measured": measured, "thirty-minutes": thirty_minutes, "speed": speed, "inference": inference},
+    **{name: functools.partial(trainings, folder=f"{name}/") for name in ("imbalance", "not-learning")},
+    **{"serving": serving, "others": others, "recipes": recipe_list},
 }
 
 
