@@ -11,7 +11,7 @@ RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu 
 
 COPY pyproject.toml README.md LICENSE /source/
 COPY convnext /source/convnext
-RUN pip install --no-cache-dir "/source[export]" && rm -r /source
+RUN pip install --no-cache-dir "/source[export,explain,serve]" && rm -r /source
 
 # Any user may write here, so that runs in a mounted folder can belong to who started the container.
 RUN useradd --create-home convnext && mkdir --mode 1777 /work /cache

@@ -100,6 +100,8 @@ class Client:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         while time.monotonic() < ends:
             if self.random.random() < self.good:
+                if reader.at_eof():  # idle for longer than the server keeps a connection
+                    reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 try:
                     await self.ask(reader, writer)
                 except (OSError, asyncio.IncompleteReadError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import httpx
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -293,6 +295,17 @@ async def test_an_exported_file_is_served(preprocessing: bool, digits_run: convn
         assert result["predictions"][0]["class"] == predictor(encoded(seed, width=50 + seed))[0].class_name
     assert "grad-cam needs gradients" in detail(refused, 422)
     assert explained.status_code == 200
+
+
+def test_the_configuration_for_triton_fits_an_export(digits_run: convnext.Run, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    shown = re.findall(r'\{ name: "(\w+)", data_type: TYPE_(\w+), dims: \[ ([\d, ]+) \] \}', text)
+    path = export(digits_run.path, "onnx", output=tmp_path / "model.onnx").path
+    session = onnxruntime.InferenceSession(path)
+    real = [*session.get_inputs(), *session.get_outputs()]
+    assert [name for name, _, _ in shown] == [one.name for one in real]
+    assert [kind for _, kind, _ in shown] == ["FP32" for one in real if one.type == "tensor(float)"]
+    assert [1 + len(dims.split(",")) for _, _, dims in shown] == [len(one.shape) for one in real]
 
 
 async def test_what_is_said_of_the_model(predictor: convnext.Predictor) -> None:
