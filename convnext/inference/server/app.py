@@ -78,18 +78,27 @@ class Problem(BaseModel):
     detail: str
 
 
-_PROBLEM = {"application/json": {"schema": Problem.model_json_schema()}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"content": _PROBLEM, "description": text}
-    for status, text in {
+def _problems(descriptions: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    content = {"application/json": {"schema": Problem.model_json_schema()}}
+    return {status: {"content": content, "description": text} for status, text in descriptions.items()}
+
+
+_EVERYWHERE = _problems(
+    {
+        421: "The server does not have the name that it was called by.",
+        500: "A fault of the server.",
+        503: "The server is busy or stopping: try again later, as Retry-After says.",
+    }
+)
+_OF_IMAGES = _problems(
+    {
         400: "The client ended the connection within its request.",
         408: "The request did not arrive in time.",
         413: "More bytes or images than the server takes.",
-        415: "A content type that is none of those below.",
+        415: "A content type that is none of those taken.",
         422: "An image that cannot be read or has too many pixels, or a bad parameter.",
-        503: "The server is busy or stopping: try again later, as Retry-After says.",
-    }.items()
-}
+    }
+)
 
 
 def _body(field: str, files: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +123,7 @@ def make_app(engine: Engine, name: str, allowed_hosts: frozenset[str] = frozense
         name: of the model.
         allowed_hosts: as of `convnext.inference.server.door.Door`.
     """
-    app = FastAPI(title=f"convnext: {name}", docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"convnext: {name}", docs_url=None, redoc_url=None, responses=_EVERYWHERE)
     door = Door(app, engine.metrics, allowed_hosts)
     _add_problems(app)
     _add_answers(app, engine)
@@ -161,7 +170,7 @@ def _describe(engine: Engine, name: str) -> Model:
 def _add_answers(app: FastAPI, engine: Engine) -> None:
     bodies, limits = Bodies(engine.limits), engine.limits
 
-    @app.post("/predict", responses=_PROBLEMS, openapi_extra=_MANY)
+    @app.post("/predict", responses=_OF_IMAGES, openapi_extra=_MANY)
     async def predict(
         request: Request, top_k: Annotated[int, Query(ge=1, description="Classes of each image.")] = 5
     ) -> Answers:
@@ -175,7 +184,7 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         ]
         return Answers(results=results)
 
-    @app.post("/explain", response_class=Response, responses=_PROBLEMS | {200: _PNG}, openapi_extra=_ONE)
+    @app.post("/explain", response_class=Response, responses=_OF_IMAGES | {200: _PNG}, openapi_extra=_ONE)
     async def explain(
         request: Request,
         class_name: Annotated[

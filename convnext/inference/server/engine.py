@@ -65,7 +65,7 @@ class Engine:
         self._taken = 0  # images, in the event loop
         self._changed = threading.Condition()
         self._waiting = deque[_Waiting]()
-        self._prepared_next = 0  # images that are being decoded
+        self._decoded_now = 0  # images that are being decoded
 
     def close(self) -> None:
         """End the threads, after what they do now."""
@@ -149,13 +149,13 @@ class Engine:
 
         async with self._room:
             with self._changed:
-                self._prepared_next += 1
+                self._decoded_now += 1
             waiting = None
             try:
                 waiting = _Waiting(await self._run(self._decoding, pixels), top_k, Future())
             finally:
                 with self._changed:
-                    self._prepared_next -= 1
+                    self._decoded_now -= 1
                     if waiting is not None:
                         self._waiting.append(waiting)
                     self._changed.notify()
@@ -185,4 +185,4 @@ class Engine:
 
     def _is_complete(self) -> bool:
         """Whether there is no use in waiting for more images."""
-        return not self._prepared_next or len(self._waiting) >= self.limits.max_batch
+        return not self._decoded_now or len(self._waiting) >= self.limits.max_batch

@@ -44,6 +44,10 @@ class Limits:
                 f"max-queue: must hold a batch (max-batch {self.max_batch}) and a request (max-images "
                 f"{self.max_images}), got {self.max_queue}"
             )
+        if self.max_memory_mb < self.max_mb:
+            raise SettingsError(
+                f"max-memory-mb: must hold a request (max-mb {self.max_mb:g}), got {self.max_memory_mb:g}"
+            )
 
     @property
     def max_bytes(self) -> int:
