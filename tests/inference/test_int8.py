@@ -18,7 +18,7 @@ from convnext.config import DataSettings, ModelSettings
 from convnext.errors import CheckpointError, UserError
 from convnext.inference.backends import ExportInfo, read_info
 from convnext.inference.export import onnx_file
-from convnext.inference.export.export import export
+from convnext.inference.export.export import FORMATS, export
 from convnext.inference.export.formats import Source
 from convnext.inference.export.layers import ranked_layers
 from convnext.inference.export.quantization import products_onnx, require_int8
@@ -62,6 +62,16 @@ def test_a_layer_that_int8_breaks_is_left_in_float(
     assert (info.precision, info.float_layers) == ("int8", (BROKEN,))
     measured = float(lines[-1].partition(": ")[2].partition(" ")[0])
     assert measured >= 100 * digits_run.report.top1 - 0.3
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_the_products_are_those_of_the_model(name: str, digits_run: convnext.Run, tmp_path: Path) -> None:
+    files = (tmp_path / f"{inside}{FORMATS[name].suffix}" for inside in (False, True))
+    counts = {
+        export(digits_run.path, name, precision="int8", include_preprocessing=inside, output=file).products
+        for inside, file in zip((False, True), files, strict=True)
+    }
+    assert counts == {{"onnx": (8, 16), "openvino": (16, 16)}[name]}
 
 
 def test_what_no_layer_in_float_mends_is_refused(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,9 @@ from torch import nn
 from convnext.config import RunSettings
 from convnext.inference.backends import ExportInfo, Images
 
+RESIZING = "resizing"
+"""What the names of products begin with that resize images, which are none of the model's."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -10,7 +10,7 @@ from openvino import opset13 as ops
 from convnext.errors import SettingsError
 from convnext.inference.backends import METADATA
 from convnext.inference.export import onnx_file
-from convnext.inference.export.formats import Source
+from convnext.inference.export.formats import RESIZING, Source
 from convnext.weights.model_info import ModelInfo
 
 
@@ -58,6 +58,7 @@ def _prepend_preprocessing(model: openvino.Model, info: ModelInfo) -> None:
             resized = ops.matmul(pixels, _resizing(width, new_width), transpose_a=False, transpose_b=True)
         else:
             resized = ops.matmul(_resizing(height, new_height), pixels, transpose_a=False, transpose_b=False)
+        resized.set_friendly_name(f"{RESIZING} of {'rows' if along_rows else 'columns'}")
         pixels = ops.clamp(ops.round(resized, "half_to_even"), 0.0, 255.0)
     two = ops.constant(np.array([2], np.float64))
     rests = [ops.convert(ops.subtract(length, size), "f64") for length in (new_height, new_width)]

@@ -13,7 +13,7 @@ import numpy as np
 
 from convnext.errors import UserError
 from convnext.inference.backends import Backend, normalized
-from convnext.inference.export.formats import Source
+from convnext.inference.export.formats import RESIZING, Source
 from convnext.inference.signal_stack import in_own_thread
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def products_openvino(compiled: "openvino.CompiledModel") -> list[Product]:
     products = []
     for operation in compiled.get_runtime_model().get_ops():
         info = operation.get_rt_info()
-        if _PRODUCTS.match(info["layerType"].astype(str)):
+        name = operation.get_friendly_name()
+        if _PRODUCTS.match(info["layerType"].astype(str)) and not name.startswith(RESIZING):
             is_int8 = info["runtimePrecision"].astype(str) in ("i8", "u8")
-            products.append(Product(operation.get_friendly_name(), is_int8))
+            products.append(Product(name, is_int8))
     return products
 
 
