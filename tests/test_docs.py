@@ -66,6 +66,11 @@ def test_every_command_is_shown() -> None:
     assert {words.values[0][0] for words in ALL} == set(COMMANDS)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_every_block_names_its_language(path: Path) -> None:
+    assert [block.text for block in blocks(path) if not block.language] == []
+
+
 @pytest.mark.parametrize("words", ALL)
 def test_a_command_that_is_shown_can_be_given(words: list[str], parsed: Any) -> None:
     options = parsed(words)
