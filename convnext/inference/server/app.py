@@ -1,6 +1,5 @@
 """The routes of a server."""
 
-import mimetypes
 from collections.abc import Callable
 from importlib import resources
 from typing import Annotated, Any
@@ -113,6 +112,9 @@ _FILE = {"type": "string", "format": "binary"}
 _PNG = {"content": {"image/png": {"schema": _FILE}}, "description": "The picture; X-Class and X-Method say what of."}
 _MANY = _body("images", {"type": "array", "items": _FILE, "minItems": 1})
 _ONE = _body("image", _FILE)
+
+# Not by `mimetypes`, which on Windows takes what the registry says.
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 def make_app(engine: Engine, name: str, allowed_hosts: frozenset[str] = frozenset()) -> Door:
@@ -248,4 +250,4 @@ def _add_pages(app: FastAPI) -> None:
     folder = resources.files(convnext.inference.server) / "page"
     for file in folder.iterdir() if folder.is_dir() else ():
         path = "/" if file.name == "index.html" else f"/{file.name}"
-        add(path, file.read_bytes(), mimetypes.guess_type(file.name)[0])
+        add(path, file.read_bytes(), _KINDS[file.name.rpartition(".")[2]])
