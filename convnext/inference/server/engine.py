@@ -106,9 +106,7 @@ class Engine:
             return png.getvalue()
 
         async def work() -> tuple[Explanation, bytes]:
-            picture = await self._run(
-                self._decoding, lambda: self.predictor.picture(upload.raw, upload.name or "image")
-            )
+            picture = await self._run(self._decoding, lambda: self._picture(upload))
             explanation = await self._run(
                 self._computing, lambda: explain(self.predictor.backend, picture, class_name, method, stage)
             )
