@@ -25,6 +25,7 @@ from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform
 from convnext.devices import keep_freed_memory
+from convnext.inference.machine import cpu_name
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,6 +80,29 @@ def timms(folder: Path, workers: int) -> int:
     return sum(len(images) for images, _ in loader)
 
 
+def measure(images: Path, workers: int, repeat: int = 16, rounds: int = 5) -> dict[str, list[float]]:
+    """Images a second in each round of each loader; for a process of its own, whose threads and allocator it sets."""
+    keep_freed_memory()  # as training does; it helps both, whose float batches are large
+    torch.set_num_threads(1)  # a second thread would wait for work by spinning, on a core that a worker needs
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = folder_of(images, repeat, Path(temporary))
+        os.environ["CONVNEXT_CACHE"] = temporary
+        source = scan_folder(folder, class_folders(folder))
+        cached = open_cache(source, image_size=256)
+        loaders: dict[str, Callable[[], int]] = {
+            "timm": lambda: timms(folder, workers),
+            "ours": lambda: ours(source, workers),
+            "ours_cached": lambda: ours(cached, workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(rounds):
+            for name, run in loaders.items():
+                started = time.perf_counter()
+                count = run()
+                rates[name].append(count / (time.perf_counter() - started))
+    return rates
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,30 +111,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=16, help="times that each image is read in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    keep_freed_memory()  # as training does; it helps both, whose float batches are large
-    torch.set_num_threads(1)  # a second thread would wait for work by spinning, on a core that a worker needs
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = folder_of(options.images, options.repeat, Path(temporary))
-        os.environ["CONVNEXT_CACHE"] = temporary
-        source = scan_folder(folder, class_folders(folder))
-        cached = open_cache(source, image_size=256)
-        loaders: dict[str, Callable[[], int]] = {
-            "timm": lambda: timms(folder, options.workers),
-            "ours": lambda: ours(source, options.workers),
-            "ours, cached": lambda: ours(cached, options.workers),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in loaders}
-        for _ in range(options.rounds):
-            for name, run in loaders.items():
-                started = time.perf_counter()
-                count = run()
-                rates[name].append(count / (time.perf_counter() - started))
+    rates = measure(**vars(options))
     median = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{len(source)} images, {options.workers} workers, {options.rounds} rounds, torch {torch.__version__}")
+    print(f"{cpu_name()}, {options.workers} workers, {options.rounds} rounds, torch {torch.__version__}")
     for name, values in rates.items():
         print(f"{name:<13} {median[name]:8,.0f} images/s (from {min(values):,.0f} to {max(values):,.0f})")
     print(f"ratio: {median['ours'] / median['timm']:.2f} ours/timm")
-    print(f"ratio: {median['ours, cached'] / median['timm']:.2f} ours cached/timm")
+    print(f"ratio: {median['ours_cached'] / median['timm']:.2f} ours cached/timm")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""timm's model, as the benchmarks compare it."""
+"""Models of others, as the benchmarks compare them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,3 +32,12 @@ def timm_convnext(
     model.stages = model.stages[: len(depths)]
     peer: nn.Module = model
     return peer
+
+
+def torchvision_convnext(depths: Sequence[int], dims: Sequence[int], num_classes: int) -> nn.Module:
+    """torchvision's ConvNeXt with torchvision's initial weights. Its stem's stride is always 4."""
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    widths = zip(dims, [*dims[1:], None], depths, strict=True)
+    model: nn.Module = ConvNeXt([CNBlockConfig(*each) for each in widths], num_classes=num_classes)
+    return model

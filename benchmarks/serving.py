@@ -11,11 +11,9 @@ It writes ``results/serving/<model>-<machine>/run.json``.
 
 import argparse
 import asyncio
-import datetime
 import functools
 import io
 import json
-import os
 import random
 import re
 import signal
@@ -27,15 +25,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
-from inference import git
 from PIL import Image
-from tables import ROOT, Machine, Run
+from record import uncommitted, write_run
+from run_json import ROOT
 
-from convnext.inference.machine import cpu_name
 from convnext.inference.predictor import Prediction, Predictor
 
 UPLOAD_SECONDS = 3  # after which a slow sender is given up, so that many of them come into the time
@@ -250,8 +246,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    if git("status", "--porcelain", "--", "convnext", "benchmarks"):
-        parser.error("there are changes that are in no commit, which run.json would have to name: commit them first")
+    if problem := uncommitted():
+        parser.error(problem)
     predictor = Predictor.load(options.run)
     files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:32]
     cases = [Case(path.read_bytes(), predictor(path)) for path in files]
@@ -259,27 +255,16 @@ def main() -> int:
     started = time.monotonic()
     numbers = holds(options, cases) | gains(options, cases)
     name = Path(options.run).name
-    run = Run(
-        command=f"python benchmarks/serving.py {' '.join(sys.argv[1:])}",
-        commit=git("rev-parse", "--short", "HEAD"),
-        date=datetime.date.today(),
-        machine=Machine(
-            name=cpu_name(),
-            cores=len(os.sched_getaffinity(0)),
-            memory_gb=round(psutil.virtual_memory().total / 1e9),
-            gpu=None,
-        ),
+    write_run(
+        ROOT / "results" / "serving" / f"{name}-{options.machine}",
+        numbers,
         data=f"{len(cases)} JPEG files, {sizes:.0f} KB in the mean; {name}, {predictor.info.image_size} px",
-        seeds=[],
-        minutes=round((time.monotonic() - started) / 60, 1),
-        numbers=dict(numbers),
-        note=f"{options.clients} clients for {options.seconds:g} s, on the server's own cores; "
-        + ", ".join(f"{package} {version(package)}" for package in ("torch", "fastapi", "uvicorn")),
+        seconds=time.monotonic() - started,
+        libraries=("torch", "fastapi", "uvicorn"),
+        note=f"{options.clients} clients for {options.seconds:g} s, on the server's own cores",
+        uses_gpu=False,
     )
-    folder = ROOT / "results" / "serving" / f"{name}-{options.machine}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(run.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
-    print(folder / "run.json", "is written: now python benchmarks/tables.py", sep="\n")
+    print("now python benchmarks/tables.py")
     return 0
 
 

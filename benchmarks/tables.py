@@ -20,111 +20,36 @@ recipes          each recipe, the number that others published and ours
 """
 
 import argparse
-import datetime
 import functools
 import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from run_json import (
+    ROOT,
+    Link,
+    Number,
+    Run,
+    TableError,
+    grid,
+    name_of_data,
+    numbers_of,
+    percent,
+    range_of,
+    runs,
+    source_of,
+)
+from speed_tables import inference, serving, speed
 
 from convnext import recipes
 
-ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
-UNITS = {"_images_per_second": "images/s", "_minutes": "min", "_ms": "ms", "_mb": "MB"}
 ENTRIES = {"ours": "ours", "resnet18": "ResNet-18, AdamW", "timm": "timm's ConvNeXt, same depths and dims"}
 METHODS = {"class-weights": "--loss.class-weights balanced", "sampler": "--data.sampler balanced"}
-Number = int | float
-
-
-class _Strict(BaseModel):
-    """Exactly the keys named, of exactly their types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Machine(_Strict):
-    """Where it ran; null is what was not written down.
-
-    Attributes:
-        name: of the CPU.
-        cores: of the CPU that the run could use.
-        memory_gb: of the machine.
-        gpu: its name, or null for none.
-    """
-
-    name: str | None
-    cores: int | None
-    memory_gb: Number | None
-    gpu: str | None
-
-    def __str__(self) -> str:
-        cpu = [self.name or "", f"{self.cores} cores" if self.cores else ""]
-        return ", ".join(filter(None, [self.gpu or "", *cpu]))
-
-
-class Run(_Strict):
-    """A ``run.json``: what a folder of ``results/`` shows, and how it was made.
-
-    Attributes:
-        command: that made it; DIR is where the data lies, SEED each of the seeds.
-        commit: it was made at; null where that was not written down.
-        date: it was made on.
-        machine: it was made on.
-        data: name and size of the images up to the first semicolon, then the rest.
-        seeds: of the runs; none for a measurement of speed.
-        minutes: of the wall, of the longest where there are several seeds; null where that was not measured.
-        numbers: top-1 and macro-F1 as fractions, a list where there are several seeds. ``ratio_PEER`` is our speed over
-            the peer's.
-        note: what else one should know.
-    """
-
-    command: Annotated[str, Field(min_length=1)]
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None
-    date: datetime.date
-    machine: Machine
-    data: Annotated[str, Field(min_length=1)]
-    seeds: list[int]
-    minutes: Annotated[float, Field(gt=0)] | None
-    numbers: Annotated[dict[str, Number | list[Number]], Field(min_length=1)]
-    note: str
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> "Run":
-        for key, value in self.numbers.items():
-            if isinstance(value, list) and (len(value) < 2 or len(value) != len(self.seeds)):
-                raise ValueError(f"{key} has {len(value)} numbers for {len(self.seeds)} seeds")
-        return self
-
-    def values(self, key: str) -> list[Number]:
-        """The numbers of that name, one a seed; none where there is no such name."""
-        value = self.numbers.get(key, [])
-        return value if isinstance(value, list) else [value]
-
-
-class TableError(Exception):
-    """A text or a ``run.json`` that cannot be used; the message names it."""
-
-
-@functools.cache
-def runs(results: Path = ROOT / "results") -> dict[str, Run]:
-    """Every run by its folder below ``results``, sorted.
-
-    Raises:
-        TableError: a ``run.json`` does not fit.
-    """
-    by_folder = {}
-    for path in sorted(results.rglob("run.json")):
-        try:
-            by_folder[path.parent.relative_to(results).as_posix()] = Run.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise TableError(f"{path}: {error}") from None
-    return by_folder
 
 
 def reports(folder: Path, run: Run) -> list[Path]:
@@ -139,25 +64,8 @@ def settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def percent(values: Sequence[Number], decimals: int = 2) -> str:
-    """The value, or the lowest and the highest."""
-    return _range([100 * value for value in values], decimals) + " %"
-
-
-def _range(values: Sequence[Number], decimals: int) -> str:
-    return " to ".join(f"{value:.{decimals}f}" for value in sorted({min(values), max(values)}))
-
-
 def _minutes(value: float) -> str:
     return f"{value:.1f} min"
-
-
-def _name_of_data(run: Run) -> str:
-    return run.data.partition(";")[0]
-
-
-def _source(run: Run) -> str:
-    return f"{run.date}, " + (f"`{run.commit}`" if run.commit else "commit not written down")
 
 
 def _cost(folder: Path, run: Run) -> str:
@@ -187,13 +95,7 @@ def _top1(folder: Path, run: Run) -> str:
 
 
 def _macro_f1(run: Run) -> str:
-    return _range(run.values("macro_f1"), 4) if run.values("macro_f1") else ""
-
-
-def _grid(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |") for line in lines)
+    return range_of(run.values("macro_f1"), 4) if run.values("macro_f1") else ""
 
 
 def _measured_folders() -> list[tuple[str, str]]:
@@ -211,30 +113,27 @@ def _measured_folders() -> list[tuple[str, str]]:
     return folders
 
 
-Link = Callable[[str, str], str]
-
-
 def measured(link: Link) -> str:
     """What the recipes reached."""
     rows = []
     for name, where in _measured_folders():
         run, folder = runs()[where], ROOT / "results" / where
-        rows.append([link(f"`{name}`", where), _name_of_data(run), _model(folder, run), _top1(folder, run)])
+        rows.append([link(f"`{name}`", where), name_of_data(run), _model(folder, run), _top1(folder, run)])
         rows[-1] += [_macro_f1(run), _cost(folder, run), str(run.machine)]
-    return _grid(["recipe", "data", "model", "test top-1", "macro-F1", "cost", "machine"], rows)
+    return grid(["recipe", "data", "model", "test top-1", "macro-F1", "cost", "machine"], rows)
 
 
 def thirty_minutes(link: Link) -> str:
     """The entries of each data set, the best first."""
     rows_of_budget = [(where, run) for where, run in runs().items() if where.startswith("thirty-minutes/")]
     rows = []
-    for where, run in sorted(rows_of_budget, key=lambda each: (_name_of_data(each[1]), -each[1].values("top1")[0])):
+    for where, run in sorted(rows_of_budget, key=lambda each: (name_of_data(each[1]), -each[1].values("top1")[0])):
         entry = where.rpartition("/")[2]
         name = ENTRIES.get(entry) or f"settings of `{settings(ROOT / 'results' / where)['recipe']}`"
         (parameters,), (epochs,), (minutes,) = (run.values(key) for key in ("parameters", "epochs", "cpu_minutes"))
-        rows.append([_name_of_data(run), link(name, where), f"{parameters:,}", f"{epochs:.0f}", f"{minutes:.1f} min"])
+        rows.append([name_of_data(run), link(name, where), f"{parameters:,}", f"{epochs:.0f}", f"{minutes:.1f} min"])
         rows[-1] += [percent(run.values("top1")), _macro_f1(run)]
-    return _grid(["data", "entry", "parameters", "epochs", "CPU time", "test top-1", "macro-F1"], rows)
+    return grid(["data", "entry", "parameters", "epochs", "CPU time", "test top-1", "macro-F1"], rows)
 
 
 def _mean_and_deviation(values: Sequence[Number], decimals: int) -> str:
@@ -251,66 +150,7 @@ def trainings(link: Link, folder: str) -> str:
             cells = [top1, _mean_and_deviation(run.values("macro_f1"), 3), f"{len(run.seeds)}", str(run.machine)]
             options = METHODS.get(where.removeprefix(folder), run.command.partition(" --epochs 10 ")[2])
             rows.append([link(f"`{options}`" if options else "as it is", where), *cells])
-    return _grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
-
-
-def _number(key: str, value: Number) -> str:
-    if key.startswith(("top1", "top5")):
-        return f"{key.replace('top', 'top-', 1).replace('_', ' ')} {percent([value])}"
-    if key.startswith("macro_f1"):
-        return f"{key.replace('macro_f1', 'macro-F1').replace('_', ' ')} {value:.4f}"
-    for suffix, unit in UNITS.items():
-        if key.endswith(suffix):
-            return f"{key.removesuffix(suffix).replace('_', ' ').replace('cpu', 'CPU')} {value:,} {unit}"
-    return f"{key.replace('_', ' ')} {value:,}"
-
-
-def _numbers(run: Run, wanted: Callable[[str], bool]) -> str:
-    numbers = [_number(key, value) for key in run.numbers if wanted(key) for value in run.values(key)]
-    return ", ".join(numbers)
-
-
-def speed(link: Link) -> str:
-    """Every measurement of speed, by machine."""
-    rows = []
-    for where, run in runs().items():
-        if where.startswith("speed/"):
-            ratio = _numbers(run, lambda key: key.startswith("ratio_")).replace("ratio ", "")
-            rest = _numbers(run, lambda key: not key.startswith("ratio_"))
-            name = where.rpartition("/")[2].replace("-", " ")
-            rows.append([str(run.machine), link(name, where), run.data.replace("; ", ", "), ratio, rest, _source(run)])
-    header = ["machine", "what", "data and model", "our speed over the peer's", "measured", "date, commit"]
-    return _grid(header, rows)
-
-
-def inference(_: Link) -> str:
-    """What ``benchmarks/inference.py`` measured: by machine and model, the most images a second first."""
-    rows = []
-    for where, run in runs().items():
-        if not where.startswith("inference/"):
-            continue
-        ending = "_images_per_second"
-        rates = {key.removesuffix(ending): run.values(key)[0] for key in run.numbers if key.endswith(ending)}
-        eager = [rate for entry, rate in rates.items() if entry.startswith("timm_eager_")]
-        for entry in sorted(rates, key=lambda entry: -rates[entry]):
-            batch, p50, p95 = (run.values(f"{entry}_{key}")[0] for key in ("batch", "p50_ms", "p95_ms"))
-            peers = [run.values("timm_eager_fp32_images_per_second"), [max(eager)] if eager else []]
-            ratios = [f"{rates[entry] / peer[0]:.2f}" if peer else "" for peer in peers]
-            rows.append([str(run.machine), run.data.partition("; ")[2], *entry.split("_")])
-            rows[-1] += [f"{rates[entry]:,.1f} ({batch})", f"{p50:,.1f} ms", f"{p95:,.1f} ms", *ratios]
-            rows[-1] += [_source(run)]
-    header = ["machine", "model", "of", "backend", "precision", "images/s (batch)", "p50", "p95"]
-    return _grid([*header, "over timm's eager fp32", "over timm's best eager", "date, commit"], rows)
-
-
-def serving(_: Link) -> str:
-    """What ``benchmarks/serving.py`` measured, a row a load."""
-    rows = []
-    for run in (run for where, run in runs().items() if where.startswith("serving/")):
-        for load in [key.removesuffix("_p50_ms") for key in run.numbers if key.endswith("_p50_ms")]:
-            keys = [f"{load}_{key}" for key in ("images_per_second", "p50_ms", "p95_ms", "p99_ms")]
-            rows.append([load.replace("_", " "), *(f"{run.values(key)[0]:,}" for key in keys), _source(run)])
-    return _grid(["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "date, commit"], rows)
+    return grid(["training", "test top-1", "macro-F1", "seeds", "machine"], rows)
 
 
 def others(link: Link) -> str:
@@ -320,9 +160,9 @@ def others(link: Link) -> str:
     for where, run in runs().items():
         if where not in shown and not where.startswith(tuple(f"{name}/" for name in TABLES)):
             minutes = _minutes(run.minutes) if run.minutes else ""
-            rows.append([link(f"`{where}`", where), _name_of_data(run), _numbers(run, lambda _: True), minutes])
-            rows[-1] += [str(run.machine), _source(run)]
-    return _grid(["folder", "data", "result", "time", "machine", "date, commit"], rows)
+            rows.append([link(f"`{where}`", where), name_of_data(run), numbers_of(run, lambda _: True), minutes])
+            rows[-1] += [str(run.machine), source_of(run)]
+    return grid(["folder", "data", "result", "time", "machine", "date, commit"], rows)
 
 
 def recipe_list(_: Link) -> str:
@@ -333,7 +173,7 @@ def recipe_list(_: Link) -> str:
         published = recipe.published.text() if recipe.published else ""
         ours = "; ".join(stated.text for stated in recipe.measured)
         rows.append([f"`{name}`", recipe.summary.rstrip("."), published, ours])
-    return _grid(["recipe", "what it is", "published, not run here", "measured"], rows)
+    return grid(["recipe", "what it is", "published, not run here", "measured"], rows)
 
 
 TABLES: dict[str, Callable[[Link], str]] = {

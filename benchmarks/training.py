@@ -1,38 +1,47 @@
-"""Our training step against a plain loop around timm's model of the same size, or against a bare loop around our own.
+"""Our training step against loops around timm's and torchvision's models of the same size, or around our own.
 
-Each has a process of its own, since they differ in the memory allocator's settings too, and they take turns, one
-step each; each is judged by its median. All train on the same random images in memory.
+Each contestant has a process of its own, and they take turns: see ``turns.py``. Each is judged by its median. All train
+on the same random images in memory.
 
-timm   what a PyTorch user writes: forward, cross entropy, backward, AdamW, zero_grad, on normalized images.
-bare   our model, optimizer, arithmetic and allocator settings in such a loop: what our trainer itself costs. Ours also
-       draws its seed, sets the learning rate, sums loss and accuracy, sees that the gradient is finite, and asks for
-       signals.
+ours, ours-compiled   the trainer's step. It also draws its seed, sets the learning rate, clips the gradient, sums loss
+                      and accuracy, sees that the gradient is finite, copies images to the device and normalizes them.
+bare                  our model, optimizer, arithmetic and allocator settings in a loop: what our trainer itself costs.
+timm                  what a PyTorch user writes: forward, cross entropy, backward, AdamW, loss.item(), on images that
+                      are normalized and on the device.
+timm-expert           the same by one who knows: channels_last, freed memory kept, fused AdamW, the loss left on the
+                      device, and on CUDA cuDNN's algorithms chosen by measurement.
+timm-compiled         that, by torch.compile.
+torchvision           torchvision's model in the expert's loop; its stem has patch size 4.
 
     python benchmarks/training.py
-    python benchmarks/training.py --peer bare
-    python benchmarks/training.py --depths 3 3 9 3 --dims 96 192 384 768 --size 224 --patch 4 --batch 16
+    python benchmarks/training.py --peers bare
+    python benchmarks/training.py --depths 3 3 9 3 --dims 96 192 384 768 --size 224 --patch 4 --batch 16 \
+        --precision bf16 --peers timm timm-expert timm-compiled torchvision --json
 """
 
 import argparse
-import multiprocessing
-import statistics
-import time
+import json
+import math
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from peers import timm_convnext
+from peers import timm_convnext, torchvision_convnext
+from record import where
 from torch import Tensor, nn
 from torch.nn import functional as F
+from turns import ContestantError, Step, Times, take_turns
 
 from convnext import kernels, recipe
 from convnext.data.loading.loader import Batch
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
-from convnext.devices import make_accelerator, pick_device
+from convnext.devices import autocast_of, keep_freed_memory, make_accelerator, pick_device
 from convnext.models import registry
 from convnext.training.interruption import StopSignals
 from convnext.training.optimizers import make_optimizers
@@ -40,25 +49,38 @@ from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 
 CLASSES = 10
-WARMUP = 5  # steps that allocate, compile, choose algorithms and record CUDA graphs
-Step = Callable[[], object]
+TURN = {"cpu": 0.0}  # seconds: a step on a CPU; elsewhere as many as fit, of which the device is waited for once
+TURN_ELSEWHERE = 0.5
 
 
-def make_trainer(options: argparse.Namespace) -> Trainer:
+@dataclass(frozen=True)
+class Case:
+    """What is trained: the model's ``depths``, ``dims`` and ``patch`` size, the images' ``size`` in pixels, the
+    ``batch``, ``precision`` (fp32, bf16 or fp16) and ``device`` (cpu, cuda or mps)."""
+
+    depths: tuple[int, ...] = (2, 4, 2)
+    dims: tuple[int, ...] = (64, 128, 256)
+    patch: int = 2
+    size: int = 32
+    batch: int = 256
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+def make_trainer(case: Case, compile: bool = False) -> Trainer:
     """Our trainer over random images, without its extras: no moving average, no augmentation on the device."""
-    pixels = np.random.default_rng(0).integers(0, 256, (options.batch, options.size, options.size, 3), np.uint8)
-    source = ArraySource(pixels, np.arange(options.batch) % CLASSES, channels=3)
+    pixels = np.random.default_rng(0).integers(0, 256, (case.batch, case.size, case.size, 3), np.uint8)
+    source = ArraySource(pixels, np.arange(case.batch) % CLASSES, channels=3)
     splits = Splits(tuple(map(str, range(CLASSES))), source, None, source, (0.5,) * 3, (0.25,) * 3)
-    model = {"depths": options.depths, "dims": options.dims, "patch_size": options.patch, "overlap": False}
-    changes: dict[str, Any] = {"ema_decay": None, "batch_size": options.batch, "epochs": 10_000}
-    changes |= {"precision": options.precision, "device": options.device, "optimizer": {"name": "adamw"}}
-    changes |= {"compile": options.compile}
-    changes |= {"data": {"image_size": options.size, "start_size": None}, "augment": {"cutmix": 0.0}}
+    model = {"depths": case.depths, "dims": case.dims, "patch_size": case.patch, "overlap": False}
+    changes: dict[str, Any] = {"ema_decay": None, "batch_size": case.batch, "epochs": 10_000}
+    changes |= {"precision": case.precision, "device": case.device, "optimizer": {"name": "adamw"}}
+    changes |= {"compile": compile}
+    changes |= {"data": {"image_size": case.size, "start_size": None}, "augment": {"cutmix": 0.0}}
     settings = recipe("cifar10", **changes, model=model)
     accelerator = make_accelerator(settings)
     settings, splits = resolve_settings(settings, splits, accelerator)
-    trainer = Trainer(settings, splits, accelerator)
-    return trainer
+    return Trainer(settings, splits, accelerator)
 
 
 def batch_of(trainer: Trainer) -> Batch:
@@ -71,27 +93,26 @@ def batch_of(trainer: Trainer) -> Batch:
     return Batch(images, targets, torch.arange(len(source)), [])
 
 
-def our_step(options: argparse.Namespace, stack: ExitStack) -> Step:
+def our_step(case: Case, stack: ExitStack, compile: bool = False) -> Step:
     """The trainer's."""
-    trainer = make_trainer(options)
+    trainer = make_trainer(case, compile)
     batch, signals = batch_of(trainer), stack.enter_context(StopSignals(trainer.folder))
     return lambda: trainer.step(batch, signals)
 
 
-def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
+def bare_step(case: Case, _: ExitStack) -> Step:
     """The same computation in the fewest lines."""
-    trainer = make_trainer(options)
+    trainer = make_trainer(case)
     settings, batch = trainer.settings, batch_of(trainer)
     torch.manual_seed(0)
     model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
     kernels.install(model)
     (optimizer,) = make_optimizers(model, settings.optimizer)
-    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
 
     def step() -> None:
         images = trainer.normalize(batch.images.to(trainer.device, memory_format=torch.channels_last))
         with trainer.accelerator.autocast():
-            logits = compiled(images).float()
+            logits = model(images).float()
         loss = F.cross_entropy(logits, batch.targets.to(trainer.device), label_smoothing=settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm or 1.0)
@@ -102,110 +123,128 @@ def bare_step(options: argparse.Namespace, _: ExitStack) -> Step:
     return step
 
 
-def timm_model(options: argparse.Namespace) -> nn.Module:
+def timm_model(case: Case) -> nn.Module:
     """timm's ConvNeXt of the same size."""
-    return timm_convnext(options.depths, options.dims, options.patch, CLASSES)
+    return timm_convnext(case.depths, case.dims, case.patch, CLASSES)
 
 
-def timm_step(options: argparse.Namespace, _: ExitStack) -> Step:
-    """A plain loop's, in PyTorch's default memory format and with the allocator's default settings."""
-    device = pick_device(options.device)
+def torchvision_model(case: Case) -> nn.Module:
+    """torchvision's ConvNeXt of the same size."""
+    return torchvision_convnext(case.depths, case.dims, CLASSES)
+
+
+def peer_step(model_of: Callable[[Case], nn.Module], expert: bool, compile: bool, case: Case, _: ExitStack) -> Step:
+    """A loop's around a model of others: in PyTorch's default memory format and with the allocator's default settings,
+    or as an ``expert`` writes it."""
+    if expert:
+        keep_freed_memory()
+        torch.backends.cudnn.benchmark = True
+    layout = torch.channels_last if expert else torch.contiguous_format
     torch.manual_seed(0)
-    model = timm_model(options).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if options.compile else model
-    images = torch.randn(options.batch, 3, options.size, options.size).to(device)
-    targets = (torch.arange(options.batch) % CLASSES).to(device)
-    dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
+    model = model_of(case).to(case.device).to(memory_format=layout).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=expert or None)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
+    images = torch.randn(case.batch, 3, case.size, case.size).to(case.device).to(memory_format=layout)
+    targets = (torch.arange(case.batch) % CLASSES).to(case.device)
+    autocast = autocast_of(case.precision, torch.device(case.device))
 
     def step() -> None:
-        with torch.autocast(device, dtype, enabled=options.precision != "fp32"):
+        with autocast():
             loss = F.cross_entropy(compiled(images), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        optimizer.zero_grad()
-        loss.item()
+        optimizer.zero_grad(set_to_none=True)
+        if not expert:
+            loss.item()
 
     return step
 
 
-STEPS: dict[str, Callable[[argparse.Namespace, ExitStack], Step]] = {
+CONTESTANTS: dict[str, Callable[[Case, ExitStack], Step]] = {
     "ours": our_step,
+    "ours-compiled": partial(our_step, compile=True),
     "bare": bare_step,
-    "timm": timm_step,
+    "timm": partial(peer_step, timm_model, False, False),
+    "timm-expert": partial(peer_step, timm_model, True, False),
+    "timm-compiled": partial(peer_step, timm_model, True, True),
+    "torchvision": partial(peer_step, torchvision_model, True, False),
 }
+PEERS = tuple(name for name in CONTESTANTS if name != "ours")
 
 
-def run_contestant(name: str, options: argparse.Namespace, pipe: Connection) -> None:
-    """In a process of its own: take a step whenever asked, and answer how many seconds it took."""
-    with ExitStack() as stack:
-        step = STEPS[name](options, stack)
-        for _ in range(WARMUP):
-            step()
-        pipe.send((torch.get_num_threads(), kernels.describe()))
-        while pipe.recv():
-            started = time.perf_counter()
-            step()
-            pipe.send(time.perf_counter() - started)
+def check_same_size(case: Case, peers: list[str]) -> None:
+    """Refuse to compare models of different size.
+
+    Raises:
+        ContestantError: they are.
+    """
+    settings = make_trainer(case).settings.model
+    models = {"timm": timm_model, "torchvision": torchvision_model}
+    for library in dict.fromkeys(peer.partition("-")[0] for peer in peers):
+        if library in models:
+            pair = registry.build(settings, CLASSES), models[library](case)
+            ours, theirs = (sum(parameter.numel() for parameter in model.parameters()) for model in pair)
+            if ours != theirs:
+                raise ContestantError(f"{library}: its model has {theirs:,} parameters, and ours {ours:,}")
 
 
-def measure(options: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
-    """Seconds of each step of both, and how they were computed."""
-    context = multiprocessing.get_context("spawn")  # a forked process would inherit the allocator's settings
-    pipes: dict[str, Connection] = {}
-    processes = []
-    for name in ("ours", options.peer):
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=run_contestant, args=(name, options, theirs), daemon=True))
-        processes[-1].start()
-    threads, arithmetic = next(iter([pipe.recv() for pipe in pipes.values()]))  # when all are ready
-    seconds: dict[str, list[float]] = {name: [] for name in pipes}
-    for _ in range(options.rounds):
-        for name, pipe in pipes.items():
-            pipe.send(True)
-            seconds[name].append(pipe.recv())
-    for pipe, process in zip(pipes.values(), processes, strict=True):
-        pipe.send(False)
-        process.join()
-    return seconds, f"{threads} threads, {arithmetic}"
+def measure(case: Case, peers: list[str], rounds: int = 15, seconds: float = math.inf) -> dict[str, Times]:
+    """What a step of ours and of the peers takes.
+
+    Raises:
+        ContestantError: one failed, or has another model.
+    """
+    check_same_size(case, peers)
+    contestants = {name: partial(CONTESTANTS[name], case) for name in ("ours", *peers)}
+    return take_turns(contestants, case.device, rounds, seconds, TURN.get(case.device, TURN_ELSEWHERE))
 
 
-def check_same_size(options: argparse.Namespace) -> None:
-    """Refuse to compare models of different size."""
-    settings = make_trainer(options).settings.model
-    ours, theirs = (
-        sum(parameter.numel() for parameter in model.parameters())
-        for model in (registry.build(settings, CLASSES), timm_model(options))
-    )
-    if ours != theirs:
-        raise SystemExit(f"the models differ: {ours:,} parameters and {theirs:,}")
-
-
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default="timm", choices=["timm", "bare"])
-    parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 2])
-    parser.add_argument("--dims", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--patch", type=int, default=2)
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--peers", nargs="+", default=["timm", "timm-expert"], choices=PEERS)
+    parser.add_argument("--depths", type=int, nargs="+", default=Case.depths)
+    parser.add_argument("--dims", type=int, nargs="+", default=Case.dims)
+    parser.add_argument("--patch", type=int, default=Case.patch)
+    parser.add_argument("--size", type=int, default=Case.size, help="height and width of the images in pixels")
+    parser.add_argument("--batch", type=int, default=Case.batch)
+    parser.add_argument("--precision", default=Case.precision, choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile for both")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more rounds begin")
+    parser.add_argument("--json", action="store_true", help="one object on standard output")
     options = parser.parse_args()
     options.device = pick_device(options.device)
-    if options.peer == "timm":
-        check_same_size(options)
-    seconds, how = measure(options)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    where = f"{options.device} in {options.precision}{', compiled' * options.compile}, {how}"
-    print(f"batch {options.batch} at {options.size} px on {where}; {options.rounds} rounds")
-    for name, value in median.items():
-        print(f"{name}: {1e3 * value:.1f} ms a step, {options.batch / value:,.0f} images/s")
-    print(f"ratio: {median[options.peer] / median['ours']:.3f} {options.peer}/ours time")
+    values = {field.name: getattr(options, field.name) for field in fields(Case)}
+    case = Case(**values | {"depths": tuple(options.depths), "dims": tuple(options.dims)})
+    try:
+        times = measure(case, options.peers, options.rounds, options.seconds)
+    except ContestantError as error:
+        print(error, file=sys.stderr)
+        return 1
+    report(case, times, options.json)
+    return 0
+
+
+def report(case: Case, times: dict[str, Times], as_json: bool) -> None:
+    """Print what was measured: a line a contestant."""
+    arithmetic = f"{case.precision}, ours by {kernels.describe()}" if case.device == "cpu" else case.precision
+    ours, rounds = times["ours"].median, len(times["ours"].turns)
+    rows = {
+        name: {"ms": 1e3 * each.median, "images_per_second": case.batch / each.median, "ratio": each.median / ours}
+        for name, each in times.items()
+    }
+    idle = max(each.idle for each in times.values())
+    if as_json:
+        about = {"machine": where(case.device), "arithmetic": arithmetic, "rounds": rounds, "idle": idle}
+        print(json.dumps(about | vars(case) | {"contestants": rows}, indent=2))
+        return
+    print(f"batch {case.batch} at {case.size} px in {arithmetic}; {where(case.device)}; {rounds} rounds")
+    for name, row in rows.items():
+        rate = f"{row['images_per_second']:9,.0f} images/s"
+        print(f"{name:<13} {row['ms']:9,.1f} ms a step {rate}  {row['ratio']:.3f} of ours")
+    print(f"while they waited they used at most {100 * idle:.1f} % of a core")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

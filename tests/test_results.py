@@ -14,9 +14,9 @@ from convnext import recipes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import tables
-from tables import ROOT, Number, Run
+from run_json import ROOT, Number, Run, TableError, runs
 
-RUNS = tables.runs()
+RUNS = runs()
 STATED = [(name, measured) for name in recipes.names() for measured in recipes.get(name).measured]
 
 
@@ -41,17 +41,16 @@ def test_a_run_has_the_numbers_of_its_reports(where: str) -> None:
 
 @pytest.mark.parametrize("where", [where for where in RUNS if where.startswith("speed/")])
 def test_a_ratio_is_that_of_its_numbers(where: str) -> None:
-    numbers = RUNS[where].numbers
-    peer = "bare" if "ratio_bare" in numbers else "timm"
-    for key in (key for key in numbers if key.startswith("ratio_")):
-        ours = "ours" + key.removeprefix(f"ratio_{peer}")
-        if f"{ours}_ms" in numbers:
-            (mine,), (theirs,) = RUNS[where].values(f"{ours}_ms"), RUNS[where].values(f"{peer}_ms")
-            expected = theirs / mine
+    for key in (key for key in RUNS[where].numbers if key.startswith("ratio_")):
+        peer, kind = key.removeprefix("ratio_"), ""
+        if not RUNS[where].values(f"{peer}_ms") + RUNS[where].values(f"{peer}_images_per_second"):
+            peer, _, kind = peer.rpartition("_")  # ours of that kind, against the peer's
+        ours = f"ours_{kind}".rstrip("_")
+        if times := RUNS[where].values(f"{peer}_ms"):
+            expected = times[0] / RUNS[where].values(f"{ours}_ms")[0]
         else:
-            (mine,) = RUNS[where].values(f"{ours}_images_per_second")
-            (theirs,) = RUNS[where].values(f"{peer}_images_per_second")
-            expected = mine / theirs
+            rates = [RUNS[where].values(f"{name}_images_per_second")[0] for name in (ours, peer)]
+            expected = rates[0] / rates[1]
         assert RUNS[where].values(key) == [pytest.approx(expected, abs=0.006)]
 
 
@@ -130,7 +129,7 @@ def test_a_region_is_filled_and_the_rest_is_left_alone(tmp_path: Path) -> None:
 def test_a_region_that_cannot_be_filled_is_named(text: str, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(text)
-    with pytest.raises(tables.TableError, match=r"README\.md: (the|a|no) table"):
+    with pytest.raises(TableError, match=r"README\.md: (the|a|no) table"):
         tables.filled(path, tmp_path)
 
 

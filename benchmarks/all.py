@@ -1,0 +1,185 @@
+"""Every measurement of speed for the machine that it runs on, into ``results/speed/<machine>/``.
+
+Leave the machine alone meanwhile. Each measurement is written down when it is done, so that what an interrupted run has
+measured stays.
+
+step        the training step of a small model at 32 px and of ConvNeXt-T at 224 px, fp32 and bf16: ``training.py``
+inference   ConvNeXt-T on batches of 1 and 16, fp32 and bf16: ``prediction.py``
+loading     reading images, where ``--images`` has some: ``loading.py``
+
+    python benchmarks/all.py
+    python benchmarks/all.py --only step inference --seconds 20    # some minutes on a GPU
+    python benchmarks/all.py --quick --output /tmp/trial           # whether all works: the numbers are rough
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import loading
+import prediction
+import training
+from record import short_name, this_machine, uncommitted, where, write_run
+from run_json import ROOT, Number
+from turns import ContestantError, Times
+
+from convnext import kernels
+from convnext.data.progress import duration
+from convnext.devices import pick_device
+
+PARTS = ("step", "inference", "loading")
+LIBRARIES = ("torch", "timm", "torchvision")
+START, COMPILE = 15, 60  # seconds, for the estimate: of a contestant's start and warm-up, and with torch.compile
+Numbers = dict[str, Number]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One, of the folders' ``names`` and ``data``, that ``run`` makes in ``seconds`` or so: numbers by folder."""
+
+    names: tuple[str, ...]
+    data: str
+    seconds: float
+    run: Callable[[], Mapping[str, Numbers]]
+
+
+def compared(times: Mapping[str, Times], ours: str, key: str, value: Callable[[float], Number]) -> Numbers:
+    """The ``value`` of each contestant's seconds as ``<name>_<key>``, and our speed over each peer's."""
+    named = {"ours": times[ours]} | {name: each for name, each in times.items() if not name.startswith("ours")}
+    ratios = {name: each.median / named["ours"].median for name, each in named.items() if name != "ours"}
+    numbers: Numbers = {f"ratio_{name.replace('-', '_')}": round(ratio, 2) for name, ratio in ratios.items()}
+    return numbers | {f"{name.replace('-', '_')}_{key}": value(each.median) for name, each in named.items()}
+
+
+def milliseconds(seconds: float) -> float:
+    """With as many digits as say something."""
+    return round(1e3 * seconds, 1 if seconds > 0.1 else 2)
+
+
+def steps(options: argparse.Namespace) -> Iterator[Measurement]:
+    """The training step: eager, and on a GPU compiled too, against the same turns of the peers."""
+    large = training.Case((3, 3, 9, 3), (96, 192, 384, 768), 4, 224, 16 if options.device == "cpu" else 128)
+    models = {"depths 2 4 2, dims 64 128 256, patch 2": training.Case(), "ConvNeXt-T": large}
+    for name, model in models.items():
+        for precision in ("fp32", "bf16"):
+            case = training.Case(**vars(model) | {"precision": precision, "device": options.device})
+            peers = ["timm", "timm-expert", "timm-compiled", *["torchvision"] * (case.patch == 4)]
+            what = {f"step-{case.size}px-{precision}": "ours"}
+            if options.device == "cuda":
+                peers.append("ours-compiled")
+                what[f"step-{case.size}px-{precision}-compiled"] = "ours-compiled"
+
+            def run(
+                case: training.Case = case, peers: list[str] = peers, what: Mapping[str, str] = what
+            ) -> Mapping[str, Numbers]:
+                times = training.measure(case, peers, options.rounds, options.seconds)
+                return {folder: compared(times, ours, "ms", milliseconds) for folder, ours in what.items()}
+
+            data = f"random images in memory, {case.size} px; {name}, batch {case.batch}"
+            yield Measurement(tuple(what), data, options.seconds + START * len(peers) + COMPILE, run)
+
+
+def predictions(options: argparse.Namespace) -> Iterator[Measurement]:
+    """Inference, as `predict` and `evaluate` compute."""
+    for precision in ("fp32", "bf16"):
+        for batch in (1, 16):
+            case = prediction.Case(batch=batch, precision=precision, device=options.device)
+            what = f"predict-{case.size}px-{precision}-batch-{batch}"
+
+            def run(case: prediction.Case = case, what: str = what) -> Mapping[str, Numbers]:
+                times = prediction.measure(case, options.rounds, options.seconds)
+                return {what: compared(times, "ours", "ms", milliseconds)}
+
+            data = f"random images in memory, {case.size} px; ConvNeXt-T, batch {batch}"
+            yield Measurement((what,), data, options.seconds + 2 * START, run)
+
+
+def readings(options: argparse.Namespace) -> Iterator[Measurement]:
+    """Loading, as training reads."""
+    if options.images is None:
+        print("loading is left out: --images names no images", file=sys.stderr)
+        return
+    workers, repeat = len(os.sched_getaffinity(0)), 4 if options.quick else 40
+
+    def run() -> Mapping[str, Numbers]:
+        rates = in_child(loading.measure, options.images, workers, repeat)
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        ratios = {
+            "ratio_timm": round(median["ours"] / median["timm"], 2),
+            "ratio_timm_cached": round(median["ours_cached"] / median["timm"], 2),
+        }
+        return {"loading": ratios | {f"{name}_images_per_second": round(rate) for name, rate in median.items()}}
+
+    data = f"JPEG files of {options.images.name}, {repeat} links to each; random resized crops of {loading.SIZE} px"
+    yield Measurement(("loading",), data, 4 * repeat, run)
+
+
+def in_child(function: Callable[..., dict[str, list[float]]], *arguments: object) -> dict[str, list[float]]:
+    """What the function returns in a process of its own, whose threads and allocator it may set."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def main() -> int:
+    """Measure and write; returns the exit status: 1 where something could not be measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement, after which no rounds begin")
+    parser.add_argument("--rounds", type=int, default=15, help="of each measurement, at most")
+    parser.add_argument("--quick", action="store_true", help="three rounds of each: whether all works")
+    parser.add_argument("--images", type=Path, help="folder or tar file of JPEGs named CLASS_*.JPEG, for loading")
+    parser.add_argument("--machine", help="the folder's name; by default made of the CPU's or GPU's")
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "speed")
+    parser.add_argument("--commit", help="that is measured, where this is no repository of git")
+    options = parser.parse_args()
+    if options.output == ROOT / "results" / "speed" and (problem := uncommitted()):
+        parser.error(problem)
+    options.device = pick_device(options.device)
+    if options.quick:
+        options.seconds, options.rounds = 0.0, 3
+    makers = dict(zip(PARTS, (steps, predictions, readings), strict=True))
+    wanted = [each for part in PARTS if part in options.only for each in makers[part](options)]
+    machine = options.machine or short_name(this_machine(options.device == "cuda"))
+    about = duration(sum(each.seconds for each in wanted))
+    print(f"{where(options.device)}: {len(wanted)} measurements, about {about}", file=sys.stderr)
+    return 1 if sum(not write(each, options, options.output / machine) for each in wanted) else 0
+
+
+def write(measurement: Measurement, options: argparse.Namespace, folder: Path) -> bool:
+    """Measure and write down; False, with a line, where that fails."""
+    started = time.monotonic()
+    try:
+        results = measurement.run()
+    except ContestantError as error:
+        print(f"left out: {', '.join(measurement.names)}: {error}", file=sys.stderr)
+        return False
+    arithmetic = f"; ours by {kernels.describe()}" if options.device == "cpu" else ""
+    for name, numbers in results.items():
+        write_run(
+            folder / name,
+            numbers,
+            data=measurement.data,
+            seconds=time.monotonic() - started,
+            libraries=LIBRARIES,
+            note=f"{where(options.device).rpartition(', ')[2]}{arithmetic}{'; a quick trial' * options.quick}",
+            uses_gpu=options.device == "cuda",
+            commit=options.commit,
+        )
+        print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items()))
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("stopped: what is written stays", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,48 @@
+"""The tables of speed: a row a measurement, or an entry of one."""
+
+from run_json import Link, grid, numbers_of, runs, source_of
+
+
+def speed(link: Link) -> str:
+    """Every measurement of speed, by machine."""
+    rows = []
+    for where, run in runs().items():
+        if where.startswith("speed/"):
+            ratio = numbers_of(run, lambda key: key.startswith("ratio_")).replace("ratio ", "")
+            rest = numbers_of(run, lambda key: not key.startswith("ratio_"))
+            name = where.rpartition("/")[2].replace("-", " ")
+            rows.append(
+                [str(run.machine), link(name, where), run.data.replace("; ", ", "), ratio, rest, source_of(run)]
+            )
+    header = ["machine", "what", "data and model", "our speed over the peer's", "measured", "date, commit"]
+    return grid(header, rows)
+
+
+def inference(_: Link) -> str:
+    """What ``benchmarks/inference.py`` measured: by machine and model, the most images a second first."""
+    rows = []
+    for where, run in runs().items():
+        if not where.startswith("inference/"):
+            continue
+        ending = "_images_per_second"
+        rates = {key.removesuffix(ending): run.values(key)[0] for key in run.numbers if key.endswith(ending)}
+        eager = [rate for entry, rate in rates.items() if entry.startswith("timm_eager_")]
+        for entry in sorted(rates, key=lambda entry: -rates[entry]):
+            batch, p50, p95 = (run.values(f"{entry}_{key}")[0] for key in ("batch", "p50_ms", "p95_ms"))
+            peers = [run.values("timm_eager_fp32_images_per_second"), [max(eager)] if eager else []]
+            ratios = [f"{rates[entry] / peer[0]:.2f}" if peer else "" for peer in peers]
+            rows.append([str(run.machine), run.data.partition("; ")[2], *entry.split("_")])
+            rows[-1] += [f"{rates[entry]:,.1f} ({batch})", f"{p50:,.1f} ms", f"{p95:,.1f} ms", *ratios]
+            rows[-1] += [source_of(run)]
+    header = ["machine", "model", "of", "backend", "precision", "images/s (batch)", "p50", "p95"]
+    return grid([*header, "over timm's eager fp32", "over timm's best eager", "date, commit"], rows)
+
+
+def serving(_: Link) -> str:
+    """What ``benchmarks/serving.py`` measured, a row a load."""
+    rows = []
+    for run in (run for where, run in runs().items() if where.startswith("serving/")):
+        for load in [key.removesuffix("_p50_ms") for key in run.numbers if key.endswith("_p50_ms")]:
+            keys = [f"{load}_{key}" for key in ("images_per_second", "p50_ms", "p95_ms", "p99_ms")]
+            rows.append([load.replace("_", " "), *(f"{run.values(key)[0]:,}" for key in keys), source_of(run)])
+    return grid(["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "date, commit"], rows)
