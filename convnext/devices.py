@@ -93,6 +93,12 @@ def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractCo
     return partial(torch.autocast, device.type, dtype)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host, on the device; neither waits for the other."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what a training step frees for the next step.
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather, pad_across_processes
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from convnext.errors import UserError
 
@@ -66,6 +68,26 @@ def first_on_machine(accelerator: Accelerator) -> Iterator[None]:
 def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
     """The sum over all processes, on each of them."""
     return numbers if accelerator.num_processes == 1 else accelerator.reduce(numbers, reduction="sum")
+
+
+def agreed(accelerator: Accelerator, *numbers: int) -> list[int]:
+    """The sums over all processes, on each of them, between hosts: nobody waits for a device."""
+    if accelerator.num_processes == 1:
+        return list(numbers)
+    sums = torch.tensor(numbers)
+    torch.distributed.all_reduce(sums, group=_hosts(torch.distributed.group.WORLD))
+    values: list[int] = sums.tolist()
+    return values
+
+
+@cache
+def _hosts(world: ProcessGroup) -> ProcessGroup:
+    """The processes of the world, joined by their hosts' network."""
+    if torch.distributed.get_backend(world) == "gloo":
+        return world
+    group = torch.distributed.new_group(backend="gloo")
+    assert isinstance(group, ProcessGroup)
+    return group
 
 
 def gather_images(accelerator: Accelerator, indices: Tensor, *values: Tensor) -> list[Tensor]:

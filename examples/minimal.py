@@ -20,7 +20,7 @@ from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import batches, training_images, training_sampler
 from convnext.evaluation.evaluator import compute_logits
 from convnext.evaluation.metrics import compute_report
-from convnext.training.optimizers import average_weights, make_optimizers, set_learning_rate
+from convnext.training.optimizers import WeightAverage, make_optimizers, set_learning_rate
 from convnext.weights.model_info import ModelInfo
 
 
@@ -43,7 +43,7 @@ def main(epochs: int = 10) -> float:
         init="torch",
         layer_scale=1.0,
     )
-    average = average_weights(model, decay=0.99)
+    average = WeightAverage(model, decay=0.99)
     (optimizer,) = make_optimizers(model, settings.optimizer)
     normalize = Normalize(splits.mean, splits.std)
 

@@ -12,6 +12,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import Batch, batches
 from convnext.devices import make_accelerator, pick_device, pick_precision
 from convnext.runs import checkpoint
+from convnext.training import trainer as trainer_module
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import micro_batches_that_fit
 from convnext.training.resolve import resolve_settings
@@ -78,6 +80,7 @@ class Recorded(Trainer):
     def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
         loss_sum, images = self.state.loss_sum, self.state.images
         asked = super().step(batch, signals)
+        self.catch_up()
         self.losses.append((self.state.loss_sum - loss_sum) / (self.state.images - images))
         return asked
 
@@ -137,7 +140,7 @@ def test_bf16_learns_and_keeps_float32_weights(tmp_path: Path) -> None:
     def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _, __, output: seen.setdefault(name, set()).add(output.dtype)
 
-    for name in ("downsample_layers.0.0", "stages.0.0.pwconv1", "head"):
+    for name in ("downsample_layers.0.0", "stages.0.0.pwconv1", "stages.1.0.pwconv2"):
         trainer.raw_model.get_submodule(name).register_forward_hook(note(name))
     found = fit(trainer, tmp_path / "run")
     assert all(dtypes == {torch.bfloat16} for dtypes in seen.values())
@@ -150,6 +153,52 @@ def test_bf16_learns_and_keeps_float32_weights(tmp_path: Path) -> None:
     )
     kept = {**weights, **{name: x for name, x in training.items() if name != "average.updates"}}
     assert {x.dtype for x in (*trainer.raw_model.parameters(), *kept.values())} == {torch.float32}
+
+
+class Watched(Trainer):
+    """A run in which PyTorch refuses to wait for the device within a step."""
+
+    def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return super().step(batch, signals)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("optimizer", "mix_by"), [("adamw", "batch"), ("sgd", "element"), ("muon", "batch")])
+def test_the_device_is_not_waited_for_within_a_step(
+    precision: str, optimizer: str, mix_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("convnext.training.train.Trainer", Watched)
+    changes = {**RANDOM, "precision": precision, "optimizer.name": optimizer, "augment.mix_by": mix_by}
+    run = convnext.train(tiny(tmp_path, **changes, **{"loss.class_weights": "balanced"}))
+    state = checkpoint.read_state(checkpoint.find(run.path))
+    assert state.step == STEPS
+    assert np.isfinite(run.report.loss)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_the_device_leaves_out_the_steps_that_the_host_would(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiled(Trainer):
+        def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            images, targets, labels = super().to_device(batch)
+            return images * torch.nan if self.state.step in (1, 5) else images, targets, labels
+
+    monkeypatch.setattr("convnext.training.train.Trainer", Spoiled)
+    states = []
+    for on_device in (False, True):
+        monkeypatch.setattr(trainer_module, "decides_on_device", lambda _, value=on_device: value)
+        run = convnext.train(tiny(tmp_path / str(on_device), ema_decay=0.9, **{"optimizer.name": optimizer}))
+        states.append(checkpoint.read_tensors(checkpoint.find(run.path) / "training.safetensors"))
+        assert checkpoint.read_state(checkpoint.find(run.path)).skipped_in_all == 2
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, msg=name)
 
 
 def test_adamw_is_fused_and_steps_as_the_plain_one(tmp_path: Path) -> None:

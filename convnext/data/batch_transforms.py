@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convnext.config import AugmentSettings
+from convnext.devices import send
 
 
 class Normalize(nn.Module):
@@ -90,7 +91,7 @@ class ElementMix(nn.Module):
         cut = kind == 1
         lam = torch.where(cut, 1 - inside.float().mean((1, 2)), lam)
         keep = torch.where(cut[:, None, None], (~inside).float(), lam[:, None, None])
-        keep, lam = keep[:, None].to(images.device, images.dtype), lam[:, None].to(images.device)
+        keep, lam = send(keep[:, None].to(images.dtype), images.device), send(lam[:, None], images.device)
         one_hot = nn.functional.one_hot(labels, self.num_classes).float()
         mixed = torch.lerp(_rolled(images), images, keep)
         return mixed, torch.lerp(_rolled(one_hot), one_hot, lam)

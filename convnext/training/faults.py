@@ -1,7 +1,8 @@
 """What to say, and what to do, when a step goes wrong."""
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,15 @@ def no_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
-def origin(model: nn.Module, images: Tensor) -> str:
-    """Where numbers stop being finite, of a model as it was when the step on ``images (N, C, H, W)`` went wrong: in the
-    images, a weight, the first layer in the order of computation, or only in the gradient."""
+def origin(model: nn.Module, images: Tensor, gradient: Mapping[str, float]) -> str:
+    """Where numbers stopped being finite in a step: in the images, a weight, the first layer in the order of
+    computation, or only in the gradient.
+
+    Args:
+        model: as it was then, or after another step.
+        images: of the step, ``(N, C, H, W)``.
+        gradient: the norm of each parameter's.
+    """
     if not images.isfinite().all():
         return "the images"
     for name, parameter in model.named_parameters():
@@ -45,18 +52,18 @@ def origin(model: nn.Module, images: Tensor) -> str:
 
     leaves = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
     hooks = [module.register_forward_hook(partial(check, name)) for name, module in leaves]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.no_grad():
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
+        for buffer, before in buffers:
+            buffer.copy_(before)
     if layers:
         return f"the output of layer {layers[0]}"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name}"
-    return "the loss"
+    return next((f"the gradient of {name}" for name, norm in gradient.items() if not math.isfinite(norm)), "the loss")
 
 
 def not_finite(step: int, where: str, settings: RunSettings, folder: Path) -> TrainingError:

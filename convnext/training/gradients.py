@@ -1,6 +1,6 @@
 """The gradient of one step: in micro-batches that fit into memory, over all processes."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -53,10 +53,12 @@ def backward(
     return sums
 
 
-def norm(accelerator: Accelerator, parameters: Iterable[nn.Parameter], clip_norm: float | None) -> Tensor:
-    """The norm of the whole gradient, which is clipped to ``clip_norm`` where that is given."""
+def norms(accelerator: Accelerator, parameters: Sequence[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """The norms of the whole gradient and of each of these parameters', ``(1 + n,)``; then the gradient is clipped to
+    ``clip_norm`` where that is given."""
     accelerator.unscale_gradients()
-    trained = [parameter for parameter in parameters if parameter.grad is not None]
+    each = torch.stack(torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
+    whole = torch.linalg.vector_norm(each)
     if clip_norm is not None:
-        return torch.nn.utils.clip_grad_norm_(trained, clip_norm)
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, whole)
+    return torch.cat([whole[None], each]).float()

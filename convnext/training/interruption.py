@@ -7,7 +7,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch
 from accelerate import Accelerator
 
 from convnext import distributed
@@ -72,8 +71,8 @@ def stopping_together(
     def check() -> None:
         if next(calls) > common:  # the last process has one batch fewer, and would be waited for in vain
             return
-        asked = torch.tensor(signals.received is not None, dtype=torch.int64, device=accelerator.device)
-        if distributed.total(accelerator, asked):
+        (asked,) = distributed.agreed(accelerator, signals.received is not None)
+        if asked:
             signals.stop()
 
     return check

@@ -102,19 +102,30 @@ def set_learning_rate(optimizers: Iterable[Optimizer], lr: float) -> None:
             group["lr"] = lr * group["lr_scale"]
 
 
-def step_all(optimizers: Iterable[Optimizer], scaler: "torch.amp.GradScaler | None") -> None:
-    """One step of each, and their gradients emptied.
-
-    The scaler of fp16 is told once of all of them; accelerate's own optimizers would each update its scale.
-    """
+def begin_momentum(optimizers: Iterable[Optimizer]) -> None:
+    """Let momentum begin at 0 before the first step: where the device decides that there is none, SGD would keep what
+    it has not written, and Muon what is not finite."""
     for optimizer in optimizers:
-        if scaler is None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group.get("momentum") else ():
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+
+
+@torch.no_grad()
+def step_where(optimizers: Iterable[Optimizer], flag: Tensor) -> None:
+    """A step of each where ``flag``, one boolean on the device, is true; else nothing changes. It is not waited for."""
+    skip = (~flag).float()
+    for optimizer in optimizers:
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = skip  # type: ignore[attr-defined]  # its kernel looks at it
             optimizer.step()
-        else:
-            scaler.step(optimizer)
-        optimizer.zero_grad()
-    if scaler is not None:
-        scaler.update()
+            continue
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        tensors = [x for p in parameters for x in (p, *optimizer.state[p].values())]
+        before = [tensor.clone() for tensor in tensors]
+        optimizer.step()
+        for tensor, old in zip(tensors, before, strict=True):
+            torch.where(flag, tensor, old, out=tensor)
 
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
@@ -159,18 +170,42 @@ def ema_decay(updates: int, decay: float) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the model's weights and buffers, warmed up by `ema_decay`."""
+class WeightAverage(AveragedModel):
+    """An exponential moving average of a model's weights and buffers, warmed up by `ema_decay`.
 
-    def average(averages: _Tensors, values: _Tensors, _: Tensor | int) -> None:
-        # The counter stays on the CPU: reading it never waits for the device.
-        weight = 1 - ema_decay(int(averaged.n_averaged), decay)
+    Args:
+        model: to start from.
+        decay: in the long run.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, multi_avg_fn=self._average, use_buffers=True)
+        self.decay = decay
+        self.requires_grad_(False)
+        self.n_averaged = self.n_averaged.cpu()  # where reading it never waits for the device
+
+    def _average(self, averages: _Tensors, values: _Tensors, _: Tensor | int) -> None:
+        weight = 1 - ema_decay(int(self.n_averaged), self.decay)
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, weight)
         else:
             torch._foreach_copy_(averages, values)
 
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    averaged.requires_grad_(False)
-    averaged.n_averaged = averaged.n_averaged.cpu()
-    return averaged
+    @torch.no_grad()
+    def update_where(self, model: nn.Module, flag: Tensor) -> None:
+        """`update_parameters` where ``flag``, one boolean on the device, is true; else nothing changes. It is not
+        waited for, and `n_averaged` is on the device, too."""
+        count = self.n_averaged
+        decay = ((1 + count) / (10 + count)).clamp(max=self.decay) * (count > 0)  # as `ema_decay`, after a first copy
+        pairs = zip(
+            (*self.module.parameters(), *self.module.buffers()), (*model.parameters(), *model.buffers()), strict=True
+        )
+        averages, values = [], []
+        for average, value in pairs:
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)  # as it was where the step was left out
+        torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(values, averages), (1 - decay) * flag))
+        count.add_(flag)

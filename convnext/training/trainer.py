@@ -5,8 +5,8 @@ paths of a step depend on the settings and its number alone, so a run can stop a
 processes each take some images of every batch, and agree once a step on its numbers and on whether to stop.
 """
 
-import math
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,19 +37,18 @@ from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
 from convnext.runs.folder import changed_since, write_settings
 from convnext.storage.files import sweep
-from convnext.training import faults, gradients, progress
+from convnext.training import faults, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.loss import class_weights
 from convnext.training.memory import settle_gradient_accumulation
 from convnext.training.optimizers import (
-    average_weights,
+    WeightAverage,
     configure,
     load_optimizers,
     make_optimizers,
     optimizer_tensors,
-    set_learning_rate,
-    step_all,
 )
+from convnext.training.step import Stepper, Taken, are_finite, decides_on_device
 from convnext.training.tracking import Tracker
 from convnext.weights.loading import load_state, start_from
 from convnext.weights.model_info import ModelInfo, read_json
@@ -87,21 +86,28 @@ class Trainer:
         self.images = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
-        self.class_weights = class_weights(settings, splits, self.device)
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         raw_model = registry.build(settings.model, len(splits.classes)) if model is None else model
         self.raw_model = raw_model.to(self.device).to(memory_format=self.memory_format)
         prepare_model(self.raw_model, self.info)
-        self._parameters = list(self.raw_model.parameters())
-        self._buffers = list(self.raw_model.buffers())  # batch norm's; ConvNeXt has none
-        self.average = average_weights(self.raw_model, settings.ema_decay) if settings.ema_decay else None
+        self.average = WeightAverage(self.raw_model, settings.ema_decay) if settings.ema_decay else None
         configure(self.raw_model, settings)
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
         self.model, *_ = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
             self.model = torch.compile(self.model)
+        self.stepper = Stepper(
+            accelerator,
+            self.model,
+            self.raw_model,
+            self.optimizers,
+            self.average,
+            class_weights(settings, splits, self.device),
+            decides_on_device(self.device),
+        )
+        self._under_way = deque[Taken]()  # steps whose numbers have not been read
         self.state = TrainingState(settings=settings, versions=progress.versions(), fingerprints=splits.fingerprints())
         self.unreadable: dict[str, None] = {}  # an ordered set: each image is named once
         self._fault = ""  # where the first of the steps that are being skipped went wrong
@@ -147,6 +153,7 @@ class Trainer:
         with ExitStack() as stack:
             self.display = progress.Display(self.total_steps, self.state.step, self.main)
             stack.enter_context(self.display)
+            stack.callback(self.catch_up)  # whatever ends it, what was skipped is said
             for line in progress.announcement(self.settings, self.splits, self.raw_model, self.device, self.folder):
                 self.display.line(line)
             if self.state.step:
@@ -204,36 +211,34 @@ class Trainer:
         """One optimizer step: the mean gradient over the images of all processes, in micro-batches. Returns whether any
         process was asked to stop, and whether one was asked to save."""
         self._note_unreadable(batch.unreadable)
-        step, settings = self.state.step, self.settings
-        count = len(batch.targets)
-        everyones = count
-        if self.accelerator.num_processes > 1:
-            everyones = int(distributed.total(self.accelerator, torch.tensor(count, device=self.device)))
+        step, settings, count = self.state.step, self.settings, len(batch.targets)
+        (total,) = distributed.agreed(self.accelerator, count)
         self.state.step += 1
-        if not everyones:
-            return False, False
-        torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
-        tensors = self.to_device(batch)
-        buffers = [buffer.clone() for buffer in self._buffers]
-        lr = settings.learning_rate(step, self.steps_per_epoch)
-        set_learning_rate(self.optimizers, lr)
-        sums = gradients.backward(self.accelerator, self.model, settings, tensors, count, everyones, self.class_weights)
-        norm = gradients.norm(self.accelerator, self._parameters, settings.optimizer.clip_norm)
+        if total:
+            torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
+            lr = settings.learning_rate(step, self.steps_per_epoch)
+            taken = self.stepper.take(settings, step + 1, lr, self.to_device(batch), count, total)
+            self._under_way.append(taken)
+            self.catch_up(but=1 if self.stepper.on_device else 0)
         if save_asked := signals.save:
-            signals.save = False  # now, so that a signal during this step counts in the next
-        flags = torch.tensor([count, signals.received is not None, save_asked], device=self.device)
-        numbers = distributed.total(self.accelerator, torch.cat([sums, flags]))  # float32 all: MPS has no double
-        # The one time in a step that the device is waited for, where there is one process.
-        loss_sum, correct, images_seen, stop, save, norm_value = torch.cat([numbers, norm.float()[None]]).tolist()
-        if math.isfinite(norm_value) and math.isfinite(loss_sum):
-            self._update()
-            self.state.loss_sum += loss_sum
-            self.state.correct += correct
-            self.state.images += int(images_seen)
-        else:
-            self._skip(tensors[0], buffers)
-        self.display.update(self.state, self.steps_per_epoch, settings.epochs, int(images_seen), lr)
+            signals.save = False  # now, so that a signal from now on counts in the next step
+        stop, save = distributed.agreed(self.accelerator, signals.received is not None, save_asked)
         return bool(stop), bool(save)
+
+    def catch_up(self, but: int = 0) -> None:
+        """Take account of the numbers of all steps ``but`` so many, waiting for the device where it is at them;
+        TrainingError where too many in a row were not finite."""
+        while len(self._under_way) > but:
+            taken = self._under_way.popleft()
+            numbers = taken.numbers.read()
+            if are_finite(numbers):
+                self.state.loss_sum += numbers[0]
+                self.state.correct += numbers[1]
+                self.state.images += taken.count
+                self.state.skipped, self._fault = 0, ""
+            else:
+                self._note_skipped(taken, dict(zip(taken.parameters, numbers[3:], strict=True)))
+            self.display.update(self.state, self.steps_per_epoch, self.settings.epochs, taken.count, taken.lr)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized, mixed images, their targets, and the labels before mixing."""
@@ -250,32 +255,22 @@ class Trainer:
         images, targets = self.mix(images, labels)
         return images, targets, labels
 
-    def _update(self) -> None:
-        step_all(self.optimizers, self.accelerator.scaler)
-        if self.average is not None:
-            self.average.update_parameters(self.raw_model)
-        self.state.skipped, self._fault = 0, ""
-
-    def _skip(self, images: Tensor, buffers: list[Tensor]) -> None:
-        """Leave out the step on ``images``, before which the model had these buffers; too many in a row end the run."""
-        self._fault = self._fault or faults.origin(self.raw_model, images)
-        for buffer, before in zip(self._buffers, buffers, strict=True):
-            buffer.copy_(before)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # lowers the scale, which is how fp16 finds it
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+    def _note_skipped(self, taken: Taken, gradient: dict[str, float]) -> None:
+        """Say where a step that was left out went wrong; too many in a row end the run."""
+        self._fault = self._fault or faults.origin(self.raw_model, taken.images, gradient)
         self.state.skipped += 1
         self.state.skipped_in_all += 1
-        self.display.line(f"skipped step {self.state.step}: numbers that are not finite in {self._fault}")
+        self.display.line(f"skipped step {taken.step}: numbers that are not finite in {self._fault}")
         if self.state.skipped > self.settings.max_skipped_steps:
-            raise faults.not_finite(self.state.step, self._fault, self.settings, self.folder)
+            self._under_way.clear()
+            raise faults.not_finite(taken.step, self._fault, self.settings, self.folder)
 
     def _end_epoch(self, save: bool, signals: StopSignals) -> None:
         """Validate, log, and save where it is due.
 
         A signal that stops the validation raises InterruptedRunError; it is done first when the run goes on.
         """
+        self.catch_up()
         state, settings = self.state, self.settings
         epoch = state.step // self.steps_per_epoch
         metrics = {"epoch": epoch, "step": state.step} | state.means()
@@ -357,13 +352,15 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Whether a checkpoint is due in an epoch's middle; never while steps are skipped: the weights may be bad."""
-        if self.state.skipped:
-            return False
         steps, minutes = self.settings.save_every_steps, self.settings.save_every_minutes
         late = minutes is not None and time.perf_counter() - self._last_save >= 60 * minutes
-        return late or (steps is not None and self.state.step % steps == 0)
+        if not late and (steps is None or self.state.step % steps):
+            return False
+        self.catch_up()
+        return not self.state.skipped
 
     def _save(self) -> None:
+        self.catch_up()
         self._tick()
         if self.main:
             if self.accelerator.scaler is not None:

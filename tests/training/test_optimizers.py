@@ -7,7 +7,7 @@ from torch import nn
 from convnext import create_model, recipe
 from convnext.errors import SettingsError
 from convnext.training.optimizers import (
-    average_weights,
+    WeightAverage,
     configure,
     ema_decay,
     make_optimizers,
@@ -51,7 +51,7 @@ def test_a_short_run_has_a_short_warm_up() -> None:
 def test_average_warms_up_and_follows_the_weights() -> None:
     assert [round(ema_decay(n, 0.9), 3) for n in (0, 1, 10, 1000)] == [0.1, 0.182, 0.55, 0.9]
     model = nn.Linear(1, 1)
-    average = average_weights(model, 0.9)
+    average = WeightAverage(model, 0.9)
     expected = 0.0
     for update in range(30):
         with torch.no_grad():
