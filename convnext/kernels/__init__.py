@@ -6,8 +6,9 @@ Two things are slow there with PyTorch's own operations, and are replaced in a m
   bfloat16: `depthwise_conv2d`.
 - A block's hidden layer, four times as wide as its input, leaves the processor's cache between one operation and the
   next, so that each waits for memory, and after each all threads wait for the slowest. In `mlp` each thread computes
-  all of it for some rows, then for the next. The matrix products are those of MKL, which PyTorch has on x86. For the
-  gradient it keeps the branch's input and, where that is faster than to compute it again, the first product.
+  all of it for some rows, then for the next. The matrix products are oneDNN's or the BLAS's that PyTorch has:
+  `convnext.kernels.products` chooses. For the gradient it keeps the branch's input and, where that is faster than to
+  compute it again, the first product.
 
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from convnext.kernels import products
 from convnext.storage.downloads import cache_folder
 from convnext.storage.files import digest, writing
 
@@ -26,8 +27,8 @@ class UnavailableError(Exception):
 
 
 class Library:
-    """The compiled functions of a shared library: a vector holds `lanes` channels, and where it `multiplies`, it has
-    matrix products, which are MKL's, with which PyTorch is built on x86.
+    """The compiled functions of a shared library: a vector holds `lanes` channels, and `products` are the matrix
+    products by the type that they multiply.
 
     Raises:
         UnavailableError: it cannot be loaded, or PyTorch has no threads that it could share.
@@ -41,13 +42,12 @@ class Library:
             self.lanes: int = self._functions.lanes()
         except (OSError, AttributeError) as error:
             raise UnavailableError(str(error)) from None
-        self._products = _products()
-        self.multiplies = self._products is not None
+        self.products = products.choose(path.with_suffix(".json"), self.multiply)
 
-    def product(self, dtype: torch.dtype) -> int:
-        """The address of the product of matrices of that type, where the library `multiplies`."""
-        assert self._products is not None, "kernels.usable comes first"
-        return self._products[dtype]
+    def multiply(self, product: products.Product, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> None:
+        """c = a b, of ``(M, K)``, ``(K, N)`` as the product takes it, and float32 ``(M, N)``, in one thread."""
+        sizes = *c.shape, a.shape[1]
+        self._functions.product_alone(*map(_argument, (product.address, product.number, is_half(a), *sizes, a, b, c)))
 
     def __call__(self, name: str, *arguments: torch.Tensor | int | float | None) -> None:
         """Call a function in PyTorch's threads; a tensor stands for its address, None for no address.
@@ -58,17 +58,6 @@ class Library:
         function = getattr(self._functions, name)
         if function(self._start, ctypes.c_uint(torch.get_num_threads()), *map(_argument, arguments)):
             raise MemoryError(f"no memory for the buffers of {name}")
-
-
-def _products() -> dict[torch.dtype, int] | None:
-    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        return None
-    names = {torch.float32: "sgemm_", torch.bfloat16: "gemm_bf16bf16f32_"}
-    loaded = ctypes.CDLL(torch._C.__file__)
-    try:
-        return {dtype: ctypes.cast(loaded[name], ctypes.c_void_p).value or 0 for dtype, name in names.items()}
-    except AttributeError:
-        return None
 
 
 def _argument(value: torch.Tensor | int | float | None) -> object:
@@ -119,7 +108,9 @@ def describe() -> str:
         loaded, words = _load()
     if loaded is None:
         return f"PyTorch's own kernels ({words})"
-    return f"compiled kernels ({words})" if loaded.multiplies else f"compiled convolutions alone ({words}; no MKL)"
+    if not loaded.products:
+        return f"compiled convolutions alone ({words}; PyTorch has no matrix product for them)"
+    return f"compiled kernels ({words}; {products.words(loaded.products)})"
 
 
 @functools.cache

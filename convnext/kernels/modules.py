@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from convnext.kernels.build import compiled, library
+from convnext.kernels.build import library
 from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
-from convnext.kernels.mlp import mlp
+from convnext.kernels.mlp import mlp, multiplies
 
 _DTYPES = {torch.float32, torch.bfloat16}
 # What `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
@@ -78,7 +78,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
-        if usable(x, self.dwconv) and _is_as_built(self):
+        if usable(x, self.dwconv) and _is_as_built(self) and multiplies(x, self.pwconv1.out_features):
             y, shortcut = convolve_with_shortcut(x, self.dwconv.weight, self.dwconv.bias)
             return mlp(y, shortcut, self.norm, self.pwconv1, self.pwconv2, self.gamma, self._drop_factor(x))
         out: Tensor = super().forward(x)
@@ -181,8 +181,7 @@ def _is_as_built(block: nn.Module) -> bool:
     to them or has put in a forward of his own."""
     modules = [getattr(block, name) for name in _MODULES]
     return (
-        compiled().multiplies
-        and all(map(_is_plain, modules, _MODULES.values()))
+        all(map(_is_plain, modules, _MODULES.values()))
         and not any(map(_is_changed, modules))
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and len({(p.dtype, p.device) for module in modules for p in module.parameters()}) == 1

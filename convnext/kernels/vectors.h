@@ -1,3 +1,5 @@
+#pragma once
+
 /* Vectors of float of the CPU's own width, and their way to and from memory as float32 or bfloat16. */
 
 #include <stdint.h>
@@ -23,13 +25,21 @@ typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
 typedef int64_t idx;
 
+INLINE uvec words_of(hvec h) {
+#if defined(__AVX512F__) /* in one instruction */
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)h);
+#else
+    return __builtin_convertvector(h, uvec);
+#endif
+}
+
 /* LANES values from p on, of which the first `count` exist; the others are zero. `half`: they are bfloat16. */
 INLINE vec load(const void *p, int half, idx count) {
     if (half) {
         hvec h = {0};
         if (count >= LANES) memcpy(&h, p, sizeof h);
         else memcpy(&h, p, 2 * count);
-        return (vec)(__builtin_convertvector(h, uvec) << 16);
+        return (vec)(words_of(h) << 16);
     }
     vec v = {0};
     if (count >= LANES) memcpy(&v, p, sizeof v);
@@ -53,6 +63,45 @@ INLINE void store(void *p, int half, idx count, vec v) {
         if (count >= LANES) memcpy(p, &v, sizeof v);
         else memcpy(p, &v, 4 * count);
     }
+}
+
+/* The same, to memory that is not read soon: past the cache, where that can be done. */
+INLINE void stream(void *p, int half, idx count, vec v) {
+#if defined(__AVX512BF16__)
+    if (half && count >= LANES && (uintptr_t)p % 32 == 0) {
+        _mm256_stream_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+        return;
+    }
+#endif
+    store(p, half, count, v);
+}
+
+/* Two rows' values as bfloat16 in turn: the first `count` of each. */
+INLINE void store_pairs(void *p, idx count, vec first, vec second) {
+#if defined(__AVX512BF16__)
+    const __m512i in_turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                             21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    uvec pairs = (uvec)_mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+#else
+    hvec low, high;
+    store(&low, 1, LANES, first);
+    store(&high, 1, LANES, second);
+    uvec pairs = words_of(low) | words_of(high) << 16;
+#endif
+    if (count >= LANES) memcpy(p, &pairs, sizeof pairs);
+    else memcpy(p, &pairs, 4 * count);
+}
+
+INLINE float total(vec v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float sums[LANES];
+    memcpy(sums, &v, sizeof sums);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) sums[i] += sums[i + n];
+    return sums[0];
+#endif
 }
 
 INLINE idx least(idx a, idx b) { return a < b ? a : b; }

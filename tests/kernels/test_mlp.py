@@ -64,6 +64,23 @@ def test_a_block_computes_the_same_in_any_number_of_threads(autocast: bool) -> N
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_threads_that_change_before_the_gradient(autocast: bool) -> None:
+    block, x = block_and_input(144, 3, 20)
+    expected = [t.double() for t in run_block(block, x, autocast)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = block(x)
+        torch.set_num_threads(1)
+        actual = results(y, [x, *block.parameters()])
+    finally:
+        torch.set_num_threads(before)
+    assert max(errors(actual, expected)) < (3e-3 if autocast else 1e-5)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_other_memory_formats_give_the_same() -> None:
     block, x = block_and_input(24, 3, 6)
     plain = x.detach().contiguous().requires_grad_()
@@ -137,7 +154,7 @@ def test_sizes_that_do_not_fit_and_too_large_ones() -> None:
     with pytest.raises(ValueError, match=r"layers of 24, 24, 23 channels for an input of \(2, 24, 5, 5\)"):
         kernels.mlp(x, x, block.norm, block.pwconv1, nn.Linear(96, 23), None, None)
     with pytest.raises(MemoryError, match="mlp_forward"):
-        build.compiled()("mlp_forward", 0, 0, 0, 1, 1, 1, 1 << 50, 1, 1e-6, *[None] * 9)
+        build.compiled()("mlp_forward", 0, 0, 0, 0, 1, 1, 1, 1 << 50, 1, 1, 1e-6, *[None] * 9)
 
 
 @pytest.mark.usefixtures("compiled")
