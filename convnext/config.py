@@ -188,6 +188,9 @@ class DataSettings(Settings):
     """Processes that read images; None chooses by the data and the machine. The result does not depend on it."""
     cache: Literal["none", "disk"] = "none"
     """Keep the decoded images in one file in the cache folder, which all workers and processes share."""
+    augment_on: Literal["auto", "workers", "device"] = "auto"
+    """Where training images are augmented: by workers, one by one, or by the device, which then holds all of them,
+    decoded, and does whole batches; auto: by a CUDA device that can, if they fit into a quarter of its free memory."""
     cache_image_size: Positive = 384
     """Shorter side in pixels at which the cache keeps images that are larger."""
     max_pixels: Positive = MAX_PIXELS

@@ -39,6 +39,11 @@ class Normalize(nn.Module):
         return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
+def is_mixed(settings: AugmentSettings) -> bool:
+    """Whether there is any mixing."""
+    return bool(settings.mix_probability and (settings.mixup or settings.cutmix))
+
+
 def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
     """Mixup and CutMix as the settings ask, or None for neither.
 
@@ -46,7 +51,7 @@ def batch_mix(settings: AugmentSettings, num_classes: int) -> nn.Module | None:
         A module from float images ``(N, C, H, W)`` and labels ``(N,)`` to images of the same shape and either those
         labels or, where it mixed, fractions of each class ``(N, num_classes)``. Draws from torch's global generator.
     """
-    if not settings.mix_probability or not (settings.mixup or settings.cutmix):
+    if not is_mixed(settings):
         return None
     if settings.mix_by == "element":
         return ElementMix(settings.mixup, settings.cutmix, settings.mix_probability, num_classes)
@@ -78,23 +83,38 @@ class ElementMix(nn.Module):
         self.alphas = torch.tensor([mixup, cutmix])
         self.probability, self.num_classes = probability, num_classes
 
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """``(N, C, H, W)`` and ``(N,)`` to mixed images and ``(N, num_classes)`` class fractions."""
-        count, _, height, width = images.shape
+    def forward(self, images: Tensor, labels: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: ``(N, C, H, W)`` float.
+            labels: ``(N,)``.
+            draws: ``(N, 4)`` float32: 0 for Mixup and 1 for CutMix, the fraction that stays, and the row and column of
+                the middle of CutMix's box, from 0 to 1; None draws them from torch's global generator.
+
+        Returns:
+            Mixed images, and class fractions ``(N, num_classes)``.
+        """
+        height, width = images.shape[2:]
         # Drawn on the CPU, so that all devices draw the same.
+        draws = send(self._draw(len(images)), images.device) if draws is None else draws
+        kind, lam, row, column = draws.unbind(1)
+        half = 0.5 * torch.sqrt(1 - lam)
+        rows, columns = _covered(row, half, height), _covered(column, half, width)
+        inside = rows[:, :, None] & columns[:, None, :]
+        cut = kind == 1
+        lam = torch.where(cut, 1 - rows.sum(1) * columns.sum(1) / (height * width), lam)
+        keep = torch.where(cut[:, None, None], (~inside).float(), lam[:, None, None])[:, None].to(images.dtype)
+        one_hot = nn.functional.one_hot(labels, self.num_classes).float()
+        mixed = torch.lerp(_rolled(images), images, keep)
+        return mixed, torch.lerp(_rolled(one_hot), one_hot, lam[:, None])
+
+    def _draw(self, count: int) -> Tensor:
         kind = torch.multinomial((self.alphas > 0).float(), count, replacement=True)
         alpha = self.alphas[kind]
         lam = torch._sample_dirichlet(torch.stack([alpha, alpha], 1))[:, 0]  # Beta(alpha, alpha), as torchvision
         lam[torch.rand(count) >= self.probability] = 1.0
-        rows, columns = _boxes(lam, height, width)
-        inside = rows[:, :, None] & columns[:, None, :]
-        cut = kind == 1
-        lam = torch.where(cut, 1 - inside.float().mean((1, 2)), lam)
-        keep = torch.where(cut[:, None, None], (~inside).float(), lam[:, None, None])
-        keep, lam = send(keep[:, None].to(images.dtype), images.device), send(lam[:, None], images.device)
-        one_hot = nn.functional.one_hot(labels, self.num_classes).float()
-        mixed = torch.lerp(_rolled(images), images, keep)
-        return mixed, torch.lerp(_rolled(one_hot), one_hot, lam)
+        return torch.stack([kind.float(), lam, torch.rand(count), torch.rand(count)], 1)
 
 
 def _rolled(x: Tensor) -> Tensor:
@@ -102,13 +122,8 @@ def _rolled(x: Tensor) -> Tensor:
     return torch.cat([x[-1:], x[:-1]])
 
 
-def _boxes(lam: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows ``(N, H)`` and columns ``(N, W)`` of a box a sample that covers ``1 - lam``, cut off at the border."""
-    half = 0.5 * torch.sqrt(1 - lam)
-
-    def covered(length: int) -> Tensor:
-        center = torch.rand(len(lam)) * length
-        pixel = torch.arange(length) + 0.5
-        return (pixel - center[:, None]).abs() < (half * length)[:, None]
-
-    return covered(height), covered(width)
+def _covered(center: Tensor, half: Tensor, length: int) -> Tensor:
+    """Rows or columns ``(N, length)`` of a box a sample, cut off at the border; its center and half its size, ``(N,)``,
+    are fractions of ``length``."""
+    pixel = torch.arange(length, device=center.device) + 0.5
+    return (pixel - (center * length)[:, None]).abs() < (half * length)[:, None]

@@ -60,7 +60,7 @@ def numpy_interpolate(pixels: Pixels, size: Sequence[int] | None, scales: Sequen
 
 def _resampled(rows: Pixels, after: int, step: float) -> Pixels:
     """Rows ``(N, before)`` to ``(N, after)``, whose pixels are ``step`` of those before wide."""
-    starts, weights, precision = _windows(rows.shape[1], after, step)
+    starts, weights, precision = windows(rows.shape[1], after, step)
     blocks = [
         _block(starts[column : column + _BLOCK], weights[column : column + _BLOCK])
         for column in range(0, after, _BLOCK)
@@ -76,7 +76,7 @@ def _resampled(rows: Pixels, after: int, step: float) -> Pixels:
     return resized
 
 
-def _windows(before: int, after: int, step: float) -> tuple[list[int], list[NDArray[np.float64]], int]:
+def windows(before: int, after: int, step: float) -> tuple[list[int], list[NDArray[np.float64]], int]:
     """For each pixel of a row of the result the first pixel that it sees, and the weights of that and those behind it;
     and by how many binary digits the weights are too large."""
     scale = max(step, 1.0)

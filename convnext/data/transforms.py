@@ -27,7 +27,7 @@ class Transform(Protocol):
         """The picture's pixels, changed."""
 
 
-_RATIO = (3 / 4, 4 / 3)  # width over height of a random area
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a random area
 
 
 class TrainTransform:
@@ -74,7 +74,7 @@ class TrainTransform:
         width, height = picture.size
         # A tensor without memory: only its shape is asked for.
         shape = torch.empty((1, height, width), device="meta")
-        top, left, rows, columns = RandomResizedCrop.get_params(shape, list(self.settings.crop_scale), list(_RATIO))
+        top, left, rows, columns = RandomResizedCrop.get_params(shape, list(self.settings.crop_scale), list(CROP_RATIO))
         box = left, top, left + columns, top + rows
         return _tensor(picture.resized(box, self.image_size, self.image_size))
 

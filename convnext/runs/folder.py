@@ -20,6 +20,7 @@ _FREE = {
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps", "patience"),
     *("data.root", "data.workers", "data.strict"),
 }
+_CHOSEN = ("gradient_accumulation", "data.augment_on")  # by the machine that the run began on, where they are "auto"
 
 
 def new_folder(output: Path, name: str) -> Path:
@@ -181,6 +182,17 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
             f"{folder} cannot be resumed with other settings: {'; '.join(changed[:3])}{more}. "
             f"Go on under its own with convnext train --resume {folder}, or leave --resume out to start a new run"
         )
+
+
+def as_begun(folder: Path, settings: RunSettings) -> RunSettings:
+    """The settings, with what they leave to the machine that changes the result as it was when the run in ``folder``
+    began, if it has; CheckpointError where its settings cannot be read."""
+    path = folder / "settings.json"
+    if not path.exists():
+        return settings
+    before, now = flatten(read_json(path, RunSettings)), flatten(settings)
+    begun: RunSettings = settings.replace(**{key: before[key] for key in _CHOSEN if now[key] == "auto"})
+    return begun
 
 
 def changed_since(folder: Path, settings: RunSettings) -> list[str]:

@@ -8,13 +8,20 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from rich.filesize import decimal
 from torch import Tensor, nn
 
 from convnext.config import RunSettings
+from convnext.data.datasets.load import OWN
+from convnext.data.loading.resident import for_workers, stored_bytes
+from convnext.data.sources import ArraySource
+from convnext.data.splits import Splits
+from convnext.errors import SettingsError
 from convnext.output import say
 from convnext.training.faults import TrainingError, no_memory
 
 _FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
+_RESIDENT_FRACTION = 0.25  # of the device's free memory that the training images may take unasked
 _STATES = 4  # times the weights: gradient, two moments, moving average
 
 
@@ -31,6 +38,40 @@ def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accele
     each = f"{count} micro-batches of {-(-settings.batch_size // count):,}" if count > 1 else "one piece"
     say(f"memory holds the batch of {settings.batch_size:,} images in {each}: gradient_accumulation {count}")
     return settled
+
+
+def settle_augment_on(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> RunSettings:
+    """The settings with ``data.augment_on`` "workers" or "device", the same on every process.
+
+    Raises:
+        SettingsError: it is "device", and the images do not fit into the memory of a process's device.
+    """
+    asked, device = settings.data.augment_on, accelerator.device
+    if asked == "workers":
+        return settings
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
+    if asked == "device":
+        if (needed := stored_bytes(settings, splits.train)) > free:
+            raise SettingsError(
+                f"data.augment_on device: the training images take {decimal(needed)} and {device} has {decimal(free)} "
+                f"free: use --data.augment-on workers"
+            )
+        return settings
+    fit = device.type == "cuda" and go_on_device(settings, splits, free)
+    everyones = accelerator.gather(torch.tensor([fit], device=device))
+    settled: RunSettings = settings.replace(**{"data.augment_on": "device" if everyones.all() else "workers"})
+    return settled
+
+
+def go_on_device(settings: RunSettings, splits: Splits, free: int) -> bool:
+    """Whether training images go, unasked, on a GPU with so many bytes free."""
+    return (
+        for_workers(settings.augment) is None
+        and settings.data.name != OWN  # which may give another image each time
+        # The sizes of files are known once all are read, and areas can be drawn of images of one size alone.
+        and (settings.augment.crop != "resized" or isinstance(splits.train, ArraySource))
+        and stored_bytes(settings, splits.train) <= free * _RESIDENT_FRACTION
+    )
 
 
 def micro_batches_that_fit(

@@ -7,9 +7,10 @@ import numpy as np
 from accelerate import Accelerator
 
 from convnext.config import RunSettings
-from convnext.data.loading.loader import batches
+from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.resizing import sizes_by_epoch
 from convnext.training.interruption import StopSignals
+from convnext.training.memory import settle_augment_on
 from convnext.training.progress import announcement
 from convnext.training.resolve import prepare
 from convnext.training.trainer import Trainer
@@ -31,9 +32,12 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
         UserError: settings or data that cannot be used, or data that would have to be downloaded first.
     """
     settings, splits, accelerator = prepare(settings, fetch=False)
+    settings = settle_augment_on(settings, splits, accelerator)
     data = settings.data
     full_size: RunSettings = settings.replace(gradient_accumulation=1, **{"data.start_size": None})
     trainer = Trainer(full_size, splits, accelerator)
+    if data.augment_on == "device":
+        trainer.images = ResidentImages(full_size, splits, trainer.device)
     step = _seconds_a_step(trainer, accelerator)
     sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
     work = sum((size / data.image_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
@@ -52,7 +56,8 @@ def _seconds_a_step(trainer: Trainer, accelerator: Accelerator) -> float:
     """The median of a few steps, with the reading of their images."""
     workers = trainer.settings.data.workers
     times = [time.perf_counter()]
-    with batches(trainer.images, trainer.sampler, workers) as stream, StopSignals(trainer.folder) as signals:
+    loading = training_batches(trainer.images, trainer.sampler, workers, trainer.device)
+    with loading as stream, StopSignals(trainer.folder) as signals:
         for batch in islice(stream, _WARMUP + _TIMED):
             trainer.step(batch, signals)
             accelerator.wait_for_everyone()

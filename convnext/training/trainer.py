@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from convnext import distributed
 from convnext.config import RunSettings
 from convnext.data.batch_transforms import Normalize, batch_mix
-from convnext.data.loading.loader import Batch, batches, raise_if_strict, seed_for, training_images, training_sampler
+from convnext.data.loading.loader import Batch, raise_if_strict, seed_for, training_images, training_sampler
+from convnext.data.loading.resident import ResidentImages, TrainingImages, training_batches
 from convnext.data.splits import Splits
 from convnext.errors import CheckpointError, UserError, reason
 from convnext.evaluation.evaluator import (
@@ -35,12 +36,12 @@ from convnext.output import say
 from convnext.plots.curves import curves
 from convnext.runs import checkpoint
 from convnext.runs.checkpoint import TrainingState
-from convnext.runs.folder import changed_since, write_settings
+from convnext.runs.folder import as_begun, changed_since, write_settings
 from convnext.storage.files import sweep
 from convnext.training import faults, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.loss import class_weights
-from convnext.training.memory import settle_gradient_accumulation
+from convnext.training.memory import settle_augment_on, settle_gradient_accumulation
 from convnext.training.optimizers import (
     WeightAverage,
     configure,
@@ -83,7 +84,7 @@ class Trainer:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.info = ModelInfo.of(settings, splits)
-        self.images = training_images(settings, splits.train, splits.mean)
+        self.images: TrainingImages = training_images(settings, splits.train, splits.mean)
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
 
@@ -127,9 +128,9 @@ class Trainer:
         elif self.settings.model.weights is not None:
             note = start_from(self.raw_model, self.settings.model, len(self.splits.classes), self.splits.classes)
             say(note or f"started from {self.settings.model.weights}")
-        if self.settings.gradient_accumulation == "auto" and (folder / "settings.json").exists():
-            before = read_json(folder / "settings.json", RunSettings)
-            self.settings = self.settings.replace(gradient_accumulation=before.gradient_accumulation)
+        self.settings = settle_augment_on(as_begun(folder, self.settings), self.splits, self.accelerator)
+        if self.settings.data.augment_on == "device" and self.state.step < self.total_steps:
+            self.images = ResidentImages(self.settings, self.splits, self.device, self.state.step, self.main)
         self.settings = self.state.settings = settle_gradient_accumulation(
             self.settings, self.raw_model, self.accelerator
         )
@@ -164,9 +165,8 @@ class Trainer:
                 self._end_epoch(False, signals)
             if self._stops_early():
                 return
-            pinned = self.device.type == "cuda"
-            stream = stack.enter_context(batches(self.images, self.sampler, self.settings.data.workers, pinned))
-            for batch in stream:
+            stream = training_batches(self.images, self.sampler, self.settings.data.workers, self.device)
+            for batch in stack.enter_context(stream):
                 self._check_folder()
                 stop, save = self.step(batch, signals)
                 if self.state.step % self.steps_per_epoch == 0:
@@ -252,7 +252,7 @@ class Trainer:
         images, labels = self.normalize(pixels), batch.targets.to(self.device, non_blocking=True)
         if self.mix is None:
             return images, labels, labels
-        images, targets = self.mix(images, labels)
+        images, targets = self.mix(images, labels, *batch.mixing)
         return images, targets, labels
 
     def _note_skipped(self, taken: Taken, gradient: dict[str, float]) -> None:

@@ -122,4 +122,6 @@ def renamed(value: Any) -> Any:
         return value
     if value.get("cache") == "ram":  # the system's own cache holds the file in memory
         value = value | {"cache": "disk"}
+    if "augment_on" not in value and {"root", "workers", "cache"} <= value.keys():  # all of a run's that is older
+        value = value | {"augment_on": "workers"}
     return {_RENAMED.get(key, key): renamed(inner) for key, inner in value.items()}

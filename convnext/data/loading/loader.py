@@ -44,12 +44,14 @@ class Batch(NamedTuple):
         targets: ``(n,)`` int64.
         indices: ``(n,)`` int64, of the images in their source.
         unreadable: a line for each image left out.
+        mixing: what the mixing of `convnext.data.batch_transforms` takes besides, where the loader draws that.
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     unreadable: list[str]
+    mixing: tuple[Tensor, ...] = ()
 
 
 def seed_for(*numbers: int) -> int:

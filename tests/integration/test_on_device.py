@@ -1,0 +1,115 @@
+"""Runs whose training images lie on the device: exact after any interruption, and refused where they cannot."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from convnext import recipe
+from convnext.config import RunSettings
+from convnext.data.datasets.load import OWN, load_splits
+from convnext.data.splits import Splits
+from convnext.devices import make_accelerator
+from convnext.errors import SettingsError
+from convnext.runs.checkpoint import read_settings, read_state
+from convnext.runs.folder import as_begun, check_same_settings
+from convnext.training import memory
+from convnext.training.memory import go_on_device, settle_augment_on
+from convnext.weights.model_info import read_json
+from tests.support.killing import TINY, Point, last_line, result, run, steps
+
+ON = (*TINY, "--augment.policy", "none", "--augment.mix-by", "element", "--data.start-size", "6", "--data.augment-on")
+RUN = Path("runs") / "digits"
+
+
+def test_killed_and_resumed_it_ends_as_the_run_that_was_never_stopped(tmp_path: Path) -> None:
+    """Also where the machine that it goes on on would choose otherwise, as a CPU does."""
+    whole = run([*ON, "device"], tmp_path / "whole")
+    assert whole.status == 0, whole.text
+    assert "on cpu (that holds and augments the training images) in fp32" in whole.text
+    for point, choice in ((Point(3), "device"), (Point(13, signal=signal.SIGTERM), "auto"), (Point(17), "auto")):
+        ended = run([*ON, choice, "--save-every-steps", "2", "--resume"], tmp_path, point)
+        assert ended.status in (-signal.SIGKILL, 128 + signal.SIGTERM), ended.text
+    assert steps(tmp_path / RUN)[-1] == 16
+    assert run([*ON, "auto", "--resume"], tmp_path).status == 0
+    assert json.loads((tmp_path / RUN / "settings.json").read_text())["data"]["augment_on"] == "device"
+    assert result(tmp_path / RUN) == result(tmp_path / "whole" / RUN)
+    error = last_line(run([*ON, "workers", "--resume", RUN], tmp_path))
+    assert "data.augment_on was device, now workers" in error
+
+
+def older(folder: Path, settings: RunSettings) -> None:
+    """Write the settings of a run of a version that did not have the choice."""
+    values = settings.model_dump(mode="json")
+    del values["data"]["augment_on"]
+    (folder / "settings.json").write_text(json.dumps(values))
+
+
+def test_older_runs_have_their_images_from_workers(tmp_path: Path) -> None:
+    fixture = Path(__file__).parents[1] / "fixtures" / "format-2" / "adamw"
+    assert read_state(fixture / "checkpoints" / "last").settings.data.augment_on == "workers"
+    assert read_json(fixture / "settings.json", RunSettings).data.augment_on == "workers"
+    settings = recipe("digits")
+    older(tmp_path, settings)
+    assert read_settings(tmp_path / "settings.json")["data"]["augment_on"] == "workers"
+    assert as_begun(tmp_path, settings).data.augment_on == "workers"
+    for choice in ("auto", "workers"):
+        check_same_settings(tmp_path, settings.replace(**{"data.augment_on": choice}))
+    with pytest.raises(SettingsError, match=r"data\.augment_on was workers, now device"):
+        check_same_settings(tmp_path, settings.replace(**{"data.augment_on": "device"}))
+    (tmp_path / "some.json").write_text('{"data": {"image_size": 16}}')  # written by hand
+    assert "augment_on" not in read_settings(tmp_path / "some.json")["data"]
+
+
+@pytest.mark.parametrize("option", [("--augment.policy", "randaugment"), ("--augment.color-jitter", "0.4")])
+def test_what_workers_alone_can_do_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    error = last_line(run([*ON, "device", *option], tmp_path))
+    setting = option[0].removeprefix("--").replace("-", "_")
+    assert error.startswith(f"convnext: data.augment_on device: {setting} {option[1]} is computed by workers alone")
+    assert "use --data.augment-on workers" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def digits(**changes: object) -> tuple[RunSettings, Splits]:
+    settings = recipe("digits", **changes)
+    return settings, load_splits(settings.data)
+
+
+def test_a_cpu_leaves_it_to_the_workers_unasked() -> None:
+    settings, splits = digits(device="cpu")
+    assert settings.data.augment_on == "auto"
+    settled = settle_augment_on(settings, splits, make_accelerator(settings))
+    assert settled == settings.replace(**{"data.augment_on": "workers"})
+
+
+def test_images_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, splits = digits(device="cpu", **{"data.augment_on": "device"})
+    accelerator = make_accelerator(settings)
+    assert settle_augment_on(settings, splits, accelerator) == settings
+    monkeypatch.setattr(memory, "available", lambda: 80_000)
+    with pytest.raises(SettingsError, match=r"the training images take 82\.8 kB and cpu has 80\.0 kB free"):
+        settle_augment_on(settings, splits, accelerator)
+
+
+def test_a_gpu_takes_what_fits_into_a_quarter_of_its_memory() -> None:
+    settings, splits = digits()
+    needed = 1293 * 8 * 8
+    assert go_on_device(settings, splits, 4 * needed)
+    assert not go_on_device(settings, splits, 4 * needed - 1)
+    several = settings.replace(**{"data.start_size": 4, "augment.crop": "padding"})
+    assert several.epochs > 5
+    assert not go_on_device(several, splits, 4 * needed)
+    assert go_on_device(several, splits, 4 * 1293 * sum(size**2 for size in range(4, 9)))
+
+
+def test_a_gpu_leaves_to_workers_what_it_cannot_know_or_do(small_folder: Path) -> None:
+    free = 2**40
+    settings, splits = digits()
+    assert go_on_device(settings, splits, free)
+    assert not go_on_device(settings.replace(**{"data.name": OWN}), splits, free)
+    for change in ({"policy": "trivialaugment"}, {"color_jitter": 0.1}):
+        assert not go_on_device(settings.replace(augment=change), splits, free)
+    settings, splits = digits(data={"name": "folder", "root": small_folder})
+    assert not go_on_device(settings, splits, free)  # areas of files, whose sizes are not known
+    assert go_on_device(settings.replace(augment={"crop": "padding"}), splits, free)
