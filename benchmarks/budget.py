@@ -31,7 +31,7 @@ from torch import nn
 import convnext
 from convnext.config import RunSettings
 from convnext.data.datasets.load import load_splits
-from convnext.data.loading.resident import training_batches
+from convnext.data.loading.loader import batches
 from convnext.devices import keep_freed_memory
 from convnext.kernels import build
 from convnext.models.summary import count_parameters
@@ -91,8 +91,7 @@ def seconds_an_epoch(entry: str, settings: RunSettings) -> float:
     peer = peer_of(entry, settings)
     settings, splits, accelerator = prepare(settings, peer)
     trainer = Trainer(settings, cached(splits, settings.data, True), accelerator, peer)
-    loading = training_batches(trainer.images, trainer.sampler, 0, trainer.device)
-    with loading as stream, StopSignals(trainer.folder) as signals:
+    with batches(trainer.images, trainer.sampler, 0) as stream, StopSignals(trainer.folder) as signals:
         times = [time.process_time()]
         for batch in itertools.islice(stream, 2 + TIMED):
             trainer.step(batch, signals)

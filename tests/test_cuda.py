@@ -23,8 +23,7 @@ from torch.overrides import TorchFunctionMode
 import convnext
 from convnext import create_model, kernels, recipe
 from convnext.data.datasets.load import load_splits
-from convnext.data.loading.loader import Batch, training_sampler
-from convnext.data.loading.resident import ResidentImages, training_batches
+from convnext.data.loading.loader import Batch, batches
 from convnext.devices import make_accelerator, pick_device, pick_precision
 from convnext.runs import checkpoint
 from convnext.training import trainer as trainer_module
@@ -300,7 +299,7 @@ def test_what_arrives_is_what_was_read(workers: int, tmp_path: Path) -> None:
     expected: list[tuple[Tensor, Tensor]] = []
     for device, to in ((DEVICE, arrived), ("cpu", expected)):
         trainer = prepared(tiny(tmp_path, device=device, **{"data.workers": workers}))
-        with training_batches(trainer.images, trainer.sampler, workers, trainer.device) as stream:
+        with batches(trainer.images, trainer.sampler, workers, device == DEVICE) as stream:
             for batch in stream:
                 images, _, labels = trainer.to_device(batch)
                 assert images.device.type == labels.device.type == device
@@ -309,41 +308,6 @@ def test_what_arrives_is_what_was_read(workers: int, tmp_path: Path) -> None:
     for got, wanted in zip(arrived, expected, strict=True):
         torch.testing.assert_close(got[0].cpu(), wanted[0])
         assert torch.equal(got[1].cpu(), wanted[1])
-
-
-@pytest.mark.parametrize("crop", ["none", "padding", "resized"])
-def test_views_on_the_gpu_are_those_on_the_cpu(crop: str, tmp_path: Path) -> None:
-    """Every bit of images, indices and what mixing draws, at sizes that grow."""
-    augment = {"crop": crop, "flip": 0.5, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"}
-    settings = tiny(tmp_path, epochs=4, augment=augment, **{"data.start_size": 4})
-    splits, made = load_splits(settings.data), []
-    for device in ("cpu", DEVICE):
-        images = ResidentImages(settings, splits, torch.device(device), progress=False)
-        made.append(list(images.batches(training_sampler(settings, splits.train, 0, 1))))
-    assert len(made[0]) == 4 * STEPS
-    for cpu, gpu in zip(*made, strict=True):
-        assert gpu.images.device.type == DEVICE
-        for ours, theirs in zip((*cpu[:3], *cpu.mixing), (*gpu[:3], *gpu.mixing), strict=True):
-            assert torch.equal(ours, theirs.cpu())
-
-
-@pytest.mark.usefixtures("exact")
-def test_images_go_on_the_gpu_unasked_and_a_step_does_not_wait_for_them(tmp_path: Path) -> None:
-    settings = tiny(tmp_path, augment={"random_erasing": 0.5, "cutmix": 1.0, "mix_by": "element"})
-    trainer = prepared(settings.replace(**{"data.augment_on": "auto"}))
-    (tmp_path / "run").mkdir()
-    trainer.open(tmp_path / "run")
-    assert trainer.settings.data.augment_on == "device"
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with training_batches(trainer.images, trainer.sampler, 0, trainer.device) as stream:
-            assert len([trainer.to_device(batch)[0] for batch in stream]) == STEPS
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    on_cpu = losses(tmp_path / "cpu", device="cpu", **{"data.augment_on": "device", "augment": settings.augment})
-    on_gpu = losses(tmp_path / "gpu", **{"data.augment_on": "auto", "augment": settings.augment})
-    assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
 
 
 @pytest.mark.usefixtures("exact")

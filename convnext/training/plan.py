@@ -37,7 +37,7 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
     full_size: RunSettings = settings.replace(gradient_accumulation=1, **{"data.start_size": None})
     trainer = Trainer(full_size, splits, accelerator)
     if data.augment_on == "device":
-        trainer.images = ResidentImages(full_size, splits, trainer.device)
+        trainer.resident = ResidentImages(full_size, splits, trainer.device)
     step = _seconds_a_step(trainer, accelerator)
     sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
     work = sum((size / data.image_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
@@ -56,7 +56,7 @@ def _seconds_a_step(trainer: Trainer, accelerator: Accelerator) -> float:
     """The median of a few steps, with the reading of their images."""
     workers = trainer.settings.data.workers
     times = [time.perf_counter()]
-    loading = training_batches(trainer.images, trainer.sampler, workers, trainer.device)
+    loading = training_batches(trainer.resident or trainer.images, trainer.sampler, workers, trainer.device)
     with loading as stream, StopSignals(trainer.folder) as signals:
         for batch in islice(stream, _WARMUP + _TIMED):
             trainer.step(batch, signals)

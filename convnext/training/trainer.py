@@ -19,7 +19,7 @@ from convnext import distributed
 from convnext.config import RunSettings
 from convnext.data.batch_transforms import Normalize, batch_mix
 from convnext.data.loading.loader import Batch, raise_if_strict, seed_for, training_images, training_sampler
-from convnext.data.loading.resident import ResidentImages, TrainingImages, training_batches
+from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.splits import Splits
 from convnext.errors import CheckpointError, UserError, reason
 from convnext.evaluation.evaluator import (
@@ -69,6 +69,7 @@ class Trainer:
 
     Attributes:
         folder: the run's, once `open` was given it.
+        resident: the training images on the device, where `open` was to put them there.
         unreadable: the images that could not be read, each once.
 
     Raises:
@@ -84,7 +85,8 @@ class Trainer:
         self.steps_per_epoch = self.sampler.steps_per_epoch
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.info = ModelInfo.of(settings, splits)
-        self.images: TrainingImages = training_images(settings, splits.train, splits.mean)
+        self.images = training_images(settings, splits.train, splits.mean)
+        self.resident: ResidentImages | None = None
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
 
@@ -130,7 +132,7 @@ class Trainer:
             say(note or f"started from {self.settings.model.weights}")
         self.settings = settle_augment_on(as_begun(folder, self.settings), self.splits, self.accelerator)
         if self.settings.data.augment_on == "device" and self.state.step < self.total_steps:
-            self.images = ResidentImages(self.settings, self.splits, self.device, self.state.step, self.main)
+            self.resident = ResidentImages(self.settings, self.splits, self.device, self.state.step, self.main)
         self.settings = self.state.settings = settle_gradient_accumulation(
             self.settings, self.raw_model, self.accelerator
         )
@@ -165,7 +167,8 @@ class Trainer:
                 self._end_epoch(False, signals)
             if self._stops_early():
                 return
-            stream = training_batches(self.images, self.sampler, self.settings.data.workers, self.device)
+            images, workers = self.resident or self.images, self.settings.data.workers
+            stream = training_batches(images, self.sampler, workers, self.device)
             for batch in stack.enter_context(stream):
                 self._check_folder()
                 stop, save = self.step(batch, signals)

@@ -20,6 +20,7 @@ from convnext.data.loading.resident import ResidentImages
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.errors import DataError
+from tests.support.waiting import Waits
 
 CPU = torch.device("cpu")
 COUNT = 40
@@ -43,10 +44,12 @@ def settings(**changes: object) -> RunSettings:
     return changed
 
 
-def resident(run: RunSettings, splits: Splits, step: int = 0, rank: int = 0, world_size: int = 1) -> list[Batch]:
+def resident(
+    run: RunSettings, splits: Splits, step: int = 0, rank: int = 0, world_size: int = 1, device: torch.device = CPU
+) -> list[Batch]:
     sampler = training_sampler(run, splits.train, rank, world_size)
     sampler.start_step = step
-    return list(ResidentImages(run, splits, CPU, step, progress=False).batches(sampler))
+    return list(ResidentImages(run, splits, device, step, progress=False).batches(sampler))
 
 
 def rectangle(
@@ -198,6 +201,39 @@ def test_mixing_by_element_is_drawn_for_each_image(mixup: float, cutmix: float) 
     assert 0 < alone.sum() < 12
     assert torch.equal(mixed[alone], batch.images.float()[alone])
     assert resident(settings(augment={"mixup": 0.8}), splits)[0].mixing == ()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("crop", ["none", "padding", "resized"])
+@pytest.mark.parametrize("shape", [(16, 16, 3), (33, 18, 1)])
+def test_the_gpu_makes_the_same_batches(crop: str, shape: tuple[int, int, int]) -> None:
+    """Every bit of images, indices and what mixing draws, at sizes that grow."""
+    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"}
+    run, splits = settings(augment=augment, **{"data.start_size": 8}), images(*shape)
+    made = zip(resident(run, splits), resident(run, splits, device=torch.device("cuda")), strict=True)
+    for ours, theirs in made:
+        assert theirs.images.device.type == theirs.targets.device.type == "cuda"
+        names = ("images", "targets", "indices")
+        pairs = [(getattr(ours, name), getattr(theirs, name)) for name in names] + [(ours.mixing[0], theirs.mixing[0])]
+        assert all(torch.equal(cpu, gpu.cpu()) for cpu, gpu in pairs)
+
+
+@pytest.mark.parametrize("crop", ["none", "padding", "resized"])
+def test_no_batch_waits_for_the_device(crop: str) -> None:
+    """Once the images are there: nothing of it is read, and what goes there is not waited for."""
+    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"}
+    run, splits = settings(augment=augment, **{"data.start_size": 8}), images(16, 16)
+    device = torch.device("meta")  # which has no numbers
+    stored = ResidentImages(run, splits, device, progress=False)
+    mix = batch_mix(run.augment, 4)
+    assert mix is not None
+    with Waits():  # type: ignore[no-untyped-call]
+        made = [
+            mix(batch.images.float(), batch.targets, *batch.mixing)[0]
+            for batch in stored.batches(training_sampler(run, splits.train, 0, 1))
+        ]
+    assert [x.shape[-1] for x in made[::3]] == [8, 12, 16]
+    assert all(x.device == device for x in made)
 
 
 def from_workers(run: RunSettings, splits: Splits) -> list[Batch]:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from convnext import recipe
 from convnext.config import RunSettings
@@ -16,6 +17,8 @@ from convnext.runs.checkpoint import read_settings, read_state
 from convnext.runs.folder import as_begun, check_same_settings
 from convnext.training import memory
 from convnext.training.memory import go_on_device, settle_augment_on
+from convnext.training.resolve import resolve_settings
+from convnext.training.trainer import Trainer
 from convnext.weights.model_info import read_json
 from tests.support.killing import TINY, Point, last_line, result, run, steps
 
@@ -113,3 +116,22 @@ def test_a_gpu_leaves_to_workers_what_it_cannot_know_or_do(small_folder: Path) -
     settings, splits = digits(data={"name": "folder", "root": small_folder})
     assert not go_on_device(settings, splits, free)  # areas of files, whose sizes are not known
     assert go_on_device(settings.replace(augment={"crop": "padding"}), splits, free)
+
+
+@pytest.mark.cuda
+def test_a_gpu_takes_them_unasked_and_no_batch_waits_for_it(tmp_path: Path) -> None:
+    augment = {"random_erasing": 0.5, "cutmix": 1.0, "mix_by": "element"}
+    settings = recipe("digits", device="cuda", epochs=2, augment=augment, trackers=())
+    accelerator = make_accelerator(settings)
+    trainer = Trainer(*resolve_settings(settings, load_splits(settings.data), accelerator), accelerator)
+    trainer.open(tmp_path)
+    assert trainer.settings.data.augment_on == "device"
+    assert trainer.resident is not None
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = [trainer.to_device(batch)[0] for batch in trainer.resident.batches(trainer.sampler)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(made) == trainer.total_steps
+    assert all(images.device.type == "cuda" and images.isfinite().all() for images in made)

@@ -13,8 +13,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import convnext
 from convnext.data.datasets.load import load_splits
@@ -29,6 +27,7 @@ from convnext.training.resolve import resolve_settings
 from convnext.training.step import Numbers, Stepper
 from convnext.training.trainer import Trainer
 from tests.support.killing import result
+from tests.support.waiting import Waits
 
 CONVNEXT = {"depths": (1, 1), "dims": (8, 16), "patch_size": 2, "stochastic_depth": 0.2}
 BATCH_NORM = {"name": "roadmap", "step": 0, "depths": (1,) * 4, "dims": (4, 8, 8, 8), "patch_size": 4}
@@ -134,17 +133,6 @@ def unread() -> Iterator[None]:
         for name in names:
             patch.setattr(Tensor, name, refuse)
         yield
-
-
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses copies between the host and a device that are waited for."""
-
-    def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, Tensor)]
-        waits = not ((kwargs or {}).get("non_blocking") or any(arg is True for arg in args))
-        assert len({x.device for x in tensors}) < 2 or not waits, f"{func} waits"
-        return made
 
 
 def test_the_guards_notice() -> None:

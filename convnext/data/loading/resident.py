@@ -146,12 +146,9 @@ class ResidentImages:
             yield Batch(images, self._targets[indices], indices, lines, () if mixed is None else (mixed,))
 
 
-TrainingImages = AugmentedImages | ResidentImages
-
-
 @contextmanager
 def training_batches(
-    images: TrainingImages, sampler: TrainSampler, workers: int | None, device: torch.device
+    images: AugmentedImages | ResidentImages, sampler: TrainSampler, workers: int | None, device: torch.device
 ) -> Iterator[Iterator[Batch]]:
     """The batches of a run, from ``workers`` where the images are not on the device yet; see `batches`."""
     if isinstance(images, ResidentImages):
