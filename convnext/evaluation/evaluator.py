@@ -22,6 +22,7 @@ from convnext.errors import DataError, SettingsError
 from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report, compute_report, most_confident_mistakes, ranked
 from convnext.evaluation.predictions import write_predictions
+from convnext.kernels import cuda
 from convnext.models.classifier import classify_in_full_precision
 from convnext.plots import predictions as pictures
 from convnext.runs import checkpoint as checkpoints
@@ -56,9 +57,10 @@ class SplitLogits:
 
 
 def prepare_model(model: nn.Module, info: ModelInfo) -> nn.Module:
-    """The same model, on its device, to compute as a training and its evaluations do: with our kernels, and the logits
-    in float32."""
+    """The same model, on its device, to compute as a training and its evaluations do: with our kernels and arithmetic,
+    and the logits in float32."""
     kernels.install(model)
+    cuda.install(model)
     classify_in_full_precision(model, len(info.classes))
     return model
 
