@@ -321,7 +321,7 @@ class RunSettings(Settings):
     freeze: Annotated[int, Field(ge=0)] = 0
     """Stages, from the input on and with the stem, whose weights stay as they are; for fine-tuning."""
     compile: bool = False
-    """Compile the model with torch.compile: a minute at the start for faster steps on GPUs."""
+    """Compile the model with torch.compile: a minute for each size of training images, for faster steps on GPUs."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass: less memory for a third more time."""
     save_every_epochs: Positive = 1

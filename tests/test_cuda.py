@@ -25,12 +25,14 @@ from convnext import create_model, kernels, recipe
 from convnext.data.datasets.load import load_splits
 from convnext.data.loading.loader import Batch, batches
 from convnext.devices import make_accelerator, pick_device, pick_precision
+from convnext.kernels import cuda
 from convnext.runs import checkpoint
 from convnext.training import trainer as trainer_module
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import micro_batches_that_fit
 from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
+from tests.support.kernel_cases import errors
 from tests.support.killing import result
 
 pytestmark = pytest.mark.cuda
@@ -252,10 +254,11 @@ def test_channels_last_is_a_matter_of_memory_alone(small_folder: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2])  # with CUDA graphs, and without
 def test_a_compiled_step_computes_the_same(parts: int, tmp_path: Path) -> None:
-    eager, compiled = (losses(tmp_path / str(on), compile=on, gradient_accumulation=parts) for on in (False, True))
-    assert len(compiled) == STEPS
+    growing: dict[str, Any] = {"data.image_size": 16, "data.start_size": 8, "epochs": 3, "gradient_accumulation": parts}
+    eager, compiled = (losses(tmp_path / str(on), compile=on, **growing) for on in (False, True))
+    assert len(compiled) == 3 * STEPS
     assert compiled == pytest.approx(eager, rel=1e-3)
 
 
@@ -365,6 +368,31 @@ def test_a_run_of_the_gpu_is_used_on_the_cpu(tmp_path: Path, digits_images: Path
     image = sorted((digits_images / "test" / "3").iterdir())[0]
     on_cpu, on_gpu = (convnext.Predictor.load(run.path, device=device)(image, 10) for device in ("cpu", DEVICE))
     assert dict(on_gpu) == pytest.approx(dict(on_cpu), abs=1e-4)
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_compute_what_they_did_before(precision: str) -> None:
+    """Output and gradients in float32, and in bfloat16 as close to them as PyTorch's operations are."""
+    torch.manual_seed(0)
+    plain = create_model("convnext_tiny", 10, depths=(1, 2), dims=(32, 64), patch_size=2, layer_scale=0.5).to(DEVICE)
+    ours = deepcopy(plain)
+    cuda.install(ours)
+    assert type(ours.get_submodule("stages.0.0")) is not type(plain.get_submodule("stages.0.0"))
+    images = torch.randn(16, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
+
+    def computed(model: nn.Module, half: bool) -> list[Tensor]:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+            logits = model(images).float()
+        return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
+
+    exact = computed(plain, False)
+    if precision == "fp32":
+        torch.testing.assert_close(computed(ours, False), exact, rtol=1e-4, atol=1e-4)
+        return
+    found, limits = (errors(computed(model, True), exact) for model in (ours, plain))
+    for error, limit in zip(found, limits, strict=True):
+        assert error <= max(2 * limit, 0.01)
 
 
 def test_the_kernels_for_cpu_leave_the_gpu_alone() -> None:

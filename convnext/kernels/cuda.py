@@ -12,7 +12,6 @@ In float16, which has no number for a weight times 1e-6, and under ``torch.compi
 the block computes as it is written in `convnext.models.convnext`.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -74,9 +73,11 @@ class _Block(nn.Module):
 
     def _is_as_built(self) -> bool:
         """Whether nobody has changed the modules in whose place `forward` computes, or listens to them."""
-        kinds = {"norm": nn.LayerNorm, "pwconv2": nn.Linear, "drop_path": _STOCHASTIC_DEPTH}
-        return all(
-            _is_plain(module := getattr(self, name), kind) and not _is_changed(module) for name, kind in kinds.items()
+        return (
+            _is_plain(self.norm, nn.LayerNorm)
+            and _is_plain(self.pwconv2, nn.Linear)
+            and _is_plain(self.drop_path, _STOCHASTIC_DEPTH)
+            and not any(map(_is_changed, (self.norm, self.pwconv2, self.drop_path)))
         )
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
@@ -84,10 +85,14 @@ class _Block(nn.Module):
         return _empty_block, type(self).__bases__[1:], vars(self)
 
 
-@cache
+_block_classes: dict[type[nn.Module], type[nn.Module]] = {}  # by the blocks' own
+
+
 def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
-    names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (_Block, plain), names)
+    if plain not in _block_classes:
+        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
+        _block_classes[plain] = type(plain.__name__, (_Block, plain), names)
+    return _block_classes[plain]
 
 
 def _empty_block(plain: type[nn.Module]) -> nn.Module:

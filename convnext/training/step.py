@@ -6,7 +6,9 @@ host reads a step's numbers when the next step is under way. Elsewhere, where re
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +20,26 @@ from convnext.config import RunSettings
 from convnext.training import gradients
 from convnext.training.optimizers import WeightAverage, begin_momentum, set_learning_rate, step_where
 
+_SMALL = 10_000_000  # parameters
+_SIZES = 32  # of images and micro-batches that are compiled: twice those that a run can have
+
 
 def decides_on_device(where: device) -> bool:
     """Whether the device decides about updates: where a number can only be read when all work before it is done."""
     return where.type == "cuda"
+
+
+def compiled(model: nn.Module, settings: RunSettings, where: device, processes: int) -> nn.Module:
+    """The model as `torch.compile` makes it, once for each size of images, which it then knows.
+
+    On CUDA a model so small that starting its kernels takes longer than they do is recorded as CUDA graphs, where one
+    process learns from a batch at once: a graph's gradients are gone when it runs again.
+    """
+    small = sum(parameter.numel() for parameter in model.parameters()) <= _SMALL
+    graphs = small and where.type == "cuda" and processes == 1 and settings.gradient_accumulation == 1
+    mode = "reduce-overhead" if graphs else "default"
+    torch._dynamo.config.recompile_limit = _SIZES
+    return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
 
 class Numbers:
@@ -107,7 +125,8 @@ class Stepper:
         `convnext.training.gradients.backward`."""
         set_learning_rate(self.optimizers, lr)
         buffers = [buffer.clone() for buffer in self._buffers]
-        sums = gradients.backward(self.accelerator, self.model, settings, batch, count, total, self.class_weights)
+        with self._stance(settings, count):
+            sums = gradients.backward(self.accelerator, self.model, settings, batch, count, total, self.class_weights)
         trained = {name: parameter for name, parameter in self._parameters if parameter.grad is not None}
         norms = gradients.norms(self.accelerator, list(trained.values()), settings.optimizer.clip_norm)
         values = torch.cat([distributed.total(self.accelerator, sums), norms])
@@ -124,6 +143,11 @@ class Stepper:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         return Taken(step, lr, batch[0], total, list(trained), numbers)
+
+    def _stance(self, settings: RunSettings, count: int) -> AbstractContextManager[object]:
+        """Nothing is compiled for a batch that lacks images which could not be read."""
+        whole = len(range(self.accelerator.process_index, settings.batch_size, self.accelerator.num_processes))
+        return torch.compiler.set_stance("force_eager") if settings.compile and count < whole else nullcontext()
 
     def _update(self) -> None:
         for optimizer in self.optimizers:

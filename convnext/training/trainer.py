@@ -49,7 +49,7 @@ from convnext.training.optimizers import (
     make_optimizers,
     optimizer_tensors,
 )
-from convnext.training.step import Stepper, Taken, are_finite, decides_on_device
+from convnext.training.step import Stepper, Taken, are_finite, compiled, decides_on_device
 from convnext.training.tracking import Tracker
 from convnext.weights.loading import load_state, start_from
 from convnext.weights.model_info import ModelInfo, read_json
@@ -100,7 +100,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.raw_model, settings.optimizer)
         self.model, *_ = accelerator.prepare(self.raw_model, *self.optimizers)
         if settings.compile:
-            self.model = torch.compile(self.model)
+            self.model = compiled(self.model, settings, self.device, accelerator.num_processes)
         self.stepper = Stepper(
             accelerator,
             self.model,

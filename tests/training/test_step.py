@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,28 @@ def test_too_many_skipped_steps_end_the_run(tmp_path: Path, capfd: pytest.Captur
             convnext.train(settings(tmp_path, save_every_steps=3, max_skipped_steps=1))
     assert re.findall(r"skipped step (\d)", capfd.readouterr().err) == ["4", "5"]
     assert (tmp_path / "digits/checkpoints/last").resolve().name == "step-00000003"
+
+
+def test_each_size_is_compiled_once_and_a_short_batch_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def note(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        shapes.extend((len(tensor), tensor.shape[-1]) for tensor in inputs if len(tensor) >= 250)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=note))
+    growing: dict[str, Any] = {"data.image_size": 16, "data.start_size": 8, "epochs": 7, "model.stochastic_depth": 0.0}
+    states = []
+    for compile in (False, True):
+        trainer = prepared(Trainer, settings(tmp_path, **growing, compile=compile))
+        with batches(trainer.images, trainer.sampler, 0) as stream, StopSignals(trainer.folder) as signals:
+            for number, batch in enumerate(stream):
+                cut = 250 if number in (3, 30) else 256  # six images could not be read
+                trainer.step(Batch(batch.images[:cut], batch.targets[:cut], batch.indices[:cut], []), signals)
+        states.append(trainer.state)
+    assert shapes == [(256, size) for size in (8, 10, 12, 14, 16)]
+    assert states[0].images == states[1].images == 35 * 256 - 12
+    assert states[0].loss_sum == pytest.approx(states[1].loss_sum, rel=1e-4)
 
 
 def test_numbers_arrive() -> None:
