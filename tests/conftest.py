@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,11 @@ def colour_image() -> Image.Image:
     """A smooth 40x30 picture whose four quarters differ."""
     y, x = np.mgrid[0:30, 0:40]
     return Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Convolutions in full float32 (TF32 is cuDNN's default), by algorithms that give the same sums each time."""
+    assert not torch.backends.cuda.matmul.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield

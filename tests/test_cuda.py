@@ -3,16 +3,13 @@
 Needs a CUDA device: ``CUDA_VISIBLE_DEVICES=0 pytest -m cuda``, which is a part of ``make test``.
 """
 
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,106 +19,14 @@ from torch.overrides import TorchFunctionMode
 
 import convnext
 from convnext import create_model, kernels, recipe
-from convnext.data.datasets.load import load_splits
-from convnext.data.loading.loader import Batch, batches
+from convnext.data.loading.loader import batches
 from convnext.devices import make_accelerator, pick_device, pick_precision
-from convnext.kernels import cuda
 from convnext.runs import checkpoint
-from convnext.training import trainer as trainer_module
-from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.memory import micro_batches_that_fit
-from convnext.training.resolve import resolve_settings
-from convnext.training.trainer import Trainer
-from tests.support.kernel_cases import errors
+from tests.support.gpu import DEVICE, RANDOM, STEPS, fit, losses, prepared, stopped_at, tiny
 from tests.support.killing import result
 
 pytestmark = pytest.mark.cuda
-
-DEVICE = "cuda"
-STEPS = 10  # of an epoch of `tiny`
-RANDOM = {
-    "ema_decay": 0.9,
-    "gradient_accumulation": 2,
-    "model.stochastic_depth": 0.2,
-    "augment": {"mixup": 0.8, "cutmix": 1.0, "policy": "randaugment", "random_erasing": 0.25},
-}
-
-
-@pytest.fixture
-def exact() -> Iterator[None]:
-    """Convolutions in full float32 (TF32 is cuDNN's default), by algorithms that give the same sums each time."""
-    assert not torch.backends.cuda.matmul.allow_tf32
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        yield
-
-
-def tiny(output: Path, **changes: Any) -> convnext.RunSettings:
-    """An epoch on the digits in float32, with nothing random that a device draws."""
-    settings = recipe(
-        "digits",
-        epochs=1,
-        batch_size=128,
-        output=output,
-        device=DEVICE,
-        precision="fp32",
-        ema_decay=None,
-        model={"depths": (1, 1), "dims": (8, 16), "patch_size": 2},
-        data={"workers": 0, "augment_on": "workers"},
-        trackers=(),
-        **{"optimizer.lr": 0.005, "optimizer.clip_norm": 1.0},
-    )
-    changed: convnext.RunSettings = settings.replace(**changes)
-    return changed
-
-
-class Recorded(Trainer):
-    """A run that keeps the mean loss of each step."""
-
-    losses: list[float]
-
-    def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        loss_sum, images = self.state.loss_sum, self.state.images
-        asked = super().step(batch, signals)
-        self.catch_up()
-        self.losses.append((self.state.loss_sum - loss_sum) / (self.state.images - images))
-        return asked
-
-
-def prepared(settings: convnext.RunSettings) -> Recorded:
-    """A run that has not begun."""
-    accelerator = make_accelerator(settings)
-    resolved, splits = resolve_settings(settings, load_splits(settings.data), accelerator)
-    return Recorded(resolved, splits, accelerator)
-
-
-def fit(trainer: Recorded, folder: Path) -> list[float]:
-    """Train to the end; gives the losses of the steps."""
-    trainer.losses = []
-    folder.mkdir(parents=True)
-    trainer.open(folder)
-    with StopSignals(folder) as signals, trainer.tracker:
-        trainer.fit(signals)
-    assert trainer.state.skipped_in_all == 0
-    return trainer.losses
-
-
-def losses(output: Path, **changes: Any) -> list[float]:
-    return fit(prepared(tiny(output, **changes)), output / "run")
-
-
-def stopped_at(step: int, settings: convnext.RunSettings) -> None:
-    """Train up to that step, and stop there as a signal does."""
-    train_step = Trainer.step
-
-    def step_with_signal(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        if trainer.state.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(trainer, batch, signals)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "step", step_with_signal)
-        with pytest.raises(InterruptedRunError):
-            convnext.train(settings)
 
 
 def test_auto_takes_the_gpu_and_the_half_precision_that_it_computes_in() -> None:
@@ -155,52 +60,6 @@ def test_bf16_learns_and_keeps_float32_weights(tmp_path: Path) -> None:
     )
     kept = {**weights, **{name: x for name, x in training.items() if name != "average.updates"}}
     assert {x.dtype for x in (*trainer.raw_model.parameters(), *kept.values())} == {torch.float32}
-
-
-class Watched(Trainer):
-    """A run in which PyTorch refuses to wait for the device within a step."""
-
-    def step(self, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            return super().step(batch, signals)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize(("optimizer", "mix_by"), [("adamw", "batch"), ("sgd", "element"), ("muon", "batch")])
-def test_the_device_is_not_waited_for_within_a_step(
-    precision: str, optimizer: str, mix_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("convnext.training.train.Trainer", Watched)
-    changes = {**RANDOM, "precision": precision, "optimizer.name": optimizer, "augment.mix_by": mix_by}
-    run = convnext.train(tiny(tmp_path, **changes, **{"loss.class_weights": "balanced"}))
-    state = checkpoint.read_state(checkpoint.find(run.path))
-    assert state.step == STEPS
-    assert np.isfinite(run.report.loss)
-
-
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_the_device_leaves_out_the_steps_that_the_host_would(
-    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Spoiled(Trainer):
-        def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-            images, targets, labels = super().to_device(batch)
-            return images * torch.nan if self.state.step in (1, 5) else images, targets, labels
-
-    monkeypatch.setattr("convnext.training.train.Trainer", Spoiled)
-    states = []
-    for on_device in (False, True):
-        monkeypatch.setattr(trainer_module, "decides_on_device", lambda _, value=on_device: value)
-        run = convnext.train(tiny(tmp_path / str(on_device), ema_decay=0.9, **{"optimizer.name": optimizer}))
-        states.append(checkpoint.read_tensors(checkpoint.find(run.path) / "training.safetensors"))
-        assert checkpoint.read_state(checkpoint.find(run.path)).skipped_in_all == 2
-    assert states[0].keys() == states[1].keys()
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, msg=name)
 
 
 def test_adamw_is_fused_and_steps_as_the_plain_one(tmp_path: Path) -> None:
@@ -251,15 +110,6 @@ def test_channels_last_is_a_matter_of_memory_alone(small_folder: Path, tmp_path:
         assert all(kernel.is_contiguous(memory_format=wanted) for kernel in kernels_4d)
     assert len(found[True]) == 9
     assert found[True] == pytest.approx(found[False], rel=1e-3)
-
-
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("parts", [1, 2])  # with CUDA graphs, and without
-def test_a_compiled_step_computes_the_same(parts: int, tmp_path: Path) -> None:
-    growing: dict[str, Any] = {"data.image_size": 16, "data.start_size": 8, "epochs": 3, "gradient_accumulation": parts}
-    eager, compiled = (losses(tmp_path / str(on), compile=on, **growing) for on in (False, True))
-    assert len(compiled) == 3 * STEPS
-    assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 @pytest.mark.usefixtures("exact")
@@ -368,31 +218,6 @@ def test_a_run_of_the_gpu_is_used_on_the_cpu(tmp_path: Path, digits_images: Path
     image = sorted((digits_images / "test" / "3").iterdir())[0]
     on_cpu, on_gpu = (convnext.Predictor.load(run.path, device=device)(image, 10) for device in ("cpu", DEVICE))
     assert dict(on_gpu) == pytest.approx(dict(on_cpu), abs=1e-4)
-
-
-@pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_blocks_compute_what_they_did_before(precision: str) -> None:
-    """Output and gradients in float32, and in bfloat16 as close to them as PyTorch's operations are."""
-    torch.manual_seed(0)
-    plain = create_model("convnext_tiny", 10, depths=(1, 2), dims=(32, 64), patch_size=2, layer_scale=0.5).to(DEVICE)
-    ours = deepcopy(plain)
-    cuda.install(ours)
-    assert type(ours.get_submodule("stages.0.0")) is not type(plain.get_submodule("stages.0.0"))
-    images = torch.randn(16, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
-
-    def computed(model: nn.Module, half: bool) -> list[Tensor]:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=half):
-            logits = model(images).float()
-        return [logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))]
-
-    exact = computed(plain, False)
-    if precision == "fp32":
-        torch.testing.assert_close(computed(ours, False), exact, rtol=1e-4, atol=1e-4)
-        return
-    found, limits = (errors(computed(model, True), exact) for model in (ours, plain))
-    for error, limit in zip(found, limits, strict=True):
-        assert error <= max(2 * limit, 0.01)
 
 
 def test_the_kernels_for_cpu_leave_the_gpu_alone() -> None:
