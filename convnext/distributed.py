@@ -71,7 +71,7 @@ def total(accelerator: Accelerator, numbers: Tensor) -> Tensor:
 
 
 def agreed(accelerator: Accelerator, *numbers: int) -> list[int]:
-    """The sums over all processes, on each of them, between hosts: nobody waits for a device."""
+    """The sums over all processes, on each of them, by way of their hosts: nobody waits for a device."""
     if accelerator.num_processes == 1:
         return list(numbers)
     sums = torch.tensor(numbers)

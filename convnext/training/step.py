@@ -105,12 +105,8 @@ class Stepper:
         on_device: bool,
     ) -> None:
         self.accelerator, self.model, self.raw_model = accelerator, model, raw_model
-        self.optimizers, self.average, self.class_weights, self.on_device = (
-            optimizers,
-            average,
-            class_weights,
-            on_device,
-        )
+        self.optimizers, self.average = optimizers, average
+        self.class_weights, self.on_device = class_weights, on_device
         self._parameters = list(raw_model.named_parameters())
         self._buffers = list(raw_model.buffers())  # batch norm's; ConvNeXt has none
         if on_device:
