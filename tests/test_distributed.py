@@ -21,7 +21,7 @@ def agree(rank: int, backend: str, meeting: Path) -> None:
         all_reduce(tensor, group=group)
 
     torch.distributed.all_reduce = noted  # type: ignore[assignment]
-    torch.distributed.get_backend = lambda _=None: backend  # type: ignore[assignment, misc]
+    torch.distributed.get_backend = lambda _=None: backend  # type: ignore[assignment]
     accelerator: Any = SimpleNamespace(num_processes=2)
     for step in range(3):
         assert distributed.agreed(accelerator, rank + 1, step, rank == 1) == [3, 2 * step, 1]
