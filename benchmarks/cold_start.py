@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from convnext.inference.machine import cpu_name
+from convnext.storage.measurements import cpu_name
 
 
 def seconds(command: list[str]) -> float:

@@ -25,7 +25,7 @@ from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform
 from convnext.devices import keep_freed_memory
-from convnext.inference.machine import cpu_name
+from convnext.storage.measurements import cpu_name
 
 SIZE, BATCH = 224, 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

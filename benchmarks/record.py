@@ -14,7 +14,7 @@ import psutil
 import torch
 from run_json import ROOT, Machine, Number, Run
 
-from convnext.inference.machine import cpu_name
+from convnext.storage.measurements import cpu_name
 
 _NO_NAME = r"\((R|TM)\)|NVIDIA|Tesla|GeForce|CPU|Processor|@.*|\b\d+GB\b|\bHBM\w*|\bPCIe\b|\bSXM\d*"
 

@@ -74,7 +74,7 @@ def main(args: Sequence[str]) -> int:
 def _print(rows: "Sequence[Row]", threads: int | None) -> None:
     import torch
 
-    from convnext.inference.machine import cpu_name
+    from convnext.storage.measurements import cpu_name
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     show(f"{device}, {counted(threads or torch.get_num_threads(), 'thread')}")

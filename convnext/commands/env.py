@@ -78,7 +78,7 @@ def _python() -> Facts:
 def _machine() -> Facts:
     import psutil
 
-    from convnext.inference.machine import cpu_name
+    from convnext.storage.measurements import cpu_name
     from convnext.training.memory import available
 
     cpuinfo = Path("/proc/cpuinfo")

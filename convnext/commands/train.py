@@ -96,10 +96,10 @@ def _settings_of_recipe(args: Sequence[str], name: str) -> _Train:
     given = recipes.given_names(values) | _given(options)
     settings = parsed.settings
     if parsed.resume and settings.model.weights == AUTO:
-        from convnext.runs.folder import weights_before
+        from convnext.runs.folder import settings_before
 
-        if (before := weights_before(settings.output, settings.name)) is not None:
-            settings = settings.replace(**{"model.weights": before[0]})
+        if (before := settings_before(settings)) is not None:
+            settings = settings.replace(**{"model.weights": before.model.weights})
     with offline() if parsed.dry_run else nullcontext():
         settings, notes = recipes.complete(settings, given)
     say(*notes)

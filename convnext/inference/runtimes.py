@@ -22,12 +22,12 @@ import numpy as np
 
 from convnext.errors import CheckpointError, SettingsError, UserError, did_you_mean, reason
 from convnext.inference.backends import Backend, ExportedBackend, ExportInfo, open_file
-from convnext.inference.machine import cpu_name
 from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.storage.downloads import cache_folder
 from convnext.storage.files import digest, write_text
 from convnext.storage.locks import alone
+from convnext.storage.measurements import cpu_name, remember, remembered
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,9 +175,9 @@ def _open_fastest(weights: _Weights, device: str) -> ExportedBackend | None:
     versions = [version(name) for name in ("torch", *installed)]
     threads = [os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")]
     key = _short([cpu_name(), os.cpu_count(), *threads, device, installed, versions])
-    remembered = weights.folder() / f"fastest-{key}.json"
+    path = weights.folder() / f"fastest-{key}.json"
     opened: dict[str, ExportedBackend] = {}
-    if (rates := _read_rates(remembered)) is None:
+    if (rates := remembered(path, ("eager", *_FORMATS))) is None:
         from convnext.devices import pick_device
 
         if (picked := pick_device(device)) != "cpu":
@@ -185,21 +185,11 @@ def _open_fastest(weights: _Weights, device: str) -> ExportedBackend | None:
             return None
         opened = _possible(weights, installed)
         rates = _measure(weights, opened)
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        write_text(remembered, json.dumps(rates))
+        remember(path, rates)
     fastest, *_ = ordered = sorted(rates, key=lambda name: -rates[name])
     shown = ", ".join(f"{name} {rates[name]:,.1f}" for name in ordered)
     say(f"backend {fastest}, the fastest here for this model: {shown} images/s, measured once in batches of {_BATCH}")
     return None if fastest == "eager" else opened.get(fastest) or _open_cached(weights, fastest)
-
-
-def _read_rates(path: Path) -> dict[str, float] | None:
-    """Images a second by backend; None where they are not there or damaged."""
-    try:
-        rates: dict[str, float] = {str(name): float(rate) for name, rate in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return rates if rates and rates.keys() <= {"eager", *_FORMATS} else None
 
 
 def _possible(weights: _Weights, installed: list[str]) -> dict[str, ExportedBackend]:

@@ -8,8 +8,7 @@ faster, and with Muon faster again. Seven tenths of the epochs are at 24 px. Wha
 Reaches 90.17 % test top-1 with 2.18 M parameters in 91 minutes on two cores with AMX (``results/cifar10/convnext``).
 
 Command: ``convnext train cifar10 --data.root DIR``, where DIR gets torchvision's download; or for images in folders
-``convnext train cifar10 --data.name folder --data.root DIR``. On a CPU that has AMX add
-``--precision bf16``.
+``convnext train cifar10 --data.name folder --data.root DIR``. The number is of ``--precision bf16``.
 """
 
 from convnext.recipes import Measured

@@ -4,8 +4,8 @@ Grey images of 28x28 px; three stages behind a stem of patch size 2, whose convo
 positions. Muon for the linear layers, with twice AdamW's learning rate, learns more in the same epochs; random erasing,
 since the images are centred and a run of 20 epochs begins to know them by heart.
 
-Command: ``convnext train fashion-mnist --data.root DIR``, where DIR gets the download. On a CPU with bfloat16
-instructions ``--precision bf16`` takes two thirds of the time.
+Command: ``convnext train fashion-mnist --data.root DIR``, where DIR gets the download. The number is of
+``--precision bf16``.
 """
 
 from convnext.recipes import Measured

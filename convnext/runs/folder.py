@@ -64,13 +64,11 @@ def folder_to_resume(settings: RunSettings) -> Path | None:
     return (idle or open_runs or same)[0]
 
 
-def weights_before(output: Path, name: str) -> tuple[str | None] | None:
-    """The ``model.weights`` of the newest run of this name, which going on must not choose anew; None where there is no
-    such run."""
-    for folder in folders(output, name):
-        if (folder / "settings.json").is_file():
-            return (read_json(folder / "settings.json", RunSettings).model.weights,)
-    return None
+def settings_before(settings: RunSettings) -> RunSettings | None:
+    """Those of the newest run of this name, whose choices going on must not make anew; None where there is no such
+    run."""
+    paths = (folder / "settings.json" for folder in folders(settings.output, settings.name))
+    return next((read_json(path, RunSettings) for path in paths if path.is_file()), None)
 
 
 def run_to_resume(path: Path) -> Path:

@@ -21,6 +21,7 @@ from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
 from convnext.storage.downloads import offline
+from convnext.training.precision import cpu_precision
 from convnext.weights.loading import origin
 
 
@@ -49,7 +50,12 @@ def prepare(
         if model is not None:
             settings = settings.replace(model=ModelSettings(name=registry.OWN, in_channels=splits.channels))
             check_output(model, splits, settings.data.image_size)
-        return *resolve_settings(settings, splits, accelerator), accelerator
+        resolved, splits = resolve_settings(settings, splits, accelerator)
+        if settings.precision == "auto" and accelerator.device.type == "cpu":
+            precision = distributed.from_main(accelerator, lambda: cpu_precision(resolved, splits))
+            resolved = resolved.replace(precision=precision)
+            accelerator = make_accelerator(resolved)
+        return resolved, splits, accelerator
 
 
 @torch.no_grad()

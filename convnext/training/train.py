@@ -24,6 +24,7 @@ from convnext.runs.folder import (
     new_folder,
     read_metrics,
     run_to_resume,
+    settings_before,
     settings_to_resume,
 )
 from convnext.storage.locks import locked
@@ -31,6 +32,7 @@ from convnext.training import faults
 from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
+from convnext.weights.model_info import read_json
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def train(
     """
     run = None if isinstance(resume, bool) else run_to_resume(Path(resume))
     settings = _settings(settings, run, changes, model, data)
+    if resume and settings.precision == "auto":  # what was measured once is not measured anew
+        earlier = read_json(run / "settings.json", RunSettings) if run else settings_before(settings)
+        settings = settings.replace(precision=earlier.precision if earlier else "auto")
     settings, splits, accelerator = prepare(settings, model, data, class_names)
     with distributed.reported_once(accelerator):
         with distributed.first_on_machine(accelerator):
