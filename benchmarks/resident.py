@@ -26,7 +26,7 @@ from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.devices import keep_freed_memory, pick_device
-from convnext.inference.machine import cpu_name
+from convnext.storage.measurements import cpu_name
 
 COUNT, SIZE = 50_000, 32
 
