@@ -115,8 +115,10 @@ def compute_logits(
             if len(batch.targets):
                 images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
                 with autocast():
-                    logits.append(model(normalize(images)).float().cpu())
+                    logits.append(model(normalize(images)).float())
+                logits[-2] = logits[-2].cpu()  # of the batch before, while the device computes this one
                 indices.append(batch.indices)
+    logits[-1] = logits[-1].cpu()
     all_indices, all_logits = torch.cat(indices), torch.cat(logits)
     if accelerator is not None:
         from convnext import distributed
