@@ -118,16 +118,21 @@ def compute_logits(
                     logits.append(model(normalize(images)).float())
                 logits[-2] = logits[-2].cpu()  # of the batch before, while the device computes this one
                 indices.append(batch.indices)
-    logits[-1] = logits[-1].cpu()
-    all_indices, all_logits = torch.cat(indices), torch.cat(logits)
+    all_indices, all_logits = torch.cat(indices), torch.cat([*logits[:-1], logits[-1].cpu()])
     if accelerator is not None:
-        from convnext import distributed
-
-        all_indices, all_logits = distributed.gather_images(accelerator, all_indices, all_indices, all_logits)
-        unreadable = distributed.gather_lines(accelerator, unreadable)
+        all_indices, all_logits, unreadable = _gathered(accelerator, all_indices, all_logits, unreadable)
     if not len(all_logits):
         raise DataError(f"none of the {len(source)} images can be read; the first: {unreadable[0]}")
     return SplitLogits(all_logits, torch.from_numpy(source.targets)[all_indices], all_indices, unreadable)
+
+
+def _gathered(
+    accelerator: "Accelerator", indices: Tensor, logits: Tensor, unreadable: list[str]
+) -> tuple[Tensor, Tensor, list[str]]:
+    from convnext import distributed
+
+    everyones = distributed.gather_images(accelerator, indices, indices, logits)
+    return everyones[0], everyones[1], distributed.gather_lines(accelerator, unreadable)
 
 
 class FlipAverage(nn.Module):
