@@ -50,8 +50,12 @@ class BatchAugment:
             self._crop = _Resized(settings.crop_scale, image_size, stored, device)
         else:
             self._crop = _Padded(settings.crop_padding if settings.crop == "padding" else 0, image_size, device)
-        self._positions = torch.arange(image_size, device=device)
-        self._fill = torch.tensor([round(255 * value) for value in mean], dtype=torch.uint8, device=device)
+        # Numbers of the rows, and of the column for each value in a row.
+        self._rows = torch.arange(image_size, device=device)
+        self._values = self._rows.repeat_interleave(len(mean))
+        fill = [round(255 * value) for value in mean]
+        self._fill = torch.tensor(fill, dtype=torch.uint8, device=device).repeat(image_size)
+        self._all_bits = torch.full((), 255, dtype=torch.uint8, device=device)
         largest = image_size - 1, image_size - 1
         self._rectangles = _Rectangles((image_size, image_size), largest, _ERASED, _ERASED_RATIO, device)
 
@@ -88,11 +92,12 @@ class BatchAugment:
         made = self._crop(pixels, images, views[:, :4], views[:, 4].bool())
         if not self.settings.random_erasing:
             return made
-        rows, columns = (
-            (self._positions >= first[:, None]) & (self._positions < (first + length)[:, None])
-            for first, length in ((views[:, 5], views[:, 7]), (views[:, 6], views[:, 8]))
-        )
-        return torch.where((rows[:, :, None] & columns[:, None, :])[..., None], self._fill, made)
+        top, left, height, width = views[:, 5:, None].unbind(1)
+        rows = ((self._rows >= top) & (self._rows < top + height)) * self._all_bits
+        values = ((self._values >= left) & (self._values < left + width)) * self._all_bits
+        # `torch.where` by bits, which a CPU does ten times as fast for bytes.
+        before = made.flatten(2)
+        return (before ^ ((before ^ self._fill) & rows[:, :, None] & values[:, None, :])).view_as(made)
 
 
 class _Rectangles:
