@@ -68,6 +68,7 @@ def our_prediction(case: Case, _: ExitStack) -> Step:
     info, images = info_of(case), images_of(case)
     model = prepare_model(registry.build(info.model, CLASSES), info)
     backend = EagerBackend(model, info, case.device, case.precision)
+    backend.use_kernels(compile=True)
     return lambda: backend(images)
 
 

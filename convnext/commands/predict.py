@@ -87,6 +87,7 @@ def main(args: Sequence[str]) -> int:
 
         explanations.check(predictor.backend, options.explain_class, options.explain_method, options.explain_stage)
     paths = expand(options.images)
+    predictor.warm_up(len(paths))
     standard_input = io.BytesIO(sys.stdin.buffer.read() if "-" in paths else b"")
     with ExitStack() as stack:
         writers = [stack.enter_context(writer) for writer in _writers(options, predictor, paths)]

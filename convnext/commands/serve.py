@@ -1,6 +1,7 @@
 """``convnext serve``: a model behind HTTP, with a page."""
 
 import math
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def main(args: Sequence[str]) -> int:
         predictor = Predictor.load(
             options.run, options.checkpoint, options.device, trust=options.trust, backend=options.backend
         )
+        predictor.warm_up(sys.maxsize)
         predictor.info = predictor.info.model_copy(update={"max_pixels": options.max_pixels})
         name = options.run if not Path(options.run).exists() else Path(options.run).resolve().name
         hosts = options.allowed_hosts or (_LOOPBACK if options.host in _LOOPBACK else ())

@@ -107,7 +107,7 @@ def compute_logits(
     logits, indices = [torch.empty(0, len(info.classes))], [torch.empty(0, dtype=torch.int64)]
     unreadable = list[str]()
     sampler = EvalSampler(len(source), batch_size, rank, world_size)
-    with batches(dataset, sampler, workers, device.type == "cuda") as stream:
+    with kernels.held(model), batches(dataset, sampler, workers, device.type == "cuda") as stream:
         for batch in tracked(stream, len(sampler), title or "", shown=title is not None):
             between_batches()
             unreadable += batch.unreadable

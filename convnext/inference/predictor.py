@@ -34,6 +34,8 @@ ImageLike: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image | NDArray[np
 Sources: TypeAlias = Iterable[ImageLike] | str | Path
 Prepared: TypeAlias = tuple[Images, Picture, Image.Image | None]  # what the backend takes; a preview
 
+_MANY = 100  # images, for which compiling takes less time than it saves
+
 URL_BYTES, URL_SECONDS = 64 * 2**20, 30.0
 """Limits of an image that a URL names."""
 
@@ -71,9 +73,16 @@ class Predictor:
             if info is None:
                 raise SettingsError("Predictor: a module needs the info that says its classes and image size")
             self.backend: Backend = EagerBackend(model, info, device)
+            self.backend.use_kernels()
         else:
             self.backend = model
         self.info = info or self.backend.info
+
+    def warm_up(self, images: int) -> None:
+        """Do now what takes seconds once, where it will be repaid over so many images: compile the CPU's kernels, if
+        PyTorch computes there and they have not been."""
+        if images >= _MANY and (use_kernels := getattr(self.backend, "use_kernels", None)):
+            use_kernels(compile=True)
 
     @property
     def model(self) -> "nn.Module":

@@ -12,14 +12,27 @@ Two things are slow there with PyTorch's own operations, and are replaced in a m
 
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model
-computes with PyTorch's operations alone: on other devices, without gradient, under ``torch.compile``, export and
-tracing, for other types than float32 and bfloat16, without a compiler, and with ``CONVNEXT_KERNELS=0``. `describe`
-says which it is.
+computes with PyTorch's operations alone: on other devices, under ``torch.compile``, export and tracing, without
+gradient unless `hold` was called, for other types than float32 and bfloat16, without a compiler, and with
+``CONVNEXT_KERNELS=0``. `describe` says which it is.
 """
 
-from convnext.kernels.build import describe
+from convnext.kernels.build import describe, is_kept
 from convnext.kernels.depthwise import depthwise_conv2d
 from convnext.kernels.mlp import mlp
-from convnext.kernels.modules import DepthwiseConv2d, install, installed, remove, usable
+from convnext.kernels.modules import DepthwiseConv2d, held, hold, install, installed, release, remove, usable
 
-__all__ = ["DepthwiseConv2d", "depthwise_conv2d", "describe", "install", "installed", "mlp", "remove", "usable"]
+__all__ = [
+    "DepthwiseConv2d",
+    "depthwise_conv2d",
+    "describe",
+    "held",
+    "hold",
+    "install",
+    "installed",
+    "is_kept",
+    "mlp",
+    "release",
+    "remove",
+    "usable",
+]

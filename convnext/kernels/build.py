@@ -86,6 +86,17 @@ def compiled() -> Library:
     return loaded
 
 
+def is_kept() -> bool:
+    """Whether the library has been compiled, so that its first use takes no seconds."""
+    if os.environ.get("CONVNEXT_KERNELS") == "0":
+        return False
+    try:
+        path = _path(*_compiler())
+        return _is_whole(path, path.with_suffix(".sha256"))
+    except (UnavailableError, OSError):
+        return False
+
+
 def forget() -> None:
     """Look for the library again at its next use, by the environment and the cache folder as they are then."""
     with _lock:
@@ -142,13 +153,11 @@ def _compiler() -> tuple[list[str], str]:
 def _compiled(command: list[str], version: str) -> Path:
     """The library for this source, compiler and CPU: from the cache folder, or compiled into it where it is not there
     or not as it was compiled. To load a damaged one would end the process."""
-    folder = cache_folder() / "kernels"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not hasattr(os, "geteuid") or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
-        raise UnavailableError(f"others may write to {folder}")
-    identity = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
-    path = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.so"
+    path = _path(command, version)
     known = path.with_suffix(".sha256")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not hasattr(os, "geteuid") or path.parent.stat().st_uid != os.geteuid() or path.parent.stat().st_mode & 0o022:
+        raise UnavailableError(f"others may write to {path.parent}")
     if not _is_whole(path, known):
         with writing(path) as unfinished, writing(known) as its_digest:
             _run([*command, "-o", str(unfinished), *(str(source) for source in _SOURCES if source.suffix == ".c")])
@@ -156,6 +165,12 @@ def _compiled(command: list[str], version: str) -> Path:
     if not _is_whole(path, known):
         raise UnavailableError(f"the disk gives {path} back other than it was written")
     return path
+
+
+def _path(command: list[str], version: str) -> Path:
+    """Where the library for this source, compiler and CPU is kept."""
+    identity = [*command, version, _cpu(), *(source.read_text() for source in _SOURCES)]
+    return cache_folder() / "kernels" / f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.so"
 
 
 def _is_whole(path: Path, known: Path) -> bool:

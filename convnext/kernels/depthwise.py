@@ -37,7 +37,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         if x.dtype == weight.dtype == dtype == torch.float32:  # PyTorch's is a little faster here, and only here
             y = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
         else:
-            y = _convolve(x, _by_position(weight), bias, dtype)
+            y = convolve(x, by_position(weight), bias, dtype)
         return y, x.view_as(x)
 
     @staticmethod
@@ -47,7 +47,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:  # a convolution with the kernel rotated by 180 degrees
-            dx = _convolve(dy, _by_position(weight).flip(0), dy.new_zeros(len(weight)), x.dtype, dshortcut)
+            dx = convolve(dy, by_position(weight).flip(0), dy.new_zeros(len(weight)), x.dtype, dshortcut)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             sums = _gradient(x, dy, weight.shape[-1])
             dweight = sums[:-1].t().reshape(weight.shape).to(weight.dtype)
@@ -55,17 +55,18 @@ class _DepthwiseConv2d(torch.autograd.Function):
         return dx, dweight, dbias, None
 
 
-def _by_position(weight: Tensor) -> Tensor:
+def by_position(weight: Tensor) -> Tensor:
     """``(C, 1, K, K)`` to ``(K * K, C)``."""
     return weight.flatten(1).t()
 
 
 def _padded(rows: Tensor) -> Tensor:
     """Float32, with zeros behind until the last dimension is one of whole vectors."""
-    return F.pad(rows.float(), (0, -rows.shape[-1] % compiled().lanes)).contiguous()
+    missing = -rows.shape[-1] % compiled().lanes
+    return (F.pad(rows, (0, missing)) if missing else rows).float().contiguous()
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, added: Tensor | None = None) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, added: Tensor | None = None) -> Tensor:
     """``(N, C, H, W)`` in channels_last with weights ``(K * K, C)``, plus what is ``added``."""
     n, c, h, w = x.shape
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)

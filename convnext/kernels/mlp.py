@@ -38,7 +38,7 @@ def mlp(
     sizes = *norm.normalized_shape, linear1.in_features, linear2.out_features
     if x.shape != shortcut.shape or set(sizes) != {channels} or linear1.out_features != linear2.in_features:
         raise ValueError(f"layers of {', '.join(map(str, sizes))} channels for an input of {tuple(x.shape)}")
-    dtype = _computed_in(x)
+    dtype = computed_in(x)
     wide = torch.promote_types(shortcut.dtype, linear2.weight.dtype)
     factor = None if factor is None else factor.float().contiguous()
     rows = _rows(x).to(dtype), _rows(shortcut).to(wide)
@@ -49,12 +49,13 @@ def mlp(
 
 def multiplies(x: Tensor, width: int) -> bool:
     """Whether there is a product for what `mlp` would multiply of ``x``, with a hidden layer of that width."""
-    dtype = _computed_in(x)
+    dtype = computed_in(x)
     even = x.shape[1] % 2 == width % 2 == 0  # as pairs of bfloat16 have to be
     return dtype in compiled().products and (even or dtype == torch.float32)
 
 
-def _computed_in(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
+    """The type of what is multiplied of ``x``: autocast's, where that is on."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
@@ -88,11 +89,11 @@ class _Mlp(torch.autograd.Function):
         gamma = None if gamma is None else gamma.float().contiguous()
         gradient, (width, dim) = any(ctx.needs_input_grad), weight1.shape
         # The factors of the norm and of the layer scale go into the matrices beside them.
-        linear1, dlinear1 = _ordered(product, weight1, None, scale, gradient)
-        linear2, dlinear2 = _ordered(product, weight2, gamma, None, gradient)
+        linear1, dlinear1 = ordered(product, weight1, None, scale, gradient)
+        linear2, dlinear2 = ordered(product, weight2, gamma, None, gradient)
         total1, total2 = torch.addmv(bias1, weight1, shift), bias2 if gamma is None else gamma * bias2
         saved = x.new_empty(len(x), width) if gradient and dim >= _SAVED_FROM[x.dtype] else None
-        sizes = *_sizes(product, x, shortcut, width), positions, eps
+        sizes = *kernel_sizes(product, x, shortcut, width), positions, eps
         compiled()("mlp_forward", *sizes, x, shortcut, linear1, total1, linear2, total2, factor, saved, y)
         ctx.save_for_backward(
             x, saved, linear1, total1, dlinear1, dlinear2, factor, scale, shift, weight1, weight2, bias2, gamma
@@ -109,7 +110,7 @@ class _Mlp(torch.autograd.Function):
         sections, (width, dim) = min(torch.get_num_threads(), -(-len(x) // _LEAST_ROWS)), weight1.shape
         sums1, sums2 = (scale.new_empty(sections, dim, width) for _ in range(2))
         dbias1, dbias2 = scale.new_zeros(sections, width), scale.new_zeros(sections, dim)
-        sizes = *_sizes(product, x, dy, width), ctx.positions, ctx.eps
+        sizes = *kernel_sizes(product, x, dy, width), ctx.positions, ctx.eps
         weights = linear1, total1, dlinear1, dlinear2, factor, saved
         compiled()("mlp_backward", *sizes, x, dy, *weights, dx, sections, sums1, dbias1, sums2, dbias2)
         dbias1, dbias2 = dbias1.sum(0), dbias2.sum(0)
@@ -124,7 +125,7 @@ class _Mlp(torch.autograd.Function):
         return dx, dy, *typed, None, None, None
 
 
-def _ordered(
+def ordered(
     product: Product, weight: Tensor, row_factor: Tensor | None, column_factor: Tensor | None, both: bool
 ) -> tuple[Tensor, Tensor | None]:
     """A weight ``(rows, columns)`` times its factors as the product takes it: transposed, and where ``both``, as it
@@ -136,7 +137,7 @@ def _ordered(
     return transposed, same
 
 
-def _sizes(product: Product, x: Tensor, residual: Tensor, width: int) -> tuple[int, ...]:
+def kernel_sizes(product: Product, x: Tensor, residual: Tensor, width: int) -> tuple[int, ...]:
     """What both kernels take first: the matrix product, types, and sizes, of which the last are the rows of a chunk and
     the columns of a block of the hidden layer."""
     rows, dim = x.shape

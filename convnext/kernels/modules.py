@@ -3,6 +3,8 @@
 Parameters, state dict and class names stay. Pickling and copying work, and what is copied has the kernels too.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from convnext.kernels.build import library
 from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
-from convnext.kernels.mlp import mlp, multiplies
+from convnext.kernels.held import HeldBlock
+from convnext.kernels.mlp import computed_in, mlp, multiplies
 
 _DTYPES = {torch.float32, torch.bfloat16}
 # What `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
@@ -53,6 +56,35 @@ def installed(model: nn.Module) -> bool:
     return any(isinstance(module, DepthwiseConv2d | _Block) for module in model.modules())
 
 
+def hold(model: nn.Module) -> None:
+    """Let the blocks with kernels compute by them without gradient, too, from a copy of their weights in order.
+
+    For a model in evaluation, until `release`. A weight that is written meanwhile is seen, unless through ``.data``.
+    """
+    _hold(model, lambda: {})
+
+
+def release(model: nn.Module) -> None:
+    """End `hold`, and give up the copies."""
+    _hold(model, lambda: None)
+
+
+@contextmanager
+def held(model: nn.Module) -> Iterator[None]:
+    """`hold`, and `release` at the end."""
+    hold(model)
+    try:
+        yield
+    finally:
+        release(model)
+
+
+def _hold(model: nn.Module, state: Callable[[], dict[torch.dtype, HeldBlock] | None]) -> None:
+    for module in model.modules():
+        if isinstance(module, _Block):
+            module._held = state()
+
+
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution with our kernel: see `install`."""
 
@@ -75,9 +107,14 @@ class _Block(nn.Module):
     pwconv2: nn.Linear
     drop_path: nn.Module
     gamma: Tensor | None
+    _held: dict[torch.dtype, HeldBlock] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to the same shape."""
+        if self._held is not None and not (torch.is_grad_enabled() or self.training or _is_recorded(x)):
+            held = self._held_for(x)
+            if held is not None:
+                return held(x)
         if usable(x, self.dwconv) and _is_as_built(self) and multiplies(x, self.pwconv1.out_features):
             y, shortcut = convolve_with_shortcut(x, self.dwconv.weight, self.dwconv.bias)
             return mlp(y, shortcut, self.norm, self.pwconv1, self.pwconv2, self.gamma, self._drop_factor(x))
@@ -91,9 +128,25 @@ class _Block(nn.Module):
         factor: Tensor = self.drop_path(x.new_ones(len(x), 1, 1, 1, dtype=torch.float32))
         return factor.flatten()
 
+    def _held_for(self, x: Tensor) -> HeldBlock | None:
+        """The block with its weights in order for ``x``; None where the kernels do not compute that."""
+        assert self._held is not None
+        dtype = computed_in(x)
+        held = self._held.get(dtype)
+        if held is None or not held.is_current(self):
+            one_type = {p.dtype for p in self.parameters()} == {torch.float32}
+            if not (one_type and _computes(x, self.dwconv) and _is_as_built(self)):
+                return None
+            if not multiplies(x, self.pwconv1.out_features):
+                return None
+            held = self._held[dtype] = HeldBlock(self, dtype)
+        fits = x.is_cpu and x.dtype in _DTYPES and x.ndim == 4 and x.shape[1] == self.dwconv.groups and x.numel() > 0
+        return None if not fits or _is_listened_to(self) else held
+
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         # The class is made at run time, and cannot be imported by name.
-        return _empty_block, (_plain_class(type(self)),), vars(self)
+        state = {name: value for name, value in vars(self).items() if name != "_held"}
+        return _empty_block, (_plain_class(type(self)),), state
 
 
 _block_classes: dict[type[nn.Module], type[nn.Module]] = {}  # by the blocks' own
@@ -121,11 +174,13 @@ def _empty_block(plain: type[nn.Module]) -> nn.Module:
 
 def usable(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether `depthwise_conv2d` computes here and now what the convolution does; compiles it when it first does."""
+    return torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad) and _computes(x, conv)
+
+
+def _computes(x: Tensor, conv: nn.Conv2d) -> bool:
     return (
         not _is_recorded(x)
         and x.device.type == conv.weight.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and (x.requires_grad or conv.weight.requires_grad)
         and _has_dtypes(x, conv.weight)
         and _is_depthwise(conv)
         and x.ndim == 4
@@ -182,10 +237,16 @@ def _is_as_built(block: nn.Module) -> bool:
     modules = [getattr(block, name) for name in _MODULES]
     return (
         all(map(_is_plain, modules, _MODULES.values()))
-        and not any(map(_is_changed, modules))
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not _is_listened_to(block)
         and len({(p.dtype, p.device) for module in modules for p in module.parameters()}) == 1
     )
+
+
+def _is_listened_to(block: nn.Module) -> bool:
+    """Whether anybody listens to the block's modules or has put in a forward of his own."""
+    if _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return True
+    return any(_is_changed(getattr(block, name)) for name in _MODULES)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module] | tuple[str, str]) -> bool:

@@ -283,7 +283,7 @@ class _Transfer:
             if response.status == 206:
                 span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
                 # The version is compared again: there are servers that heed Range and not If-Range.
-                same = known and _version(response.headers) in ("", known)
+                same = known and _version_of(response.headers) in ("", known)
                 if not same or span is None or int(span[1]) != size:
                     self.file.truncate(0)
                     raise HTTPException("the server sent another range than the one asked for")
@@ -292,7 +292,7 @@ class _Transfer:
                 # Emptied before the version changes: a kill between the two must not join two versions.
                 with self._writing():
                     self.file.truncate(0)
-                    self.version.write_text(_version(response.headers), "latin-1")
+                    self.version.write_text(_version_of(response.headers), "latin-1")
                 size = 0
                 length = response.headers.get("Content-Length", "")
                 total = int(length) if length.isdecimal() else None
@@ -324,7 +324,7 @@ class _Transfer:
             raise _disk_error(self.url, self.path.parent, error) from error
 
 
-def _version(headers: Message) -> str:
+def _version_of(headers: Message) -> str:
     """What If-Range takes: a strong ETag, or the date; empty where the server tells neither."""
     tag = headers.get("ETag", "")
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")

