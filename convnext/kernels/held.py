@@ -27,9 +27,9 @@ class HeldBlock:
         self._dtype, self._product = dtype, compiled().products[dtype]
         self._kernel = by_position(value(conv.weight)).contiguous()
         self._bias = torch.zeros(len(conv.weight)) if conv.bias is None else value(conv.bias)
-        linear1_t, _ = ordered(self._product, value(linear1.weight), None, value(norm.weight), both=False)
-        linear2_t, _ = ordered(self._product, value(linear2.weight), gamma, None, both=False)
-        bias1 = torch.addmv(value(linear1.bias), value(linear1.weight), value(norm.bias))
+        first = value(linear1.weight), None, value(norm.weight), value(norm.bias), value(linear1.bias)
+        linear1_t, _, bias1 = ordered(self._product, *first, both=False)
+        linear2_t, *_ = ordered(self._product, value(linear2.weight), gamma, None, None, None, both=False)
         bias2 = value(linear2.bias) if gamma is None else gamma * value(linear2.bias)
         self._weights = linear1_t, bias1, linear2_t, bias2
         self._width, self._eps = linear1.out_features, float(norm.eps)

@@ -89,9 +89,9 @@ class _Mlp(torch.autograd.Function):
         gamma = None if gamma is None else gamma.float().contiguous()
         gradient, (width, dim) = any(ctx.needs_input_grad), weight1.shape
         # The factors of the norm and of the layer scale go into the matrices beside them.
-        linear1, dlinear1 = ordered(product, weight1, None, scale, gradient)
-        linear2, dlinear2 = ordered(product, weight2, gamma, None, gradient)
-        total1, total2 = torch.addmv(bias1, weight1, shift), bias2 if gamma is None else gamma * bias2
+        linear1, dlinear1, total1 = ordered(product, weight1, None, scale, shift, bias1, gradient)
+        linear2, dlinear2, _ = ordered(product, weight2, gamma, None, None, None, gradient)
+        total2 = bias2 if gamma is None else gamma * bias2
         saved = x.new_empty(len(x), width) if gradient and dim >= _SAVED_FROM[x.dtype] else None
         sizes = *kernel_sizes(product, x, shortcut, width), positions, eps
         compiled()("mlp_forward", *sizes, x, shortcut, linear1, total1, linear2, total2, factor, saved, y)
@@ -114,8 +114,9 @@ class _Mlp(torch.autograd.Function):
         weights = linear1, total1, dlinear1, dlinear2, factor, saved
         compiled()("mlp_backward", *sizes, x, dy, *weights, dx, sections, sums1, dbias1, sums2, dbias2)
         dbias1, dbias2 = dbias1.sum(0), dbias2.sum(0)
-        dweight1, dscale, dshift = torch.empty_like(weight1), torch.empty_like(scale), weight1.t() @ dbias1
-        compiled()("column_gradients", sections, dim, width, sums1, weight1, scale, shift, dbias1, dweight1, dscale)
+        dweight1, dscale, dshift = torch.empty_like(weight1), torch.empty_like(scale), torch.empty_like(shift)
+        column = weight1, scale, shift, dbias1, dweight1, dscale, dshift
+        compiled()("column_gradients", sections, dim, width, sums1, *column)
         dweight2, dgamma = torch.empty_like(weight2), None if gamma is None else torch.empty_like(gamma)
         compiled()("row_gradients", sections, dim, width, sums2, weight2, gamma, dweight2, dgamma)
         if dgamma is not None:
@@ -126,15 +127,22 @@ class _Mlp(torch.autograd.Function):
 
 
 def ordered(
-    product: Product, weight: Tensor, row_factor: Tensor | None, column_factor: Tensor | None, both: bool
-) -> tuple[Tensor, Tensor | None]:
-    """A weight ``(rows, columns)`` times its factors as the product takes it: transposed, and where ``both``, as it
-    is."""
+    product: Product,
+    weight: Tensor,
+    row_factor: Tensor | None,
+    column_factor: Tensor | None,
+    shift: Tensor | None,
+    bias: Tensor | None,
+    both: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A weight ``(rows, columns)`` times its factors as the product takes it: transposed, and where ``both``, as it is;
+    and where there is a shift ``(columns,)``, ``bias + weight @ shift``."""
     transposed = weight.new_empty(weight.numel(), dtype=product.dtype)
     same = torch.empty_like(transposed) if both else None
-    order = is_half(transposed), product.paired, *weight.shape
-    compiled()("weights_order", *order, weight, row_factor, column_factor, same, transposed)
-    return transposed, same
+    total = None if bias is None else torch.empty_like(bias)
+    sizes = is_half(transposed), product.paired, *weight.shape
+    compiled()("weights_order", *sizes, weight, row_factor, column_factor, shift, bias, total, same, transposed)
+    return transposed, same, total
 
 
 def kernel_sizes(product: Product, x: Tensor, residual: Tensor, width: int) -> tuple[int, ...]:

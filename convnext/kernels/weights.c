@@ -6,22 +6,26 @@
 
 typedef struct {
     idx half, paired, rows, columns;
-    const float *weight, *row_factor, *column_factor;
+    const float *weight, *row_factor, *column_factor, *shift, *bias;
+    float *shifted; /* bias + weight shift, where there is a shift */
     void *same, *transposed;
     idx next;
     int failed;
 } order;
 
-/* Rows `first` and following, times the factors, to `out`. */
+/* Rows `first` and following, times the factors, to `out`; and what the shift adds to the bias. */
 INLINE void scaled(const order *j, int half, idx first, idx n, char *out) {
     for (idx r = 0; r < n; r++) {
         float row = j->row_factor ? j->row_factor[first + r] : 1.0f;
+        vec products = {0};
         for (idx c = 0; c < j->columns; c += LANES) {
             idx count = j->columns - c;
-            vec v = load(j->weight + (first + r) * j->columns + c, 0, count) * row;
+            vec v = load(j->weight + (first + r) * j->columns + c, 0, count);
+            if (j->shift) products += v * load(j->shift + c, 0, count);
             if (j->column_factor) v *= load(j->column_factor + c, 0, count);
-            store(out + (r * j->columns + c) * (half ? 2 : 4), half, count, v);
+            store(out + (r * j->columns + c) * (half ? 2 : 4), half, count, v * row);
         }
+        if (j->shift) j->shifted[first + r] = j->bias[first + r] + total(products);
     }
 }
 
@@ -54,12 +58,14 @@ static void order_work(void *data) {
 }
 
 /* A matrix (rows, columns) times a factor each row and each column, where there are any, to the right matrix of a
-   product, as it is and transposed, where there is memory given for it. Of bfloat16, rows and columns are even.
-   Returns nonzero where there was no memory. */
+   product, as it is and transposed, where there is memory given for it; and where there is a shift, bias + weight shift.
+   Of bfloat16, rows and columns are even. Returns nonzero where there was no memory. */
 int weights_order(parallel *start, unsigned threads, idx half, idx paired, idx rows, idx columns, const float *weight,
-                  const float *row_factor, const float *column_factor, void *same, void *transposed) {
+                  const float *row_factor, const float *column_factor, const float *shift, const float *bias,
+                  float *shifted, void *same, void *transposed) {
     order j = {.half = half, .paired = paired, .rows = rows, .columns = columns, .weight = weight,
-             .row_factor = row_factor, .column_factor = column_factor, .same = same, .transposed = transposed};
+               .row_factor = row_factor, .column_factor = column_factor, .shift = shift, .bias = bias,
+               .shifted = shifted, .same = same, .transposed = transposed};
     in_threads(start, threads, order_work, &j);
     return j.failed;
 }
@@ -67,7 +73,7 @@ int weights_order(parallel *start, unsigned threads, idx half, idx paired, idx r
 typedef struct {
     idx sections, rows, columns;
     const float *sums, *weight, *factor, *shift, *dbias;
-    float *dweight, *dfactor;
+    float *dweight, *dfactor, *dshift;
     idx next;
 } gradient;
 
@@ -94,18 +100,21 @@ INLINE void row_gradient(const gradient *g, idx r) {
 /* Rows r and following of the sums are columns of the weight. */
 INLINE void column_gradient(const gradient *g, idx r) {
     idx height = least(LANES, g->rows - r);
-    vec products = {0}, factor = load(g->factor + r, 0, height), shift = load(g->shift + r, 0, height);
+    vec products = {0}, shifts = {0}, factor = load(g->factor + r, 0, height), shift = load(g->shift + r, 0, height);
     for (idx c = 0; c < g->columns; c += LANES) {
         vec tile[LANES];
         for (int i = 0; i < LANES; i++) tile[i] = i < height ? sum_at(g, r + i, c) : (vec){0};
         transpose_tile(tile);
         for (int i = 0; i < least(LANES, g->columns - c); i++) {
             idx at = (c + i) * g->rows + r;
-            products += tile[i] * load(g->weight + at, 0, height);
+            vec weight = load(g->weight + at, 0, height);
+            products += tile[i] * weight;
+            shifts += weight * g->dbias[c + i];
             store(g->dweight + at, 0, height, tile[i] * factor + shift * g->dbias[c + i]);
         }
     }
     store(g->dfactor + r, 0, height, products);
+    store(g->dshift + r, 0, height, shifts);
 }
 
 static void row_work(void *data) {
@@ -128,12 +137,12 @@ int row_gradients(parallel *start, unsigned threads, idx sections, idx rows, idx
 }
 
 /* From the sums (sections, rows, columns) of the gradient of (weight * factor)^T, a factor each column of the weight
-   (columns, rows), those of both; and to the weight's what it gets from the bias, to which weight shift was added. */
+   (columns, rows), those of both; and what the weight and the shift get from the bias, to which weight shift was added. */
 int column_gradients(parallel *start, unsigned threads, idx sections, idx rows, idx columns, const float *sums,
                      const float *weight, const float *factor, const float *shift, const float *dbias, float *dweight,
-                     float *dfactor) {
+                     float *dfactor, float *dshift) {
     gradient g = {.sections = sections, .rows = rows, .columns = columns, .sums = sums, .weight = weight,
-                  .factor = factor, .shift = shift, .dbias = dbias, .dweight = dweight, .dfactor = dfactor};
+                  .factor = factor, .shift = shift, .dbias = dbias, .dweight = dweight, .dfactor = dfactor, .dshift = dshift};
     in_threads(start, threads, column_work, &g);
     return 0;
 }
