@@ -20,10 +20,21 @@ gradient unless `hold` was called, for other types than float32 and bfloat16, wi
 from convnext.kernels.build import describe, is_kept
 from convnext.kernels.depthwise import depthwise_conv2d
 from convnext.kernels.mlp import mlp
-from convnext.kernels.modules import DepthwiseConv2d, held, hold, install, installed, release, remove, usable
+from convnext.kernels.modules import (
+    DepthwiseConv2d,
+    PatchConv2d,
+    held,
+    hold,
+    install,
+    installed,
+    release,
+    remove,
+    usable,
+)
 
 __all__ = [
     "DepthwiseConv2d",
+    "PatchConv2d",
     "depthwise_conv2d",
     "describe",
     "held",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
 from convnext.kernels.build import library
@@ -25,18 +26,20 @@ _STOCHASTIC_DEPTH = ("convnext.models.convnext", "StochasticDepth")
 def install(model: nn.Module) -> None:
     """Let the model train faster on CPU, by our kernels where they apply and by PyTorch's operations elsewhere.
 
-    Depthwise convolutions of any model and the blocks of `convnext.models.convnext` get other classes, which compute
-    the same. Under autocast on CPU these convolutions stay in float32 where no kernel applies: PyTorch's gradient of
-    their weights takes three times as long in bfloat16. Modules on other devices, subclasses with a forward of their
-    own, and what is already installed are left as they are.
+    Convolutions of any model that are depthwise or of patches, and the blocks of `convnext.models.convnext`, get other
+    classes, which compute the same. Under autocast on CPU depthwise ones stay in float32 where no kernel applies:
+    PyTorch's gradient of their weights takes three times as long in bfloat16. Modules on other devices, subclasses with
+    a forward of their own, and what is already installed are left as they are.
 
     Args:
         model: on the device where it will train; it is changed in place.
     """
     for module in model.modules():
         forward = type(module).forward
-        if type(module) is nn.Conv2d and _is_depthwise(module) and module.weight.device.type == "cpu":
+        if type(module) is nn.Conv2d and module.weight.is_cpu and _is_depthwise(module):
             module.__class__ = DepthwiseConv2d
+        elif type(module) is nn.Conv2d and module.weight.is_cpu and _is_of_patches(module):
+            module.__class__ = PatchConv2d
         elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
             p.is_cpu for p in module.parameters()
         ):
@@ -53,7 +56,7 @@ def remove(model: nn.Module) -> None:
 
 def installed(model: nn.Module) -> bool:
     """Whether any module of the model has been changed by `install`."""
-    return any(isinstance(module, DepthwiseConv2d | _Block) for module in model.modules())
+    return any(isinstance(module, DepthwiseConv2d | PatchConv2d | _Block) for module in model.modules())
 
 
 def hold(model: nn.Module) -> None:
@@ -96,6 +99,35 @@ class DepthwiseConv2d(nn.Conv2d):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.float())
         return super().forward(input)
+
+
+class PatchConv2d(nn.Conv2d):
+    """A convolution of patches that lie side by side, as in a stem and in downsampling: see `install`.
+
+    In bfloat16 PyTorch's gradient of the weights takes twice as long as that of the same product of matrices.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, D, H / P, W / P)``."""
+        if not (_is_half_with_gradient(input, self.weight) and self._fits(input)):
+            return super().forward(input)
+        (n, channels, height, width), patch = input.shape, self.stride[0]
+        rows, columns = height // patch, width // patch
+        positions = input.permute(0, 2, 3, 1).view(n, rows, patch, columns, patch, channels)
+        patches = positions.transpose(2, 3).reshape(n, rows, columns, -1)
+        y = F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        return y.permute(0, 3, 1, 2)
+
+    def _fits(self, x: Tensor) -> bool:
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return channels_last and all(length % self.stride[0] == 0 for length in x.shape[2:]) and x.numel() > 0
+
+
+def _is_half_with_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether a gradient will be asked of what is multiplied in bfloat16 on the CPU."""
+    if _is_recorded(x) or not (x.is_cpu and weight.is_cpu and torch.is_grad_enabled() and weight.requires_grad):
+        return False
+    return computed_in(x) == torch.bfloat16 and _has_dtypes(x, weight)
 
 
 class _Block(nn.Module):
@@ -161,7 +193,7 @@ def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a module without kernels."""
-    if kind is DepthwiseConv2d:
+    if kind in (DepthwiseConv2d, PatchConv2d):
         return nn.Conv2d
     plain: type[nn.Module] = kind.__bases__[1] if issubclass(kind, _Block) else kind
     return plain
@@ -217,6 +249,13 @@ def _is_depthwise(conv: nn.Conv2d) -> bool:
         and conv.padding == (size // 2, size // 2)
         and conv.padding_mode == "zeros"
     )
+
+
+def _is_of_patches(conv: nn.Conv2d) -> bool:
+    """Whether it is of squares that lie side by side."""
+    patch = conv.stride[0]
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding == (0, 0)
+    return plain and patch > 1 and conv.kernel_size == conv.stride == (patch, patch)
 
 
 # A block's modules, in the order of computation, and what each must be for `_Block` to compute in place of all.

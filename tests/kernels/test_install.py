@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from convnext import create_model, kernels
 from convnext.kernels import build
 from convnext.models.convnext import Block
-from tests.support.kernel_cases import block_and_input, gradients, small_model
+from tests.support.kernel_cases import block_and_input, error, gradients, results, small_model
 
 
 @pytest.mark.usefixtures("compiled")
@@ -93,7 +93,7 @@ def test_taken_out_nothing_is_left_of_them() -> None:
     kernels.install(model)
     changed = classes(model)
     assert kernels.installed(model)
-    assert sum(a is not b for a, b in zip(before, changed, strict=True)) == 2 * 3
+    assert sum(a is not b for a, b in zip(before, changed, strict=True)) == 2 * 3 + 2
     assert list(model.state_dict()) == names
     assert sum(isinstance(module, Block) for module in model.modules()) == 3
     kernels.install(model)
@@ -195,3 +195,25 @@ def test_under_autocast_convolutions_stay_in_float32(monkeypatch: pytest.MonkeyP
             assert torch.equal(model(x), expected)
         kernels.remove(model)
         assert model(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("size", "patch"), [(16, 4), (12, 2), (13, 2)])
+def test_convolutions_of_patches_train_in_bfloat16(size: int, patch: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 10, patch, patch).to(memory_format=torch.channels_last)
+    x = torch.randn(3, 6, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def run(autocast: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = conv(x)
+        return results(y, [x, *conv.parameters()])
+
+    exact, plain = [t.double() for t in run(False)], run(True)
+    kernels.install(conv)
+    assert isinstance(conv, kernels.PatchConv2d)
+    assert all(map(torch.equal, run(False), [t.float() for t in exact]))
+    for ours, theirs, expected in zip(run(True), plain, exact, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert error(ours, expected) < 1.3 * error(theirs, expected) + 1e-3
+    kernels.remove(conv)
+    assert type(conv) is nn.Conv2d
