@@ -103,11 +103,17 @@ def our_step(case: Case, stack: ExitStack, compile: bool = False) -> Step:
 def bare_step(case: Case, _: ExitStack) -> Step:
     """The same computation in the fewest lines."""
     trainer = make_trainer(case)
-    settings, batch = trainer.settings, batch_of(trainer)
+    return bare_loop(trainer, batch_of(trainer))
+
+
+def bare_loop(trainer: Trainer, batch: Batch) -> Step:
+    """A step on the batch of the trainer's model, initial weights, optimizers and arithmetic."""
+    settings = trainer.settings
     torch.manual_seed(0)
-    model = registry.build(settings.model, CLASSES).to(trainer.device).to(memory_format=torch.channels_last).train()
+    model = registry.build(settings.model, len(trainer.splits.classes)).to(trainer.device)
+    model.to(memory_format=torch.channels_last).train()
     kernels.install(model)
-    (optimizer,) = make_optimizers(model, settings.optimizer)
+    optimizers = make_optimizers(model, settings.optimizer)
 
     def step() -> None:
         images = trainer.normalize(batch.images.to(trainer.device, memory_format=torch.channels_last))
@@ -116,8 +122,9 @@ def bare_step(case: Case, _: ExitStack) -> Step:
         loss = F.cross_entropy(logits, batch.targets.to(trainer.device), label_smoothing=settings.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm or 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         loss.item()
 
     return step
