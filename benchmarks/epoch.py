@@ -52,6 +52,7 @@ class Epochs:
         steps: that each of them has.
         spent: seconds of all of them in steps and in validation.
         running: whether the clock of an epoch is.
+        inside: whether it is in one of these, which ask for the folder themselves.
     """
 
     steps: int
@@ -59,6 +60,7 @@ class Epochs:
     epochs: list[float] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=lambda: {"step": 0.0, "validation": 0.0})
     running: bool = False
+    inside: bool = False
 
     @property
     def ratio(self) -> float:
@@ -108,6 +110,8 @@ def watch(trainer: Trainer, run: Path, signals: StopSignals, rounds: int) -> Epo
 
     def before_step() -> None:
         nonlocal since
+        if seen.inside:
+            return
         epoch, step = divmod(trainer.state.step, per_epoch)
         if step == 0 and seen.running:
             seen.epochs.append(time.perf_counter() - since)
@@ -151,10 +155,11 @@ def timed(function: Callable[..., T], seen: Epochs, name: str) -> Callable[..., 
     """The function, whose seconds are added up."""
 
     def call(*arguments: Any) -> T:
-        started = time.perf_counter()
+        started, seen.inside = time.perf_counter(), True
         try:
             return function(*arguments)
         finally:
+            seen.inside = False
             seen.spent[name] += (time.perf_counter() - started) * seen.running
 
     return call

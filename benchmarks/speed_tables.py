@@ -38,6 +38,21 @@ def inference(_: Link) -> str:
     return grid([*header, "over timm's eager fp32", "over timm's best eager", "date, commit"], rows)
 
 
+def roofline(_: Link) -> str:
+    """What ``benchmarks/roofline.py`` measured: the parts of each step, the longest first."""
+    rows = []
+    for run in (run for where, run in runs().items() if where.startswith("roofline/")):
+        times = {key.removesuffix("_ms"): run.values(key)[0] for key in run.numbers if key.endswith("_ms")}
+        whole = times.pop("step")
+        for part in sorted(times, key=lambda part: -times[part]):
+            bound = "".join(f"{value:.0%}" for value in run.values(f"{part}_bound"))
+            work = (",".join(f"{value:,}" for value in run.values(f"{part}_{key}")) for key in ("gflop", "gb"))
+            rows.append([str(run.machine), run.data.partition("; ")[2], part.replace("_", " ")])
+            rows[-1] += [f"{times[part]:,.1f} ms", f"{times[part] / whole:.0%}", *work, bound, source_of(run)]
+    header = ["machine", "model", "what", "time", "of the step", "GFLOP", "GB", "of its bound"]
+    return grid([*header, "date, commit"], rows)
+
+
 def serving(_: Link) -> str:
     """What ``benchmarks/serving.py`` measured, a row a load."""
     rows = []

@@ -11,6 +11,7 @@ imbalance        what is done about unequal classes
 not-learning     what single settings make of a short run
 speed            ours against a peer
 inference        a model on every backend, beside timm's and torchvision's
+roofline         where a step's time goes on a CPU
 serving          a server under load
 others           every other run
 recipes          each recipe, the number that others published and ours
@@ -43,7 +44,7 @@ from run_json import (
     runs,
     source_of,
 )
-from speed_tables import inference, serving, speed
+from speed_tables import inference, roofline, serving, speed
 
 from convnext import recipes
 
@@ -179,7 +180,7 @@ def recipe_list(_: Link) -> str:
 TABLES: dict[str, Callable[[Link], str]] = {
     **{"measured": measured, "thirty-minutes": thirty_minutes, "speed": speed, "inference": inference},
     **{name: functools.partial(trainings, folder=f"{name}/") for name in ("imbalance", "not-learning")},
-    **{"serving": serving, "others": others, "recipes": recipe_list},
+    **{"roofline": roofline, "serving": serving, "others": others, "recipes": recipe_list},
 }
 
 

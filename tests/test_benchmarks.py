@@ -6,17 +6,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import epoch
 import prediction
 import record
+import roofline
 import training
 import turns
 from run_json import Machine, Run
 from turns import ContestantError, Times, take_turns
+
+from convnext import recipe
+from convnext.config import ModelSettings, RunSettings
+from convnext.models import registry
 
 
 def contestant(log: Path, name: str, fails: bool, _: ExitStack) -> Callable[[], None]:
@@ -96,3 +103,25 @@ def test_the_training_benchmark_prints_what_it_measured(
     monkeypatch.setattr(sys, "argv", [*words, "--patch", "2", "--peers", "torchvision"])
     assert training.main() == 1
     assert "torchvision: its model has " in capsys.readouterr().err
+
+
+def test_the_work_of_a_step_is_counted_as_the_model_has_it() -> None:
+    case = training.Case()
+    work = roofline.work(case)
+    settings = registry.resolve(ModelSettings(depths=case.depths, dims=case.dims, patch_size=case.patch), 3)
+    rest = (work["mlp_forward"][0] + work["depthwise_forward"][0]) / (2e-9 * case.batch)
+    assert 0.9 < rest / registry.cost(settings, case.size, training.CLASSES)[1] < 1  # stem, downsampling and head
+    assert work["mlp_backward"][0] == 2 * work["mlp_forward"][0]
+
+
+def test_an_epoch_is_measured_against_bare_steps(digits_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(name: str, **changes: Any) -> RunSettings:
+        return recipe(name, batch_size=16, data={"image_size": 8}, model={"depths": (1, 1), "dims": (8, 16)}, **changes)
+
+    monkeypatch.setattr(epoch, "recipe", small)
+    seen = epoch.measure("cifar10", digits_images, folder=True, precision="fp32", limit=200, rounds=2)
+    assert seen.steps == 200 // 16 - epoch.AHEAD
+    assert len(seen.epochs) == 2
+    assert seen.ratio > 0
+    assert 0 < seen.spent["step"] < sum(seen.epochs)
+    assert seen.spent["validation"] > 0  # in one of the two
