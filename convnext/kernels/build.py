@@ -44,10 +44,13 @@ class Library:
             raise UnavailableError(str(error)) from None
         self.products = products.choose(path.with_suffix(".json"), self.multiply)
 
-    def multiply(self, product: products.Product, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> None:
-        """c = a b, of ``(M, K)``, ``(K, N)`` as the product takes it, and float32 ``(M, N)``, in one thread."""
-        sizes = *c.shape, a.shape[1]
-        self._functions.product_alone(*map(_argument, (product.address, product.number, is_half(a), *sizes, a, b, c)))
+    def multiply(
+        self, product: products.Product, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, times: int = 1
+    ) -> None:
+        """c = a b in each of PyTorch's threads, ``times`` times: of ``(M, K)``, ``(K, N)`` as the product takes it, and
+        float32 ``(threads, M, N)``."""
+        sizes = *c.shape[1:], a.shape[1], times
+        self("product_alone", product.address, product.number, is_half(a), *sizes, a, b, c)
 
     def __call__(self, name: str, *arguments: torch.Tensor | int | float | None) -> None:
         """Call a function in PyTorch's threads; a tensor stands for its address, None for no address.

@@ -328,6 +328,7 @@ static void forward_work(void *data) {
     for (idx first; (first = __atomic_fetch_add(&j->next, j->chunk, __ATOMIC_RELAXED)) < j->rows;) {
         FOR_TYPES(forward, first, least(j->chunk, j->rows - first), b)
     }
+    streamed();
     free(start);
 }
 

@@ -12,8 +12,7 @@ _CHUNK = 1 << 15  # values of a row's input that a thread takes at a time, in ro
 _ROWS = 256, 512
 _BLOCK = 1 << 16  # values of the hidden layer that a thread takes at a time: they and their gradients stay in its cache
 _LEAST_ROWS = 256  # of a section: each has sums as large as the weights
-# From so many channels on, the hidden layer is kept for the gradient: to multiply again would take longer than to read.
-_SAVED_FROM = {torch.float32: 128, torch.bfloat16: 64}
+_SAVED_FROM = 64  # channels, from which to keep the hidden layer for the gradient takes less time than to multiply again
 
 
 def mlp(
@@ -92,7 +91,7 @@ class _Mlp(torch.autograd.Function):
         linear1, dlinear1, total1 = ordered(product, weight1, None, scale, shift, bias1, gradient)
         linear2, dlinear2, _ = ordered(product, weight2, gamma, None, None, None, gradient)
         total2 = bias2 if gamma is None else gamma * bias2
-        saved = x.new_empty(len(x), width) if gradient and dim >= _SAVED_FROM[x.dtype] else None
+        saved = x.new_empty(len(x), width) if gradient and dim >= _SAVED_FROM else None
         sizes = *kernel_sizes(product, x, shortcut, width), positions, eps
         compiled()("mlp_forward", *sizes, x, shortcut, linear1, total1, linear2, total2, factor, saved, y)
         ctx.save_for_backward(

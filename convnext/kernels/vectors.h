@@ -65,15 +65,26 @@ INLINE void store(void *p, int half, idx count, vec v) {
     }
 }
 
-/* The same, to memory that is not read soon: past the cache, where that can be done. */
+/* The same, to memory that is not read soon: past the cache, where that can be done. `streamed` ends it. */
 INLINE void stream(void *p, int half, idx count, vec v) {
 #if defined(__AVX512BF16__)
     if (half && count >= LANES && (uintptr_t)p % 32 == 0) {
         _mm256_stream_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
         return;
     }
+    if (!half && count >= LANES && (uintptr_t)p % 64 == 0) {
+        _mm512_stream_ps((float *)p, (__m512)v);
+        return;
+    }
 #endif
     store(p, half, count, v);
+}
+
+/* What was streamed is there for other threads, too. */
+INLINE void streamed(void) {
+#if defined(__AVX512BF16__)
+    _mm_sfence();
+#endif
 }
 
 /* Two rows' values as bfloat16 in turn: the first `count` of each. */

@@ -146,9 +146,3 @@ int column_gradients(parallel *start, unsigned threads, idx sections, idx rows, 
     in_threads(start, threads, column_work, &g);
     return 0;
 }
-
-/* c (m, n) = a (m, k) b (k, n) by a product alone, to measure it. */
-void product_alone(void *function, idx kind, idx half, idx m, idx n, idx k, const void *a, const void *b, float *c) {
-    product p = product_of(function, kind, half);
-    multiply(&p, m, n, k, a, k, b, n, 0, c, n);
-}

@@ -86,23 +86,23 @@ def train(
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
     run = None if isinstance(resume, bool) else run_to_resume(Path(resume))
-    settings = _settings(settings, run, changes, model, data)
-    if resume and settings.precision == "auto":  # what was measured once is not measured anew
-        earlier = read_json(run / "settings.json", RunSettings) if run else settings_before(settings)
-        settings = settings.replace(precision=earlier.precision if earlier else "auto")
-    settings, splits, accelerator = prepare(settings, model, data, class_names)
+    given = _settings(settings, run, changes, model, data)
+    if resume and given.precision == "auto":  # what was measured once is not measured anew
+        earlier = read_json(run / "settings.json", RunSettings) if run else settings_before(given)
+        given = given.replace(precision=earlier.precision if earlier else "auto")
+    resolved, splits, accelerator = prepare(given, model, data, class_names)
     with distributed.reported_once(accelerator):
         with distributed.first_on_machine(accelerator):
-            splits = cached(splits, settings.data, accelerator.is_local_main_process)
-        trainer = Trainer(settings, splits, accelerator, model)
-        before = distributed.from_main(accelerator, lambda: _folder(settings, run or bool(resume)))
-        folder = before or distributed.from_main(accelerator, lambda: new_folder(settings.output, settings.name))
+            splits = cached(splits, resolved.data, accelerator.is_local_main_process)
+        trainer = Trainer(resolved, splits, accelerator, model)
+        before = distributed.from_main(accelerator, lambda: _folder(resolved, run or bool(resume)))
+        folder = before or distributed.from_main(accelerator, lambda: new_folder(resolved.output, resolved.name))
     main = accelerator.is_main_process
     if resume and before is None and main:
-        say(f"nothing to resume: {settings.output} has no run {settings.name!r}; starting it")
+        say(f"nothing to resume: {resolved.output} has no run {resolved.name!r}; starting it")
     with locked(folder) if main else nullcontext(lambda: True) as is_there, StopSignals(folder) as signals:
         try:
-            with faults.explained(settings, folder):
+            with faults.explained(resolved, folder):
                 trainer.open(folder, partial(faults.check_there, folder, is_there))
                 with trainer.tracker:
                     report = _fit(trainer, signals, is_there)

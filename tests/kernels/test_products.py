@@ -25,9 +25,10 @@ def test_every_product_gives_pytorchs(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     for candidate in products.candidates(dtype):
         for m, n, k in ((1, 1, 2), (17, 48, 30), (64, 96, 256)):
-            a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.empty(m, n)
+            a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+            c = torch.empty(torch.get_num_threads(), m, n)
             build.compiled().multiply(candidate, a, products.in_order(b, candidate), c)
-            torch.testing.assert_close(c, a.float() @ b.float(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(c, (a.float() @ b.float()).expand_as(c), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -65,7 +66,7 @@ def test_the_first_is_chosen_unless_another_is_clearly_faster(monkeypatch: pytes
 
 
 def test_a_product_that_is_wrong_is_not_taken() -> None:
-    def wrong(_: Product, a: Tensor, b: Tensor, c: Tensor) -> None:
+    def wrong(_: Product, a: Tensor, b: Tensor, c: Tensor, __: int) -> None:
         c.copy_(a.float() @ b.float() + 1)
 
     assert products.measured(product("blas"), wrong) is None
