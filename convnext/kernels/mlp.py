@@ -12,7 +12,9 @@ _CHUNK = 1 << 15  # values of a row's input that a thread takes at a time, in ro
 _ROWS = 256, 512
 _BLOCK = 1 << 16  # values of the hidden layer that a thread takes at a time: they and their gradients stay in its cache
 _LEAST_ROWS = 256  # of a section: each has sums as large as the weights
-_SAVED_FROM = 64  # channels, from which to keep the hidden layer for the gradient takes less time than to multiply again
+_SAVED_FROM = (
+    64  # channels, from which to keep the hidden layer for the gradient takes less time than to multiply again
+)
 
 
 def mlp(

@@ -114,7 +114,13 @@ def test_a_run_keeps_its_precision_when_it_goes_on(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(precision, "LONG", 0.0)
     data = {"train": Plain(), "test": Plain()}
-    changes: dict[str, Any] = {"batch_size": 4, "device": "cpu", "output": tmp_path, "trackers": (), "data.start_size": None}
+    changes: dict[str, Any] = {
+        "batch_size": 4,
+        "device": "cpu",
+        "output": tmp_path,
+        "trackers": (),
+        "data.start_size": None,
+    }
     changes |= {"data.image_size": SIZE, "data.workers": 0, "data.val_fraction": 0.0, "epochs": 1}
     changes |= {f"model.{name}": value for name, value in TINY.items()}
     for ratio, resume in ((2.0, False), (0.5, True)):  # as another machine, or another hour, would have it
