@@ -57,12 +57,12 @@ def peaks() -> dict[str, float]:
     numbers = {}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         m, n, k = 256, 1024, 256
-        a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.empty(m, n)
+        a, b, c = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype), torch.empty(torch.get_num_threads(), m, n)
         loaded = library()
         if loaded is not None and (product := loaded.products.get(dtype)):
             right = in_order(b, product)
-            alone = best(lambda: loaded.multiply(product, a, right, c))  # noqa: B023
-            numbers[f"product_{precision}_gflops"] = 2e-9 * m * n * k / alone * torch.get_num_threads()
+            seconds = best(lambda: loaded.multiply(product, a, right, c))  # noqa: B023
+            numbers[f"product_{precision}_gflops"] = 2e-9 * k * c.numel() / seconds
         x, y = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
         numbers[f"matmul_{precision}_gflops"] = 2e-9 * 2048**3 / best(lambda: x @ y)  # noqa: B023
     source, target = torch.zeros(1 << 27, dtype=torch.uint8), torch.empty(1 << 27, dtype=torch.uint8)

@@ -81,17 +81,23 @@ def _ended_in_order() -> Iterator[None]:
         return
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores SIGHUP
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        raise SystemExit(128 + number)
+
     for number in usual:
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     try:
         yield
+    except Exception as error:
+        if received:  # what a library that was interrupted made of it
+            raise SystemExit(128 + received[0]) from error
+        raise
     finally:
         for number in usual:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _stop(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def _dispatch(args: list[str]) -> int:

@@ -36,7 +36,7 @@ Status: TypeAlias = Literal["finished", "running", "interrupted", "failed", "dam
 # Where a run lies and what it is called: no two runs share them.
 _UNIQUE = {"recipe", "name", "output", "data.root"}
 # Left open in a recipe, these are filled in by the data or the machine.
-_FILLED_IN = {"gradient_accumulation", "precision", "data.mean", "data.std"}
+_FILLED_IN = {"gradient_accumulation", "precision", "data.augment_on", "data.mean", "data.std"}
 
 
 @dataclass(frozen=True)

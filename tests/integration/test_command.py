@@ -112,6 +112,21 @@ def test_a_signal_leaves_nothing_half_written(number: signal.Signals, digits_run
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_stays_one_where_a_library_makes_an_error_of_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            return [1][1]  # as an import does that was left half done
+        return 0
+
+    monkeypatch.setattr("convnext.commands.recipes.main", interrupted)
+    assert main(["recipes"]) == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == "convnext: stopped by SIGTERM\n"
+
+
 def test_resume_without_a_run_starts_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     args = ["train", "digits", "--epochs", "2", "--model.dims", "8", "16", "32", "--output", str(tmp_path), "--resume"]
     assert main(args) == 0
