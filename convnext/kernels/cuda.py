@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.kernels.modules import _BLOCK_FORWARD, _STOCHASTIC_DEPTH, _is_changed, _is_plain
+from convnext.kernels.modules import (
+    _BLOCK_FORWARD,
+    _STOCHASTIC_DEPTH,
+    _is_changed,
+    _is_plain,
+    block_class,
+    empty_block,
+)
 
 
 def install(model: nn.Module, device: str = "cuda") -> None:
@@ -33,7 +40,7 @@ def install(model: nn.Module, device: str = "cuda") -> None:
         if (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
             parameter.device.type == device for parameter in module.parameters()
         ):
-            module.__class__ = _block_class(type(module))
+            module.__class__ = block_class(_Block, type(module))
 
 
 class _Block(nn.Module):
@@ -82,19 +89,4 @@ class _Block(nn.Module):
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         # The class is made at run time, and cannot be imported by name.
-        return _empty_block, type(self).__bases__[1:], vars(self)
-
-
-_block_classes: dict[type[nn.Module], type[nn.Module]] = {}  # by the blocks' own
-
-
-def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
-    if plain not in _block_classes:
-        names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-        _block_classes[plain] = type(plain.__name__, (_Block, plain), names)
-    return _block_classes[plain]
-
-
-def _empty_block(plain: type[nn.Module]) -> nn.Module:
-    block = _block_class(plain)
-    return block.__new__(block)
+        return empty_block, type(self).__bases__, vars(self)

@@ -3,7 +3,7 @@
 Parameters, state dict and class names stay. Pickling and copying work, and what is copied has the kernels too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ def install(model: nn.Module) -> None:
         elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
             p.is_cpu for p in module.parameters()
         ):
-            module.__class__ = _block_class(type(module))
+            module.__class__ = block_class(_Block, type(module))
 
 
 def remove(model: nn.Module) -> None:
@@ -64,12 +64,14 @@ def hold(model: nn.Module) -> None:
 
     For a model in evaluation, until `release`. A weight that is written meanwhile is seen, unless through ``.data``.
     """
-    _hold(model, lambda: {})
+    for block in _blocks(model):
+        block._held = {}
 
 
 def release(model: nn.Module) -> None:
     """End `hold`, and give up the copies."""
-    _hold(model, lambda: None)
+    for block in _blocks(model):
+        block._held = None
 
 
 @contextmanager
@@ -82,10 +84,8 @@ def held(model: nn.Module) -> Iterator[None]:
         release(model)
 
 
-def _hold(model: nn.Module, state: Callable[[], dict[torch.dtype, HeldBlock] | None]) -> None:
-    for module in model.modules():
-        if isinstance(module, _Block):
-            module._held = state()
+def _blocks(model: nn.Module) -> "list[_Block]":
+    return [module for module in model.modules() if isinstance(module, _Block)]
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -178,17 +178,24 @@ class _Block(nn.Module):
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         # The class is made at run time, and cannot be imported by name.
         state = {name: value for name, value in vars(self).items() if name != "_held"}
-        return _empty_block, (_plain_class(type(self)),), state
+        return empty_block, (_Block, _plain_class(type(self))), state
 
 
-_block_classes: dict[type[nn.Module], type[nn.Module]] = {}  # by the blocks' own
+_block_classes: dict[tuple[type, type], type[nn.Module]] = {}
 
 
-def _block_class(plain: type[nn.Module]) -> type[nn.Module]:
-    if plain not in _block_classes:
+def block_class(faster: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
+    """The block's class whose ``forward`` is that of ``faster``, which can ask for its own."""
+    if (faster, plain) not in _block_classes:
         names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__, "__doc__": plain.__doc__}
-        _block_classes[plain] = type(plain.__name__, (_Block, plain), names)
-    return _block_classes[plain]
+        _block_classes[faster, plain] = type(plain.__name__, (faster, plain), names)
+    return _block_classes[faster, plain]
+
+
+def empty_block(faster: type[nn.Module], plain: type[nn.Module]) -> nn.Module:
+    """A block of that class without anything in it, for a copy."""
+    block = block_class(faster, plain)
+    return block.__new__(block)
 
 
 def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -197,11 +204,6 @@ def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
         return nn.Conv2d
     plain: type[nn.Module] = kind.__bases__[1] if issubclass(kind, _Block) else kind
     return plain
-
-
-def _empty_block(plain: type[nn.Module]) -> nn.Module:
-    block = _block_class(plain)
-    return block.__new__(block)
 
 
 def usable(x: Tensor, conv: nn.Conv2d) -> bool:
