@@ -1,0 +1,22 @@
+"""What a training costs in arithmetic, whatever the machine."""
+
+from convnext.config import RunSettings
+from convnext.data.resizing import sizes_by_epoch
+from convnext.models.registry import cost
+
+_OF_A_MULTIPLY_ADD, _PASSES = 2, 3  # operations; the backward pass computes the gradients of inputs and of weights
+
+
+def flops_by_epoch(settings: RunSettings, num_classes: int, images: int) -> list[float]:
+    """Floating-point operations of each epoch's training: of the convolutions and matrix products, a multiply-add being
+    two, and of the backward pass, which is taken for twice the forward pass (with frozen layers it is less).
+
+    Args:
+        settings: the run's, resolved.
+        num_classes: of the data.
+        images: that an epoch trains on.
+    """
+    data = settings.data
+    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    multiply_adds = {size: cost(settings.model, size, num_classes)[1] for size in set(sizes)}
+    return [float(_OF_A_MULTIPLY_ADD * _PASSES * multiply_adds[size] * images) for size in sizes]
