@@ -180,6 +180,10 @@ class DataSettings(Settings):
     """Share of the training set held out, stratified, to choose `best`; ignored where the folder has val/."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of all images held out, stratified, for the final test of a folder without test/ and val/."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Divide all images into so many stratified folds, one of them the test; None for the data set's own splits."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Number of the fold to test on, from 0, where there are folds."""
     mean: tuple[float, ...] | None = None
     """Channel means for normalisation, on a scale of 0 to 1; None takes the data set's own."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
@@ -205,9 +209,13 @@ class DataSettings(Settings):
     """Training images of an epoch: each once, or each class equally often; the epoch keeps its length."""
 
     @model_validator(mode="after")
-    def _growing(self) -> "DataSettings":
+    def _possible(self) -> "DataSettings":
         if self.start_size is not None and self.start_size > self.image_size:
             raise ValueError(f"data.start_size: {self.start_size} is more than data.image_size {self.image_size}")
+        if self.fold and self.fold >= (self.folds or 1):
+            raise ValueError(
+                f"data.fold: {self.fold} is too much, since data.folds is {self.folds} and they count from 0"
+            )
         return self
 
 

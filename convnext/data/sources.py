@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class ImageSource(ABC):
 
     targets: NDArray[np.int64]  # class indices
     channels: int  # 3 or 1: what `load` returns
-    in_memory: ClassVar[bool] = False  # whether pixels lie decoded in this process: workers would gain nothing
+    in_memory: bool = False  # whether pixels lie decoded in this process: workers would gain nothing
     # Numbers of the files that images lie in together, where reading those in turn is much faster; else None.
     groups: NDArray[np.int64] | None = None
     max_pixels: int = MAX_PIXELS  # this and the next one as in the settings
@@ -89,7 +89,7 @@ class ArraySource(ImageSource):
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     channels: int
-    in_memory: ClassVar[bool] = True
+    in_memory = True
 
     def raw(self, index: int) -> Raw:
         """The pixels."""
@@ -166,6 +166,7 @@ class JoinedSource(ImageSource):
     indices: NDArray[np.int64]
     targets: NDArray[np.int64]
     channels: int
+    in_memory: bool = False
 
     def _source(self, index: int) -> ImageSource:
         return self.sources[int(self.of[index])]
@@ -192,7 +193,8 @@ def join(sources: Sequence[ImageSource]) -> JoinedSource:
     sizes = [len(source) for source in sources]
     indices = np.concatenate([np.arange(size) for size in sizes])
     targets = np.concatenate([source.targets for source in sources])
-    return JoinedSource(tuple(sources), np.repeat(np.arange(len(sizes)), sizes), indices, targets, sources[0].channels)
+    of, in_memory = np.repeat(np.arange(len(sizes)), sizes), all(source.in_memory for source in sources)
+    return JoinedSource(tuple(sources), of, indices, targets, sources[0].channels, in_memory)
 
 
 def digest(*contents: bytes | NDArray[Any]) -> str:

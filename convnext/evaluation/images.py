@@ -1,6 +1,7 @@
 """Which images an evaluation is of: those of a run's split, all of them, or those of another folder."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,14 @@ from torch.utils.data import Dataset
 
 from convnext.config import DataSettings
 from convnext.data.datasets.catalogue.folder import scan_splits, split_folders
-from convnext.data.datasets.load import exclude_images, hold_out_val, load_splits, notes_on_files, without_excluded
+from convnext.data.datasets.load import (
+    exclude_images,
+    hold_out_val,
+    load_splits,
+    notes_on_files,
+    take_fold,
+    without_excluded,
+)
 from convnext.data.datasets.own import own_splits
 from convnext.data.files import class_folders, has_images, normal_form
 from convnext.data.sources import ImageSource, join
@@ -140,6 +148,10 @@ def labelled_splits(
     first = next(iter(sources.values()))
     splits = make_splits(info.classes, {"train": first, **sources}, settings.test_fraction, val_chooses=True)
     splits = exclude_images(replace(splits, notes=notes_on_files(sources.values()) + splits.notes), settings)
+    if "train" in sources:
+        with suppress(DataError):  # other images, too few for the folds
+            folded = take_fold(splits, settings)
+            splits = folded if folded.test.fingerprint() == recorded.get("test") else splits
     if undivided and splits.test.fingerprint() != recorded.get("test"):
         return whole, "all"
     return hold_out_val(splits, settings) if "train" in sources else splits, split or "test"

@@ -96,9 +96,9 @@ def choose(settings: RunSettings, given: Collection[str]) -> tuple[RunSettings, 
 
 
 def _look(data: DataSettings) -> _Facts | None:
-    from convnext.data.datasets.load import exclude_images, hold_out_val, read_splits
+    from convnext.data.datasets.load import exclude_images, hold_out_val, read_splits, take_fold
 
-    splits = hold_out_val(exclude_images(read_splits(data), data), data)
+    splits = hold_out_val(take_fold(exclude_images(read_splits(data), data), data), data)
     source = splits.train
     step = max(1, len(source) // _SIZES_READ)
     indices = range(0, step * min(len(source), _SIZES_READ), step)

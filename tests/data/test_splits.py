@@ -17,6 +17,7 @@ from convnext.data.datasets.load import (
     load_splits,
     measure_statistics,
     read_splits,
+    take_fold,
 )
 from convnext.data.sources import ArraySource, FileSource
 from convnext.data.splits import make_splits
@@ -39,6 +40,38 @@ def test_the_steps_are_what_loading_does(small_folder: Path) -> None:
     loaded = load_splits(settings)
     assert divided.fingerprints() == loaded.fingerprints()
     assert (divided.mean, divided.std) == (loaded.mean, loaded.std) != ((), ())
+
+
+@pytest.mark.parametrize("name", ["digits", "folder"])
+def test_in_folds_every_image_is_tested_once(name: str, small_folder: Path) -> None:
+    root = small_folder if name == "folder" else None
+    settings = DataSettings(name=name, root=root, image_size=8, folds=5, val_fraction=0.2)
+    own = read_splits(settings)
+    total = len(own.train) + len(own.test)
+    folds = [load_splits(settings.replace(fold=fold)) for fold in range(5)]
+    tested = []
+    for fold in folds:
+        assert fold.val is not None
+        assert fold.test_name == "test"
+        assert len(fold.train) + len(fold.val) + len(fold.test) == total
+        shown = [{source.image_name(i) for i in range(len(source))} for source in (fold.train, fold.val, fold.test)]
+        if name == "folder":  # names of arrays' images are numbers in their own split
+            assert shown[0] & shown[1] == shown[0] & shown[2] == shown[1] & shown[2] == set()
+        counts = np.bincount(fold.test.targets)
+        assert counts.max() - counts.min() <= (0 if name == "folder" else 3)  # the digits are not quite balanced
+        tested += [fold.test.picture(i).decode().tobytes() for i in range(len(fold.test))]
+    everything = [source.picture(i).decode().tobytes() for source in (own.train, own.test) for i in range(len(source))]
+    assert sorted(tested) == sorted(everything)
+    assert len({fold.fingerprints()["test"] for fold in folds}) == 5
+    assert load_splits(settings.replace(fold=2)).fingerprints() == folds[2].fingerprints()
+
+
+def test_a_class_of_fewer_images_than_folds_is_named(small_folder: Path) -> None:
+    settings = DataSettings(root=small_folder, folds=26)
+    with pytest.raises(
+        DataError, match=r"data\.folds: 26 folds need as many images of each class, and 0 has 25, 1 has"
+    ):
+        take_fold(read_splits(settings), settings)
 
 
 def test_what_needs_no_statistics_reads_no_pixel(small_folder: Path) -> None:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class CachedSource(ImageSource):
     """The images of another source, decoded, in its order, in a file that all processes share; targets and fingerprint
     stay. What is pickled is the file's path and the other source, not the pixels."""
 
-    in_memory: ClassVar[bool] = True
+    in_memory = True
 
     def __init__(self, source: ImageSource, file: CacheFile) -> None:
         self.targets, self.channels, self.groups = source.targets, source.channels, source.groups

@@ -1,4 +1,4 @@
-"""Data sets by name: loaded in four steps, fetched without loading, and written as folders."""
+"""Data sets by name: loaded in five steps, fetched without loading, and written as folders."""
 
 import os
 import re
@@ -17,8 +17,8 @@ from convnext.data.datasets.entries import FETCHERS, LOADERS
 from convnext.data.datasets.fetching import fetch
 from convnext.data.datasets.listing import read_lines
 from convnext.data.files import normal_form
-from convnext.data.sources import FileSource, ImageSource, statistics
-from convnext.data.splits import SPELLINGS, Splits, held_out_notes, hold_out
+from convnext.data.sources import FileSource, ImageSource, join, statistics
+from convnext.data.splits import SPELLINGS, SPLIT_SEED, Splits, held_out_notes, hold_out
 from convnext.errors import DataError
 from convnext.output import few
 
@@ -32,7 +32,7 @@ def load_splits(settings: DataSettings) -> Splits:
         DataError: unknown name, missing folder, or one that is not as the data set needs it.
     """
     splits = read_splits(settings)
-    splits = exclude_images(splits, settings)
+    splits = take_fold(exclude_images(splits, settings), settings)
     splits = measure_statistics(splits, settings)  # of all training images, those held out next among them
     return hold_out_val(splits, settings)
 
@@ -139,8 +139,33 @@ def _form(path: str) -> str:
     return os.path.normpath(normal_form(path.replace("\\", "/")))
 
 
+def take_fold(splits: Splits, settings: DataSettings) -> Splits:
+    """The third step: where the settings have ``data.folds``, the images of all splits, divided anew, stratified and
+    always in the same way, into the fold to test on and the rest to train on.
+
+    Raises:
+        DataError: a class of fewer images than folds.
+    """
+    if settings.folds is None:
+        return splits
+    from sklearn.model_selection import StratifiedKFold
+
+    whole = join(
+        list({id(source): source for name in SPELLINGS if (source := splits.split(name)) is not None}.values())
+    )
+    counts = np.bincount(whole.targets, minlength=len(splits.classes))
+    if len(short := np.flatnonzero((counts > 0) & (counts < settings.folds))):
+        raise DataError(
+            f"data.folds: {settings.folds} folds need as many images of each class, and "
+            f"{few([f'{splits.classes[index]} has {counts[index]}' for index in short])}: lower it, or add images"
+        )
+    division = StratifiedKFold(settings.folds, shuffle=True, random_state=SPLIT_SEED)
+    train, test = list(division.split(whole.targets, whole.targets))[settings.fold]
+    return replace(splits, train=whole.subset(train), val=None, test=whole.subset(test), test_name="test")
+
+
 def measure_statistics(splits: Splits, settings: DataSettings) -> Splits:
-    """The third step: the mean and std of the settings, else the catalogue's, else those of the training images.
+    """The fourth step: the mean and std of the settings, else the catalogue's, else those of the training images.
 
     Raises:
         DataError: a number of channels that is not the images', or no image that can be read.
@@ -157,7 +182,7 @@ def measure_statistics(splits: Splits, settings: DataSettings) -> Splits:
 
 
 def hold_out_val(splits: Splits, settings: DataSettings) -> Splits:
-    """The fourth step: with a validation split of ``data.val_fraction`` of the training images, where there is none;
+    """The fifth step: with a validation split of ``data.val_fraction`` of the training images, where there is none;
     still without one where no class has two images."""
     if splits.val is not None or not settings.val_fraction:
         return splits

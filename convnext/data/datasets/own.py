@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from convnext.config import DataSettings
-from convnext.data.datasets.load import hold_out_val, measure_statistics
+from convnext.data.datasets.load import hold_out_val, measure_statistics, take_fold
 from convnext.data.images import Picture, Raw
 from convnext.data.sources import ImageSource, digest
 from convnext.data.splits import SPELLINGS, Splits, make_splits
@@ -93,7 +93,7 @@ def own_splits(data: Mapping[str, Dataset[Any]], class_names: Sequence[str] | No
             raise DataError(f"data: {split} has {problem}")
         sources[split] = DatasetSource(dataset, np.arange(len(targets)), targets, channels, split)
     splits = make_splits(tuple(map(str, names)), sources, settings.test_fraction, val_chooses=True).configured(settings)
-    return hold_out_val(measure_statistics(splits, settings), settings)
+    return hold_out_val(measure_statistics(take_fold(splits, settings), settings), settings)
 
 
 def _targets(dataset: Dataset[Any], split: str) -> NDArray[np.int64]:
