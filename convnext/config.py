@@ -138,6 +138,10 @@ class ModelSettings(Settings):
     """LayerNorm behind the stem's convolution; the isotropic variants have none."""
     overlap: bool = False
     """Stem and downsampling see over the edges of their patches: kernels of 2 * stride - 1 (PVT v2)."""
+    pool: bool = False
+    """Stem and downsampling are 3x3 convolutions, max-pooling and a norm: dearer, and better for small images."""
+    whitening: bool = False
+    """A frozen 2x2 convolution, computed from the training images, whitens what the stem sees."""
     step: Annotated[int, Field(ge=0, le=15)] | None = None
     """Step of model 'roadmap', from 0 (ResNet-50) to 15 (ConvNeXt-T); `convnext roadmap` lists them."""
     weights: Annotated[str | None, AfterValidator(_none)] = None
@@ -147,11 +151,13 @@ class ModelSettings(Settings):
     """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
 
     def check_stages(self) -> None:
-        """Refuse depths and dims of different length.
+        """Refuse depths and dims of different length, and two ways to shrink a feature map.
 
         Raises:
-            SettingsError: they differ.
+            SettingsError: they differ; or overlap and pool are both set.
         """
+        if self.overlap and self.pool:
+            raise SettingsError("model.overlap and model.pool are two ways to shrink the feature map: set one of them")
         if self.depths is not None and self.dims is not None and len(self.depths) != len(self.dims):
             raise SettingsError(
                 f"model.depths and model.dims need one entry a stage each: got {len(self.depths)} depths "
@@ -278,7 +284,8 @@ class OptimizerSettings(Settings):
 
     name: Literal["adamw", "sgd", "muon"] = "adamw"
     """Optimizer; muon is for the linear layers of the blocks, with AdamW for the rest, at one learning rate."""
-
+    muon_filters: bool = False
+    """Muon for the dense convolutions, too, each as a matrix with a row a filter."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
     reference_batch_size: Positive = 4096

@@ -122,6 +122,51 @@ class Block(nn.Module):
         return x
 
 
+class Whitening(nn.Conv2d):
+    """A frozen convolution of 2x2 pixels to channels that are uncorrelated and of variance one over the training
+    images, each of them also with its sign turned, and a GELU (Jordan 2024, arXiv:2404.00498, section 3.2).
+
+    Its weights are random until `fit` computes them.
+
+    Args:
+        in_channels: channels ``C`` of the images; ``8 * C`` go out.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels, 8 * in_channels, 2)
+        self.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Whiten normalized images ``(N, C, H, W)``; variances of noise, far below ``eps``, are not blown up to one."""
+        patches = F.unfold(images.double(), 2).transpose(1, 2).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (variances + eps).sqrt()).T.view(-1, self.in_channels, 2, 2)
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, 8 * C, H - 1, W - 1)``."""
+        return F.gelu(super().forward(x))
+
+
+class PooledConv2d(nn.Conv2d):
+    """A 3x3 convolution and max-pooling.
+
+    Args:
+        in_channels: channels that come in.
+        out_channels: channels that go out.
+        pooling: side and stride of the squares of which the largest value is taken.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pooling: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.pooling = pooling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H / pooling, W / pooling)``, rounded down."""
+        return F.max_pool2d(super().forward(x), self.pooling)
+
+
 class ConvNeXt(nn.Module):
     """ConvNeXt image classifier.
 
@@ -146,15 +191,19 @@ class ConvNeXt(nn.Module):
         stem_norm: whether a LayerNorm follows the stem's convolution.
         overlap: whether the convolutions that shrink the feature map, the stem's among them, see over the edges of
             their patches: kernels of ``2 * stride - 1``, as in PVT v2 (Wang et al. 2022, arXiv:2106.13797).
+        pool: whether stem and downsampling are 3x3 convolutions of stride 1, max-pooling, and then the norm: more
+            operations and more accuracy for small images.
+        whitening: whether a frozen `Whitening` comes before the stem, and takes a pixel from each side of the image.
 
     Attributes:
         stride: pixels of the image's side to one position of the last feature map.
+        smallest: side in pixels of the smallest images.
         num_features: channels of the last feature map, and of the embedding.
         checkpointing: recompute each block in the backward pass in place of keeping its activations: less memory, a
             third more time. False at first.
 
     Raises:
-        ValueError: ``depths`` and ``dims`` differ in length, or an even ``kernel_size``.
+        ValueError: ``depths`` and ``dims`` differ in length, an even ``kernel_size``, or both ``overlap`` and ``pool``.
     """
 
     def __init__(
@@ -173,24 +222,32 @@ class ConvNeXt(nn.Module):
         grn: bool = False,
         stem_norm: bool = True,
         overlap: bool = False,
+        pool: bool = False,
+        whitening: bool = False,
     ) -> None:
         super().__init__()
         if len(depths) != len(dims) or not depths:
             raise ValueError(f"depths and dims must have one entry a stage: got depths {depths} and dims {dims}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd to keep the feature map's size: got {kernel_size}")
+        if pool and overlap:
+            raise ValueError("pool and overlap are two ways to shrink the feature map: set one of them")
         self.stride = patch_size * 2 ** (len(depths) - 1)
+        self.smallest = self.stride + whitening
         self.num_features = dims[-1]
         self.dims = tuple(dims)
         self.checkpointing = False
 
-        stem = nn.Sequential(_downsample(in_channels, dims[0], patch_size, overlap))
+        self.whitening = Whitening(in_channels) if whitening else nn.Identity()
+        width = 8 * in_channels if whitening else in_channels
+        stem = nn.Sequential(_downsample(width, dims[0], patch_size, overlap, pool))
         if stem_norm:
             stem.append(LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
         for dim, next_dim in pairwise(dims):
-            downsample = nn.Sequential(LayerNorm2d(dim, eps=1e-6), _downsample(dim, next_dim, 2, overlap))
-            self.downsample_layers.append(downsample)
+            convolution = _downsample(dim, next_dim, 2, overlap, pool)
+            norm = LayerNorm2d(next_dim if pool else dim, eps=1e-6)
+            self.downsample_layers.append(nn.Sequential(*((convolution, norm) if pool else (norm, convolution))))
 
         last = max(sum(depths) - 1, 1)
         rates = (stochastic_depth * number / last for number in range(sum(depths)))
@@ -217,11 +274,11 @@ class ConvNeXt(nn.Module):
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Images ``(N, C, H, W)`` to the feature map of every stage, of strides ``patch_size * 2 ** stage``."""
-        if min(x.shape[-2:]) < self.stride:
+        if min(x.shape[-2:]) < self.smallest:
             raise ValueError(
-                f"images of {tuple(x.shape[-2:])} pixels are smaller than the model's stride {self.stride}"
+                f"images of {tuple(x.shape[-2:])} pixels are smaller than the model takes: {self.smallest}"
             )
-        maps = []
+        x, maps = self.whitening(x), []
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = downsample(x)
             if self.checkpointing and self.training:
@@ -251,7 +308,9 @@ class ConvNeXt(nn.Module):
         return logits
 
 
-def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool) -> nn.Conv2d:
+def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool, pool: bool) -> nn.Conv2d:
+    if pool:
+        return PooledConv2d(in_channels, out_channels, stride)
     if overlap:
         return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride, padding=stride - 1)
     return nn.Conv2d(in_channels, out_channels, stride, stride)

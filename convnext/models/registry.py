@@ -259,11 +259,11 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
         libraries.check_image_size(library, own_name, image_size)
     elif settings.patch_size is not None and settings.name in (*VARIANTS, *_files()):
         stages = len(settings.depths or (0, 0, 0, 0))
-        stride = settings.patch_size * 2 ** (stages - 1)
-        if image_size < stride:
+        smallest = settings.patch_size * 2 ** (stages - 1) + settings.whitening
+        if image_size < smallest:
             raise SettingsError(
                 f"images of {image_size} px are too small for {stages} stages behind a stem of patch size "
-                f"{settings.patch_size}, which need {stride} px: raise data.image_size, or lower model.patch_size or "
+                f"{settings.patch_size}, which need {smallest} px: raise data.image_size, or lower model.patch_size or "
                 f"the number of stages (model.depths, model.dims)"
             )
 

@@ -30,12 +30,46 @@ def configure(model: nn.Module, settings: RunSettings) -> None:
     if settings.freeze > len(model.stages):
         raise SettingsError(f"freeze: the model has {len(model.stages)} stages, got {settings.freeze}")
     model.checkpointing = settings.checkpoint_activations
-    for frozen in (*model.downsample_layers[: settings.freeze], *model.stages[: settings.freeze]):
+    stem = [model.whitening] if settings.freeze else []
+    for frozen in (*stem, *model.downsample_layers[: settings.freeze], *model.stages[: settings.freeze]):
         frozen.requires_grad_(False)
 
 
+class MatrixMuon(Muon):
+    """Muon for convolutions, too: to it a weight ``(D, C, H, W)`` is a matrix of ``D`` rows.
+
+    Args:
+        groups: of parameters, each dense in its memory format.
+        options: of Muon.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        # Muon takes nothing but matrices. What it is given here only passes its check.
+        matrices = [group | {"params": [p.detach().flatten(1) for p in group["params"]]} for group in groups]
+        super().__init__(matrices, **options)
+        for group, own in zip(self.param_groups, groups, strict=True):
+            group["params"] = own["params"]
+
+    def _init_group(self, group: Any, parameters: list[Tensor], grads: list[Tensor], momenta: list[Tensor]) -> bool:
+        for p in group["params"]:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p, requires_grad=False).copy_(p.grad)
+        super()._init_group(group, parameters, grads, momenta)
+        for tensors in (parameters, grads, momenta):
+            tensors[:] = map(_as_matrix, tensors)
+        return False
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A view of a weight with a row for each channel that goes out."""
+    if not weight.is_contiguous():
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.view(len(weight), -1)
+
+
 def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optimizer]:
-    """Fused AdamW or SGD for all weights; or Muon for the linear layers of the blocks, with AdamW for the rest.
+    """Fused AdamW or SGD for all weights; or Muon for the linear layers of the blocks and, with ``muon_filters``, dense
+    convolutions, with AdamW for the rest.
 
     Vectors (norms, biases, layer scale) are not decayed. Each group has an ``lr_scale``, its factor on
     `RunSettings.learning_rate`, which sets the groups' rates at every step. SettingsError for ``layer_decay`` and a
@@ -59,6 +93,8 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     matrices: dict[str, nn.Parameter] = {}
     if settings.name == "muon":
         matrices = {name: p for name, p in named.items() if p.ndim == 2 and not name.startswith(("head", "fc"))}
+        if settings.muon_filters:
+            matrices |= {name: p for name, p in named.items() if p.ndim == 4 and p.shape[1] > 1}
         if not matrices:
             kind = type(model).__name__
             raise SettingsError(
@@ -68,7 +104,7 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     adamw = AdamW(groups(rest), lr=lr, betas=settings.betas, fused=True)
     # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
     options: dict[str, Any] = {"lr": lr, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
-    return [Muon(groups(matrices), **options), adamw] if matrices else [adamw]
+    return [MatrixMuon(groups(matrices), **options), adamw] if matrices else [adamw]
 
 
 def _lr_scales(model: nn.Module, decay: float) -> dict[str, float]:

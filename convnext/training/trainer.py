@@ -49,9 +49,10 @@ from convnext.training.optimizers import (
     make_optimizers,
     optimizer_tensors,
 )
+from convnext.training.start import start
 from convnext.training.step import Stepper, Taken, are_finite, compiled, decides_on_device
 from convnext.training.tracking import Tracker
-from convnext.weights.loading import load_state, start_from
+from convnext.weights.loading import load_state
 from convnext.weights.model_info import ModelInfo, read_json
 
 _EVAL_BATCH = 256  # images that a process evaluates at a time
@@ -127,9 +128,8 @@ class Trainer:
             self._restore(newest)
             if self.main:
                 checkpoint.point_links(newest, self.state)
-        elif self.settings.model.weights is not None:
-            note = start_from(self.raw_model, self.settings.model, len(self.splits.classes), self.splits.classes)
-            say(note or f"started from {self.settings.model.weights}")
+        else:
+            start(self.raw_model, self.settings, self.splits, self.accelerator)
         self.settings = settle_augment_on(as_begun(folder, self.settings), self.splits, self.accelerator)
         if self.settings.data.augment_on == "device" and self.state.step < self.total_steps:
             self.resident = ResidentImages(self.settings, self.splits, self.device, self.state.step, self.main)

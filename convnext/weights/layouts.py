@@ -91,6 +91,7 @@ LAYOUTS: tuple[str, ...] = tuple(_RULES)
 """The known layouts: ``official`` is the hub; ``isotropic`` is what the authors' isotropic checkpoints have."""
 
 _DOWNSAMPLING = r"downsample_layers\.[1-9]\d*\.1\.weight"  # of kernels
+_POOLED = r"downsample_layers\.[1-9]\d*\.0\.weight"  # of kernels, where pooling follows; else of a norm
 
 # First width of atto, femto, pico and nano, whose pointwise layers are 1x1 convolutions in timm, both V1 and V2.
 _TIMM_CONVOLUTIONAL = (40, 48, 64, 80)
@@ -169,6 +170,8 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     peculiar = ["a stem without a norm (downsample_layers.0.1)"] if stem_norm is None else []
     if any(re.fullmatch(_DOWNSAMPLING, name) and weight.shape[-1] > 2 for name, weight in official.items()):
         peculiar.append("convolutions that see over their patches' edges (model.overlap)")
+    if any(re.fullmatch(_POOLED, name) and weight.ndim == 4 for name, weight in official.items()):
+        peculiar.append("convolutions before pooling (model.pool)")
     for layout in ("torchvision", "timm", "transformers"):
         homeless[layout] += peculiar
     if homeless[to]:

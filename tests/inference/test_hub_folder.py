@@ -179,6 +179,8 @@ def test_every_model_that_timm_has(settings: dict[str, Any], digits: NDArray[np.
         ({**SMALL, "patch_size": 2}, "model.patch_size is 2, and its stems have 1, 3 or 4"),
         ({**SMALL, "mlp_ratio": 2}, "model.mlp_ratio is 2, and its blocks have 4"),
         ({**SMALL, "overlap": True}, "model.overlap is set"),
+        ({**SMALL, "pool": True}, "model.pool is set"),
+        ({**SMALL, "patch_size": 1, "whitening": True}, "model.whitening is set"),
         ({**SMALL, "stem_norm": False}, "model.stem_norm is not set"),
         ({"name": "roadmap", "depths": (1, 1)}, "model.name is roadmap"),
         ({"name": "resnet18", "patch_size": 2}, "model.patch_size is 2, and its stems have 4"),

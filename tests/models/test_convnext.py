@@ -176,7 +176,7 @@ def test_unknown_names_and_impossible_shapes_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"images of 16 px are too small.*need 32 px"):
         check_image_size(resolve(ModelSettings()), 16)
     model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
-    with pytest.raises(ValueError, match="smaller than the model's stride 8"):
+    with pytest.raises(ValueError, match="smaller than the model takes: 8"):
         model(torch.randn(1, 3, 4, 32))
 
 

@@ -38,6 +38,8 @@ def test_stated_figures_are_those_of_the_model(name: str) -> None:
         ("convnext_atto", {"overlap": True, "in_channels": 1, "patch_size": 2}),
         ("convnext_atto", {"depths": (1, 2), "dims": (8, 24), "kernel_size": 5, "mlp_ratio": 3, "layer_scale": None}),
         ("convnext_isotropic_small", {"stem_norm": True, "grn": True, "in_channels": 5}),
+        ("convnext_atto", {"pool": True, "patch_size": 2, "kernel_size": 3}),
+        ("convnext_atto", {"pool": True, "whitening": True, "in_channels": 1, "patch_size": 2, "stem_norm": False}),
         ("convnextv2_atto", {"patch_size": 3, "grn": False, "layer_scale": 1.0}),
     ],
 )

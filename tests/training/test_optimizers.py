@@ -1,13 +1,18 @@
 """Groups, schedule and moving average."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.optim import Muon
 
 from convnext import create_model, recipe
 from convnext.errors import SettingsError
 from convnext.training.optimizers import (
+    MatrixMuon,
     WeightAverage,
+    begin_momentum,
     configure,
     ema_decay,
     make_optimizers,
@@ -117,6 +122,47 @@ def test_muon_takes_the_linear_layers_of_the_blocks() -> None:
     assert not chosen & rest
 
 
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_muon_sees_a_filter_as_a_row(memory_format: torch.memory_format) -> None:
+    """A column's number does not matter to it, so that both memory formats give the same filters."""
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=memory_format))
+    matrix = nn.Parameter(filters.detach().flatten(1).clone())
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    ours, plain = MatrixMuon([{"params": [filters]}], **options), Muon([matrix], **options)
+    begin_momentum([ours])
+    for step in range(3):
+        gradient = torch.randn(6, 4, 3, 3)  # its memory format is another one than that of the filters, or the same
+        filters.grad, matrix.grad = gradient, gradient.flatten(1).clone()
+        for optimizer in (ours, plain):
+            optimizer.step()  # type: ignore[no-untyped-call]
+        # Newton-Schulz iterations are in bfloat16, so that the order of the sums shows.
+        torch.testing.assert_close(filters.flatten(1), matrix, rtol=0, atol=2e-2 * (step + 1))
+    assert ours.state[filters]["momentum_buffer"].shape == filters.shape
+
+
+def test_muon_of_matrices_is_torchs_to_the_bit() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(weight) for weight in torch.randn(6, 4).expand(2, 6, 4).clone())
+    optimizers = MatrixMuon([{"params": [ours]}], lr=0.1), Muon([theirs], lr=0.1)
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.randn(6, 4)
+        for optimizer in optimizers:
+            optimizer.step()  # type: ignore[no-untyped-call]
+    assert torch.equal(ours, theirs)
+
+
+def test_muon_takes_dense_convolutions_where_it_is_asked_to() -> None:
+    model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16), pool=True, whitening=True)
+    muon, adamw = make_optimizers(model, recipe("digits").optimizer.replace(name="muon", muon_filters=True))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    chosen, rest = ({names[id(p)] for group in o.param_groups for p in group["params"]} for o in (muon, adamw))
+    assert {"downsample_layers.0.0.weight", "downsample_layers.1.0.weight", "stages.0.0.pwconv1.weight"} <= chosen
+    assert {"stages.0.0.dwconv.weight", "whitening.bias", "head.weight"} <= rest
+    assert chosen | rest == set(names.values()) - {"whitening.weight"}
+    make_optimizers(create_model("resnet18"), recipe("digits").optimizer.replace(name="muon", muon_filters=True))
+
+
 def test_muon_needs_linear_layers() -> None:
     with pytest.raises(
         SettingsError, match="muon is for linear layers, and ResNet has none of them to train: use adamw"
@@ -129,7 +175,7 @@ def test_muon_needs_linear_layers() -> None:
 def test_recipes_of_muon_have_an_optimizer_for_each_baseline(name: str, model: str) -> None:
     settings = recipe(name, model={"name": model})
     found = [type(optimizer).__name__ for optimizer in make_optimizers(create_model(model, 10), settings.optimizer)]
-    assert found == (["Muon", "AdamW"] if model.startswith("convnext") else ["AdamW"])
+    assert found == (["MatrixMuon", "AdamW"] if model.startswith("convnext") else ["AdamW"])
 
 
 def test_frozen_stages_and_their_limits() -> None:

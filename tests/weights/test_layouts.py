@@ -207,6 +207,12 @@ def test_models_that_a_layout_cannot_hold() -> None:
     for layout in ("torchvision", "timm", "transformers"):
         with pytest.raises(CheckpointError, match=rf"{layout} cannot hold .*over their patches' edges.*use official$"):
             convert(overlapping, layout)
+    pooled = on_meta("convnext_atto", pool=True).state_dict()
+    for layout in ("torchvision", "timm", "transformers"):
+        with pytest.raises(
+            CheckpointError, match=rf"{layout} cannot hold .*convolutions before pooling.*use official$"
+        ):
+            convert(pooled, layout)
     with pytest.raises(
         CheckpointError, match=r"isotropic cannot hold .*downsample_layers\.0\.1\.weight, .* and \d+ more"
     ):

@@ -83,8 +83,9 @@ def timm_problem(model: ModelSettings) -> str | None:
         return f"model.patch_size is {model.patch_size}, and its stems have 1, 3 or 4"
     if model.mlp_ratio != 4:
         return f"model.mlp_ratio is {model.mlp_ratio}, and its blocks have 4"
-    if model.overlap:
-        return "model.overlap is set, and its patches do not overlap"
+    for name in ("overlap", "pool", "whitening"):
+        if getattr(model, name):
+            return f"model.{name} is set, and its patches are plain"
     return None if model.stem_norm else "model.stem_norm is not set, and its stem has a norm"
 
 
