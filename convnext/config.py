@@ -151,11 +151,7 @@ class ModelSettings(Settings):
     """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
 
     def check_stages(self) -> None:
-        """Refuse depths and dims of different length, and two ways to shrink a feature map.
-
-        Raises:
-            SettingsError: they differ; or overlap and pool are both set.
-        """
+        """Refuse, with a SettingsError, depths and dims of different length, and two ways to shrink a feature map."""
         if self.overlap and self.pool:
             raise SettingsError("model.overlap and model.pool are two ways to shrink the feature map: set one of them")
         if self.depths is not None and self.dims is not None and len(self.depths) != len(self.dims):
