@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from convnext import recipes
+from convnext.commands.options import automatic_batch, given_settings, option_words
 from convnext.commands.terminal import Flag, parse
 from convnext.config import RunSettings
 from convnext.errors import SettingsError
@@ -37,7 +38,7 @@ class _Train:
 
 def main(args: Sequence[str]) -> int:
     """Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option."""
-    args, run = _take_run(_automatic_batch(args))
+    args, run = _take_run(automatic_batch(args))
     if run is not None:
         parsed = _settings_of_run(args, run)
     elif (name := _recipe_name(args)) is not None:
@@ -64,7 +65,7 @@ def main(args: Sequence[str]) -> int:
 
 def _take_run(args: Sequence[str]) -> tuple[list[str], Path | None]:
     """The arguments with a lone ``--resume``, and the run whose folder follows it, if one does."""
-    words = _words(args, "--resume")
+    words = option_words(args, "--resume")
     for index, (name, value) in enumerate(pairwise(words)):
         if name == "--resume" and not value.startswith("-"):
             if value in recipes.names() and not Path(value).exists():
@@ -78,7 +79,7 @@ def _take_run(args: Sequence[str]) -> tuple[list[str], Path | None]:
 def _settings_of_run(args: Sequence[str], run: Path) -> _Train:
     from convnext.runs.folder import settings_to_resume
 
-    if "--settings" in _words(args, "--settings"):
+    if "--settings" in option_words(args, "--settings"):
         raise SettingsError("--settings is for a new run, and --resume RUN goes on under the run's own: leave one out")
     recipe = _first_word(args)
     default = _Train(settings_to_resume(run, recipe))
@@ -93,7 +94,7 @@ def _settings_of_recipe(args: Sequence[str], name: str) -> _Train:
     values = {key: value for key, value in _settings_file(args).items() if key not in ("recipe", "output")}
     default = _Train(recipe.settings.replace(**values))
     parsed = parse(_Train, options, f"train {recipe.name}", default, description)
-    given = recipes.given_names(values) | _given(options)
+    given = recipes.given_names(values) | given_settings(options)
     settings = parsed.settings
     if parsed.resume and settings.model.weights == AUTO:
         from convnext.runs.folder import settings_before
@@ -133,39 +134,13 @@ def _explain(args: Sequence[str]) -> int:
 
 def _settings_file(args: Sequence[str]) -> dict[str, Any]:
     """The values of the file that ``--settings`` names, which the other options are to change; none without it."""
-    words = _words(args, "--settings")
+    words = option_words(args, "--settings")
     path = next((Path(value) for name, value in pairwise(words) if name == "--settings"), None)
     if path is None:
         return {}
     from convnext.runs.checkpoint import read_settings
 
     return read_settings(path / "settings.json" if path.is_dir() else path)
-
-
-def _words(args: Sequence[str], *names: str) -> list[str]:
-    """The arguments, with ``NAME=VALUE`` of these names as two."""
-    return [word for arg in args for word in (arg.split("=", 1) if arg.split("=")[0] in names else [arg])]
-
-
-def _given(args: Sequence[str]) -> set[str]:
-    """The settings that the options name, by dotted name."""
-    names, given = RunSettings.names(), set()
-    for arg in args:
-        if arg.startswith("--"):
-            name = arg[2:].split("=", 1)[0].replace("-", "_")
-            group, dot, last = name.rpartition(".")
-            given |= {name, f"{group}{dot}{last.removeprefix('no_')}"} & names
-    return given
-
-
-def _automatic_batch(args: Sequence[str]) -> list[str]:
-    """``--batch-size auto`` in other words: the recipe's batch, in as few micro-batches as fit into memory."""
-    names = ("--batch-size", "--batch_size")
-    words = _words(args, *names)
-    for index, (name, value) in enumerate(pairwise(words)):
-        if name in names and value == "auto":
-            words[index] = "--gradient-accumulation"
-    return words
 
 
 def _comparison(run: "Run") -> list[str]:

@@ -262,9 +262,9 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
         smallest = settings.patch_size * 2 ** (stages - 1) + settings.whitening
         if image_size < smallest:
             raise SettingsError(
-                f"images of {image_size} px are too small for {stages} stages behind a stem of patch size "
-                f"{settings.patch_size}, which need {smallest} px: raise data.image_size, or lower model.patch_size or "
-                f"the number of stages (model.depths, model.dims)"
+                f"images of {image_size} px are too small for the {stages} stages of {settings.name} behind a stem of "
+                f"patch size {settings.patch_size}, which need {smallest} px: raise data.image_size, or lower "
+                f"model.patch_size or the number of stages (model.depths, model.dims)"
             )
 
 

@@ -15,7 +15,7 @@ from convnext.storage.locks import in_use
 from convnext.weights.model_info import read_json
 
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
-_FREE = {
+MAY_CHANGE = {
     *("name", "output", "device", "trackers", "compile", "checkpoint_activations"),
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps", "patience"),
     *("data.root", "data.workers", "data.strict"),
@@ -59,7 +59,7 @@ def folder_to_resume(settings: RunSettings) -> Path | None:
     same = [folder for folder in candidates if _has_settings(folder, settings)]
     if not same:
         check_same_settings(candidates[0], settings)
-    open_runs = [folder for folder in same if not _is_finished(folder, settings)]
+    open_runs = [folder for folder in same if not is_finished(folder, settings)]
     idle = [folder for folder in open_runs if not in_use(folder)]
     return (idle or open_runs or same)[0]
 
@@ -122,7 +122,8 @@ def _has_settings(folder: Path, settings: RunSettings) -> bool:
     return True
 
 
-def _is_finished(folder: Path, settings: RunSettings) -> bool:
+def is_finished(folder: Path, settings: RunSettings) -> bool:
+    """Whether the run in ``folder``, of these settings, has ended and was tested."""
     try:
         lines = read_metrics(folder)
     except CheckpointError:  # which is said when the run goes on
@@ -170,7 +171,7 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
     old, new = flatten(read_json(path, RunSettings)), flatten(settings)
-    keys = [key for key in new if key not in _FREE and old[key] != new[key] and new[key] != "auto"]
+    keys = [key for key in new if key not in MAY_CHANGE and old[key] != new[key] and new[key] != "auto"]
     changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
     if changed:
         if set(keys) <= {"data.mean", "data.std"}:
@@ -200,7 +201,7 @@ def changed_since(folder: Path, settings: RunSettings) -> list[str]:
     if not path.exists():  # killed right after the folder was made
         return []
     old, new = flatten(read_json(path, RunSettings)), flatten(settings)
-    return [f"{key} was {old[key]}, now {new[key]}" for key in new if key in _FREE and old[key] != new[key]]
+    return [f"{key} was {old[key]}, now {new[key]}" for key in new if key in MAY_CHANGE and old[key] != new[key]]
 
 
 def flatten(settings: RunSettings) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""How many epochs fit into a budget: of time, by the pace that is measured before the training, or of arithmetic."""
+
+import re
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from convnext.comparison.flops import flops_by_epoch
+from convnext.config import RunSettings
+from convnext.data.loading.resident import training_batches
+from convnext.data.resizing import sizes_by_epoch
+from convnext.errors import SettingsError
+from convnext.training.interruption import StopSignals
+from convnext.training.resolve import prepare
+from convnext.training.trainer import Trainer
+
+_UNITS = {"s": 1, "min": 60, "h": 3600, "flop": 1}
+_MOST_EPOCHS = 10_000
+_WARMUP, _LEAST = 2, 4  # steps before the clock starts, and least that it measures
+_EVALUATED = 1024  # images, at most, on which an evaluation is measured
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one training may cost: ``amount`` seconds or floating-point operations."""
+
+    amount: float
+    unit: Literal["seconds", "flops"]
+
+    @classmethod
+    def parse(cls, text: str) -> "Budget":
+        """``90s``, ``30min``, ``2h`` or ``2e15flop``; SettingsError for anything else."""
+        match = re.fullmatch(r"([\d.]+(?:e\+?\d+)?) ?(s|min|h|flop)s?", text.lower())
+        try:
+            amount = float(match[1]) * _UNITS[match[2]] if match else 0.0
+        except ValueError:
+            amount = 0.0
+        if match is None or amount <= 0:
+            raise SettingsError(f"--budget {text}: write a time or operations: 90s, 30min, 2h or 2e15flop")
+        return cls(amount, "flops" if match[2] == "flop" else "seconds")
+
+
+class Pace(BaseModel):
+    """How fast a contender trains here.
+
+    Attributes:
+        precision: that its trainings compute in.
+        steps: of an epoch.
+        small_step: seconds of a step at the side at which training starts.
+        full_step: seconds of a step at the side at which it ends.
+        evaluation: seconds of the evaluation of an image.
+        val: images of the validation split.
+        test: images of the test split.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    precision: Literal["fp32", "bf16", "fp16"]
+    steps: int
+    small_step: float
+    full_step: float
+    evaluation: float
+    val: int
+    test: int
+
+    def seconds(self, settings: RunSettings) -> float:
+        """Of a whole training with the settings: between the two sides a step takes as its pixels do."""
+        data = settings.data
+        sides = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+        first, last = (data.start_size or data.image_size) ** 2, data.image_size**2
+        slope = (self.full_step - self.small_step) / (last - first) if last > first else 0.0
+        training = sum(self.steps * (self.full_step + slope * (side**2 - last)) for side in sides)
+        return training + self.evaluation * (self.val * ceil(settings.epochs / settings.eval_every) + self.test)
+
+
+def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
+    """Train for some ``seconds`` with real steps, and evaluate some images, in this process; nothing stays of it.
+
+    Raises:
+        UserError: settings or data that cannot be used.
+    """
+    settings, splits, accelerator = prepare(settings)
+    val, test, source = len(splits.val or ()), len(splits.test), splits.val or splits.test
+    evaluated = source.subset(np.arange(min(len(source), _EVALUATED)))
+    splits = replace(splits, val=evaluated)
+    steps: list[float] = []
+    data = settings.data
+    for side in sorted({data.start_size or data.image_size, data.image_size}):
+        at_side = settings.replace(trackers=(), **{"data.image_size": side, "data.start_size": None})
+        trainer = Trainer(at_side, splits, accelerator)
+        with tempfile.TemporaryDirectory() as folder, StopSignals(Path(folder)) as signals:
+            trainer.open(Path(folder))
+            steps.append(_seconds_a_step(trainer, signals, seconds))
+            start = time.perf_counter()
+            trainer.predict("val", signals)
+            evaluation = (time.perf_counter() - start) / len(evaluated)
+    return Pace(
+        precision=settings.precision,
+        steps=trainer.steps_per_epoch,
+        small_step=steps[0],
+        full_step=steps[-1],
+        evaluation=evaluation,
+        val=val,
+        test=test,
+    )
+
+
+def _seconds_a_step(trainer: Trainer, signals: StopSignals, seconds: float) -> float:
+    """The mean over so many seconds, at least, with the reading of the images."""
+    images = trainer.resident or trainer.images
+    start, steps = 0.0, -_WARMUP
+    with training_batches(images, trainer.sampler, trainer.settings.data.workers, trainer.device) as stream:
+        for batch in stream:
+            if steps == 0:
+                trainer.catch_up()
+                start = time.perf_counter()
+            trainer.step(batch, signals)
+            if signals.received is not None:
+                signals.stop()
+            steps += 1
+            if steps >= _LEAST and time.perf_counter() - start >= seconds:
+                break
+        trainer.catch_up()
+    return (time.perf_counter() - start) / steps
+
+
+def flops(settings: RunSettings, num_classes: int, images: int) -> float:
+    """Of a whole training with the settings, whose model is resolved, on so many images."""
+    return sum(flops_by_epoch(settings, num_classes, images))
+
+
+def fitted(settings: RunSettings, amount: float, cost: Callable[[RunSettings], float]) -> RunSettings:
+    """The settings with as many epochs as cost no more than ``amount``, at least one, and with a warm-up that is as
+    large a fraction of them as before."""
+
+    def with_epochs(epochs: int) -> RunSettings:
+        warmup = settings.optimizer.warmup_epochs * epochs / settings.epochs
+        changed: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": warmup})
+        return changed
+
+    fit = bisect_right(range(1, _MOST_EPOCHS + 1), amount, key=lambda epochs: cost(with_epochs(epochs)))
+    return with_epochs(max(1, fit))

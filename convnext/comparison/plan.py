@@ -1,0 +1,173 @@
+"""The plan of a comparison: its contenders, each with the epochs that fit into the budget; made once, and kept."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from convnext.comparison.budget import Budget, Pace, fitted, flops, measure_pace
+from convnext.comparison.definition import Contender, Definition, contenders
+from convnext.comparison.running import Job, run_jobs
+from convnext.data.datasets.load import load_splits
+from convnext.data.splits import Splits
+from convnext.errors import SettingsError, UserError
+from convnext.models import registry
+from convnext.output import say
+from convnext.runs.folder import MAY_CHANGE
+from convnext.storage.files import write_text
+from convnext.storage.locks import locked
+from convnext.training.interruption import StopSignals
+from convnext.weights.model_info import read_json
+
+FILE = "comparison.json"
+
+
+class Cost(BaseModel):
+    """What one training of a contender costs, as far as it is known beforehand.
+
+    Attributes:
+        parameters: of the model.
+        gflops: billions of operations of a forward pass over an image; a multiply-add is two.
+        training: operations of the whole training.
+        pace: how fast it trains here; None where the budget is not of time.
+        budget: seconds or operations of the whole training as a fraction of the budget; None without one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: int
+    gflops: float
+    training: float
+    pace: Pace | None = None
+    budget: float | None = None
+
+
+class Plan(BaseModel):
+    """What ``comparison.json`` holds.
+
+    Attributes:
+        definition: what is compared.
+        contenders: with their settings, epochs among them.
+        costs: of one training of each, in the same order.
+    """
+
+    definition: Definition
+    contenders: tuple[Contender, ...]
+    costs: tuple[Cost, ...]
+
+    def in_use(self, given: Mapping[str, Any]) -> "Plan":
+        """The plan with what is ``given`` of how and where to compute, which may change when a comparison goes on."""
+        changes = {name: value for name, value in given.items() if name in MAY_CHANGE}
+        changed = (each.model_copy(update={"settings": each.settings.replace(**changes)}) for each in self.contenders)
+        return self.model_copy(update={"contenders": tuple(changed)})
+
+
+def read_plan(output: Path, definition: Definition) -> Plan | None:
+    """The plan of the comparison in ``output`` that goes on; None where there is none.
+
+    Raises:
+        SettingsError: it is another comparison.
+        CheckpointError: its plan cannot be read.
+    """
+    if not (output / FILE).exists():
+        if output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
+            raise SettingsError(f"{output} is there already, and holds no comparison: give --output a new folder")
+        return None
+    plan = read_json(output / FILE, Plan)
+    before, now = (_compared(each) for each in (plan.definition, definition))
+    if changed := [f"{name} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
+                   for name in {**before, **now} if before.get(name) != now.get(name)]:  # fmt: skip
+        raise SettingsError(f"{output} holds another comparison: {'; '.join(changed)}. Give --output a new folder")
+    return plan
+
+
+def _compared(definition: Definition) -> dict[str, Any]:
+    """What must not change when a comparison goes on, by the name of its option."""
+    values = definition.model_dump(mode="json")
+    given = {name: value for name, value in values.pop("given").items() if name not in MAY_CHANGE}
+    return values | given
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if value not in (None, [], {}) else "not given"
+
+
+@contextmanager
+def planned(
+    definition: Definition, output: Path, signals: StopSignals, parallel: int, gpus: Sequence[str]
+) -> Iterator[Plan]:
+    """The plan of the comparison in ``output``, which other processes are kept out of meanwhile: read where it goes on,
+    else made and written; see `make_plan`.
+
+    Raises:
+        UserError: it is another comparison, or none that can be trained; then nothing is written.
+    """
+    new = not output.exists()
+    plan = read_plan(output, definition)
+    if plan is None:
+        contenders(definition)  # what is wrong with them needs no folder
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(output):
+            plan = plan or make_plan(definition, output, signals, parallel, gpus)
+            yield plan.in_use(definition.given)
+    finally:
+        if new and not (output / FILE).exists():
+            shutil.rmtree(output)
+
+
+def make_plan(definition: Definition, output: Path, signals: StopSignals, parallel: int, gpus: Sequence[str]) -> Plan:
+    """Look at models and data, find the epochs that fit into the budget, and write the plan into ``output``.
+
+    Raises:
+        UserError: models, settings or data that cannot be used.
+        InterruptedRunError: a signal asked to stop.
+    """
+    budget = None if definition.budget is None else Budget.parse(definition.budget)
+    chosen, costs = list[Contender](), list[Cost]()
+    made = contenders(definition)
+    loaded = {each.settings.data: load_splits(each.settings.data) for each in made}
+    if definition.learning_rates and any(splits.val is None for splits in loaded.values()):
+        raise SettingsError(
+            "--learning-rates are chosen on the validation split, and there is none: give --data.val-fraction 0.1, say"
+        )
+    paces: dict[str, Pace] = {}
+    if budget is not None and budget.unit == "seconds":
+        say(f"measuring the pace of {len(made)} contenders")
+        jobs = [Job(each.label, partial(measure_pace, each.settings)) for each in made]
+        for job, outcome in run_jobs(jobs, signals, parallel, gpus):
+            if outcome.problem is not None:
+                raise UserError(f"{job.name}: {outcome.problem}")
+            paces[job.name] = outcome.value
+    for contender in made:
+        splits = loaded[contender.settings.data]
+        settings, cost = _fit(contender, splits, budget, paces.get(contender.label))
+        chosen.append(contender.model_copy(update={"settings": settings}))
+        costs.append(cost)
+    plan = Plan(definition=definition, contenders=tuple(chosen), costs=tuple(costs))
+    write_text(output / FILE, plan.model_dump_json(indent=2) + "\n")
+    return plan
+
+
+def _fit(contender: Contender, splits: Splits, budget: Budget | None, pace: Pace | None) -> tuple[Any, Cost]:
+    """The contender's settings with the epochs that fit, and what a training then costs."""
+    settings, classes = contender.settings, len(splits.classes)
+    resolved = registry.resolve(settings.model, splits.channels)
+
+    def operations(settings: Any) -> float:
+        return flops(settings.replace(model=resolved), classes, len(splits.train))
+
+    cost_of, fraction = pace.seconds if pace is not None else operations, None
+    if pace is not None:
+        settings = settings.replace(precision=pace.precision)  # a shorter training may not choose another
+    if budget is not None:
+        settings = fitted(settings, budget.amount, cost_of)
+        fraction = cost_of(settings) / budget.amount
+    parameters, multiply_adds = registry.cost(resolved, settings.data.image_size, classes)
+    costs = {"parameters": parameters, "gflops": 2e-9 * multiply_adds, "training": operations(settings)}
+    return settings, Cost(**costs, pace=pace, budget=fraction)
