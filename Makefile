@@ -42,7 +42,7 @@ lint: .venv/installed-dev
 
 test: lint
 	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs
-	$(BIN)/pytest --numprocesses auto
+	$(BIN)/pytest --numprocesses auto --durations 30
 
 clean:
 	rm -rf .venv demo site

@@ -74,6 +74,7 @@ def test_the_products_are_those_of_the_model(name: str, digits_run: convnext.Run
     assert counts == {{"onnx": (8, 16), "openvino": (16, 16)}[name]}
 
 
+@pytest.mark.slow  # four quantizations
 def test_what_no_layer_in_float_mends_is_refused(broken: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CheckpointError, match=r"int8 has .* choose another --precision, or allow more with --max-drop"):
         export(broken, "openvino", precision="int8", max_drop=-100)

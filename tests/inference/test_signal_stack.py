@@ -32,7 +32,7 @@ print(len(seen))
 """
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_process_survives_signals_after_openvino(precision: str, digits_run: convnext.Run, tmp_path: Path) -> None:
     file = export(digits_run.path, "openvino", output=tmp_path / "one.xml").path
     words = [str(file), str(file)] + ([str(digits_run.path)] if precision == "int8" else [])

@@ -34,7 +34,17 @@ PUBLISHED = {
     "imagenet1k-large": ({"convnext_large": 84.3}, "top-1"),
 }
 OURS = {
-    *("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "caltech101", "caltech256", "mini-imagenet"),
+    *(
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar10-fast",
+        "cifar100",
+        "caltech101",
+        "caltech256",
+        "mini-imagenet",
+    ),
     *("tiny-imagenet", "imagenette", "folder"),
 }
 
