@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from convnext.data.loading.loader import AugmentedImages, EvalSampler, batches, 
 from convnext.data.progress import tracked
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import EvalTransform
+from convnext.devices import autocast_of, keep_freed_memory, pick_device
 from convnext.errors import DataError, SettingsError
 from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report, compute_report, most_confident_mistakes, ranked
@@ -148,6 +150,31 @@ class FlipAverage(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model that is evaluated, on which images, and where its reports go.
+
+    Attributes:
+        path: the run's folder, or an exported file: what to call it.
+        folder: where its reports go.
+        stem: how their names begin.
+        source: the images.
+        info: how the model wants them.
+        split: a source by its split's name, of the same data.
+        logits: of the images of a source, prepared by an ``info`` (that of an exported file is its own).
+        flexible: whether ``logits`` takes images of another size and crop.
+    """
+
+    path: Path
+    folder: Path
+    stem: str
+    source: ImageSource
+    info: ModelInfo
+    split: Callable[[str], ImageSource]
+    logits: Callable[[ImageSource, ModelInfo], SplitLogits]
+    flexible: bool = True
+
+
 def evaluate(
     run: str | Path,
     *,
@@ -182,41 +209,70 @@ def evaluate(
         CheckpointError: no such checkpoint, or one for other classes than the data's.
         DataError: the data is missing or cannot be read.
     """
-    from convnext.devices import pick_device
+    subject = open_run(
+        run,
+        split=split,
+        checkpoint=checkpoint,
+        root=root,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        flip=flip,
+        model=model,
+        data=data,
+    )
+    return report_on(subject, subject.logits(subject.source, subject.info))
 
+
+def open_run(
+    run: str | Path,
+    *,
+    split: str | None = None,
+    checkpoint: str | None = None,
+    root: str | Path | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    workers: int | None = None,
+    flip: bool = False,
+    model: nn.Module | None = None,
+    data: Mapping[str, Dataset[Any]] | None = None,
+) -> Subject:
+    """What `evaluate` evaluates; for arguments and errors see there."""
     if batch_size < 1:
         raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
     folder = checkpoints.find(Path(run), checkpoint)
-    model, info = checkpoints.load_model(folder, model)
+    loaded, info = checkpoints.load_model(folder, model)
     run, settings = home(folder)
     moved = None if root is None else Path(root)
     recorded = checkpoints.read_fingerprints(folder)
-    source, stem, suffix = choose_images(run, folder, recorded, info, settings.data, split, moved, data)
+    choose = partial(choose_images, run, folder, recorded, info, settings.data, data=data)
+    source, stem, suffix = choose(split=split, root=moved)
     where = torch.device(pick_device(device))
-    predictions = _compute_as_trained(model, source, info, settings.precision, where, batch_size, workers, flip)
+    prepared = cache(lambda: _prepared(loaded, info, where, flip))
+
+    def logits(images: ImageSource, wanted: ModelInfo) -> SplitLogits:
+        autocast = autocast_of(settings.precision, where)
+        return compute_logits(
+            prepared(), images, wanted, device=where, batch_size=batch_size, workers=workers, autocast=autocast
+        )
+
     stem += "" if run == folder or folder.name == usual_checkpoint(run) else f"-{folder.name}"
     stem += ("-flip" if flip else "") + suffix
-    return write_report(run, stem, predictions, source, info)
+    own = None if suffix else moved  # a folder of other images has no splits of the run's
+
+    return Subject(run, run, stem, source, info, lambda name: choose(split=name, root=own).source, logits)
 
 
-def _compute_as_trained(
-    model: nn.Module,
-    source: ImageSource,
-    info: ModelInfo,
-    precision: str,
-    device: torch.device,
-    batch_size: int,
-    workers: int | None,
-    flip: bool,
-) -> SplitLogits:
-    """The logits that the run itself, trained in that precision, would compute on the device."""
-    from convnext.devices import autocast_of, keep_freed_memory
-
+def _prepared(model: nn.Module, info: ModelInfo, device: torch.device, flip: bool) -> nn.Module:
+    """The model on the device, to compute as the run itself did."""
     keep_freed_memory()
     model = prepare_model(model.to(device).to(memory_format=torch.channels_last), info)
-    autocast = autocast_of(precision, device)
-    model = FlipAverage(model) if flip else model
-    return compute_logits(model, source, info, device=device, batch_size=batch_size, workers=workers, autocast=autocast)
+    return FlipAverage(model) if flip else model
+
+
+def report_on(subject: Subject, predictions: SplitLogits) -> Report:
+    """Write the report on what a subject made of its images; see `write_report`."""
+    return write_report(subject.folder, subject.stem, predictions, subject.source, subject.info)
 
 
 def write_report(run: Path, stem: str, predictions: SplitLogits, source: ImageSource, info: ModelInfo) -> Report:

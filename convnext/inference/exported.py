@@ -1,9 +1,10 @@
 """An exported file, or any backend, over the images of a split."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from convnext.data.images import UnreadableImageError
 from convnext.data.progress import tracked
+from convnext.data.sources import ImageSource
 from convnext.errors import DataError, SettingsError
-from convnext.evaluation.evaluator import SplitLogits, write_report
+from convnext.evaluation.evaluator import SplitLogits, Subject, report_on
 from convnext.evaluation.images import choose_images
 from convnext.evaluation.metrics import Report
 from convnext.inference.backends import Backend, Images, logits_of, open_file
@@ -20,13 +22,11 @@ from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.weights.files import usual_checkpoint
-
-if TYPE_CHECKING:
-    from convnext.data.sources import ImageSource
+from convnext.weights.model_info import ModelInfo
 
 
 def compute_logits(
-    backend: Backend, source: "ImageSource", batch_size: int = 32, flip: bool = False, title: str | None = "evaluating"
+    backend: Backend, source: ImageSource, batch_size: int = 32, flip: bool = False, title: str | None = "evaluating"
 ) -> SplitLogits:
     """The logits of every image of ``source``, in order.
 
@@ -59,7 +59,7 @@ def compute_logits(
 
 
 def _loaded(
-    backend: Backend, source: "ImageSource", indices: Iterable[int], threads: ThreadPoolExecutor
+    backend: Backend, source: ImageSource, indices: Iterable[int], threads: ThreadPoolExecutor
 ) -> Iterator[tuple[int, Images | str]]:
     """Each image by its index, or a line on why it cannot be read."""
 
@@ -72,7 +72,7 @@ def _loaded(
     return threads.map(load, indices)
 
 
-def evaluate_file(
+def open_exported(
     path: Path,
     *,
     split: str | None = None,
@@ -82,8 +82,8 @@ def evaluate_file(
     flip: bool = False,
     trust: bool = False,
     backend: str | None = None,
-) -> Report:
-    """Evaluate an exported file, and write the report and its pictures beside it.
+) -> Subject:
+    """An exported file, to evaluate; its report goes beside it.
 
     Args:
         path: the file.
@@ -98,17 +98,25 @@ def evaluate_file(
     Raises:
         UserError: a file that cannot be used, or images that are missing or of other classes.
     """
-    if batch_size < 1:
-        raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
     opened = open_file(path, device, trust, backend=backend)
     export = opened.export
-    source, stem, suffix = choose_images(path, path, export.fingerprints, export.model, export.data, split, root)
-    predictions = compute_logits(opened, source, batch_size, flip)
+    choose = partial(choose_images, path, path, export.fingerprints, export.model, export.data)
+    source, stem, suffix = choose(split, root)
     stem = f"{path.stem}_{stem}{'-flip' if flip else ''}{suffix}"
-    return write_report(path.parent, stem, predictions, source, export.model)
+    own = None if suffix else root
+    return Subject(
+        path,
+        path.parent,
+        stem,
+        source,
+        export.model,
+        lambda name: choose(name, own).source,
+        _logits(opened, batch_size, flip),
+        flexible=False,
+    )
 
 
-def evaluate_on(
+def open_on(
     backend: Backend,
     checkpoint: Path,
     *,
@@ -116,15 +124,36 @@ def evaluate_on(
     root: Path | None = None,
     batch_size: int = 32,
     flip: bool = False,
-) -> Report:
-    """Evaluate a checkpoint's folder on the backend that `convnext.inference.runtimes.open_runtime` opened for it; the
-    report goes into its run's folder, with the backend in its name. For the rest see `evaluate_file`."""
-    if batch_size < 1:
-        raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
+) -> Subject:
+    """A checkpoint's folder on the backend that `convnext.inference.runtimes.open_runtime` opened for it, to evaluate;
+    the report goes into its run's folder, with the backend in its name. For the rest see `open_exported`."""
     run, settings = home(checkpoint)
     recorded = checkpoints.read_fingerprints(checkpoint)
-    source, stem, suffix = choose_images(run, checkpoint, recorded, backend.info, settings.data, split, root)
-    predictions = compute_logits(backend, source, batch_size, flip)
+    choose = partial(choose_images, run, checkpoint, recorded, backend.info, settings.data)
+    source, stem, suffix = choose(split, root)
     stem += "" if run == checkpoint or checkpoint.name == usual_checkpoint(run) else f"-{checkpoint.name}"
     stem += f"-{backend.name}{'-flip' if flip else ''}{suffix}"
-    return write_report(run, stem, predictions, source, backend.info)
+    own = None if suffix else root
+    return Subject(
+        run,
+        run,
+        stem,
+        source,
+        backend.info,
+        lambda name: choose(name, own).source,
+        _logits(backend, batch_size, flip),
+        flexible=False,
+    )
+
+
+def _logits(backend: Backend, batch_size: int, flip: bool) -> Callable[[ImageSource, ModelInfo], SplitLogits]:
+    if batch_size < 1:
+        raise SettingsError(f"batch_size: must be at least 1, got {batch_size}")
+    return lambda source, _: compute_logits(backend, source, batch_size, flip)
+
+
+def evaluate_file(path: Path, **options: Any) -> Report:
+    """Evaluate an exported file, and write the report and its pictures beside it; for the options see
+    `open_exported`."""
+    subject = open_exported(path, **options)
+    return report_on(subject, subject.logits(subject.source, subject.info))

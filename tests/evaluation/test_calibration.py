@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from convnext.errors import SettingsError
 from convnext.evaluation.calibration import calibrate, expected_calibration_error, fit_temperature, reliability
 
 
-def _looped(confidences: np.ndarray, correct: np.ndarray, bins: int) -> float:  # type: ignore[type-arg]
+def _looped(confidences: NDArray[np.float64], correct: NDArray[np.bool_], bins: int) -> float:
     """The expected calibration error as its definition reads."""
     total = 0.0
     for number in range(bins):
@@ -65,7 +66,7 @@ def test_the_temperature_is_that_of_lbfgs_and_of_the_data(scale: float) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
-    peer.step(closure)
+    peer.step(closure)  # type: ignore[no-untyped-call]
     assert temperature == pytest.approx(scale / inverse.item(), rel=1e-3)
     assert temperature == pytest.approx(scale, rel=0.1)
 
