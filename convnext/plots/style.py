@@ -1,11 +1,13 @@
 """The one style of all pictures, their texts, and their writing."""
 
 import io
+import re
 import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 BLUE, ORANGE, RED, GREY = "#1f6fb4", "#e07b22", "#b3261e", "#666666"
+# Of contenders; a page may have others for its dark ground, see `inline_svg`.
+SERIES = ("#1f6fb4", "#c25e00", "#1a7f37", "#8250b8", "#b3261e", "#00797a", "#7a5230", "#b83280")
 
 
 def new_figure(**options: Any) -> "Figure":
@@ -46,6 +50,27 @@ def rendered(figure: "Figure") -> Image.Image:
     buffer = io.BytesIO()
     _write_png(figure, buffer)
     return Image.open(buffer).convert("RGB")
+
+
+def inline_svg(figure: "Figure", label: str) -> str:
+    """An ``<svg>`` element for a page, without a ground: black is the text's colour there, the colours of `SERIES` are
+    its variables ``--series-0`` and so on, and ``label`` is what a screen reader says."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), _any_script(figure):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub("<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub('<g id="[^"]*"', "<g", text).replace("#000000", "currentColor")
+    for number, color in enumerate(SERIES):
+        text = text.replace(color, f"var(--series-{number})")
+    tag, rest = text.split(">", 1)
+    width = re.search(r'width="([\d.]+)pt"', tag)
+    assert width is not None
+    tag = re.sub(r' (width|height)="[^"]*"', "", tag)
+    style = f"max-width: {float(width[1]) * 4 / 3:.0f}px"  # as large as the figure is
+    return f'{tag} class="plot" role="img" aria-label="{escape(label)}" style="{style}">{rest}'
 
 
 def _write_png(figure: "Figure", target: Path | io.BytesIO) -> None:

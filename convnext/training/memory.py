@@ -2,7 +2,8 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -90,14 +91,7 @@ def micro_batches_that_fit(
     Raises:
         TrainingError: not even one image fits.
     """
-
-    def run(count: int) -> None:
-        """The forward and backward pass of so many images."""
-        images = torch.zeros(count, *shape, device=device)
-        with autocast():
-            logits = model(images)
-        logits.float().square().mean().backward()
-
+    run = partial(_pass, model, shape, device, autocast)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         images = _by_trying(run, model, batch_size) if device.type == "cuda" else _by_computing(run, model)
@@ -108,6 +102,20 @@ def micro_batches_that_fit(
     if images < 1:
         raise TrainingError("not even one image fits into memory: lower data.image_size, or choose a smaller model")
     return -(-batch_size // min(images, batch_size))
+
+
+def _pass(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[object]],
+    count: int,
+) -> None:
+    """The forward and backward pass of so many images."""
+    images = torch.zeros(count, *shape, device=device)
+    with autocast():
+        logits = model(images)
+    logits.float().square().mean().backward()
 
 
 def _by_trying(run: Callable[[int], None], model: nn.Module, images: int) -> int:
@@ -133,10 +141,29 @@ def _try(run: Callable[[int], None], model: nn.Module, images: int) -> None:
 
 
 def _by_computing(run: Callable[[int], None], model: nn.Module) -> int:
+    states, each = _states_and_image(run, model)
+    return int((available() * _FRACTION - states) / max(1, each))
+
+
+def step_bytes(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    images: int,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> int:
+    """Bytes that a training step on so many images ``(C, H, W)`` holds at most, counted and not measured: the weights,
+    their gradients, two moments and average, and what the forward pass keeps for the backward pass. The model's
+    gradients and buffers change."""
+    device = next(model.parameters()).device
+    states, each = _states_and_image(partial(_pass, model, shape, device, autocast), model.train())
+    return round(states + each * images)
+
+
+def _states_and_image(run: Callable[[int], None], model: nn.Module) -> tuple[int, float]:
+    """Bytes of the weights and all that goes with them, and those that each image adds."""
     few, more = (_saved_bytes(run, count) for count in (2, 4))
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    free = available() * _FRACTION - _STATES * weights
-    return int(free / max(1, (more - few) / 2))
+    return _STATES * weights, (more - few) / 2
 
 
 def available(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
