@@ -32,12 +32,14 @@ def conclude(
         chance = "which is more" if len(better) == 1 else "each of which is more"
         lines.append(f"{best.name} is better than {_joined(each)}, {chance} than chance.")
     if alike:
-        each = [f"{other.name} ({_interval(pairs[best.name, other.name])})" for other in alike]
-        needed = max(detectable[best.name, other.name] for other in alike)
-        lines.append(
-            f"Between {best.name} and {_joined(each, 'or')} no difference was shown: one of at least {points(needed)} "
-            f"would have been needed to be likely to show."
-        )
+        names = _joined([other.name for other in alike], "or")
+        each = [
+            f"{'' if len(alike) == 1 else f'to {other.name} '}it is {_interval(pairs[best.name, other.name])}, and one "
+            f"of at least {points(detectable[best.name, other.name])} would have been needed to be likely to show"
+            for other in alike
+        ]
+        several = f" (after Holm's correction for {len(pairs)} comparisons)" if len(pairs) > 1 else ""
+        lines.append(f"Between {best.name} and {names} no difference was shown: {'; '.join(each)}{several}.")
     lines += [line for other in others if (line := _cost(best, other))][:1]
     return [*lines, _scope(contenders)]
 
@@ -62,7 +64,7 @@ def _cost(best: Result, other: Result) -> str:
         "parameters": best.runs[0].parameters / other.runs[0].parameters,
     }
     more = [f"{ratio:.1f} times the {name}" for name, ratio in ratios.items() if ratio >= _MORE]
-    return f"But {best.name} took {_joined(more)} of {other.name}." if more else ""
+    return f"{best.name} took {_joined(more)} of {other.name}." if more else ""
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -57,8 +57,9 @@ class Disagreement:
         return f"{counted(self.count, 'image')}{always}{some}."
 
 
-def disagreement(better: Result, other: Result) -> Disagreement:
-    """Where the first is right and the second is wrong, most different in confidence first.
+def disagreement(better: Result, other: Result, sources: dict[int, ImageSource]) -> Disagreement:
+    """Where the first is right and the second is wrong, most different in confidence first; ``sources`` has the test
+    images by fold, and gets those that it lacks.
 
     Raises:
         DataError: the images are not there any more.
@@ -71,7 +72,6 @@ def disagreement(better: Result, other: Result) -> Disagreement:
     rows = rows[np.argsort(doubtful[rows] - confident[rows], kind="stable")][:_SHOWN]
     repeat = next(repeat for repeat in other.repeats if repeat.seed == theirs[0])
     starts = np.cumsum([0, *(len(run.targets) for run in repeat.runs)])
-    sources: dict[int, ImageSource] = {}
     shown = []
     for row in rows.tolist():
         fold = int(np.searchsorted(starts, row, "right")) - 1

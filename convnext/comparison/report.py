@@ -7,19 +7,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convnext.comparison import tables
 from convnext.comparison.cell import Cell
 from convnext.comparison.conclusion import conclude
 from convnext.comparison.measured import Measured, inference_speed, machine, measure
 from convnext.comparison.pictures import Disagreement, disagreement
-from convnext.comparison.results import Result, common_seeds, gather, names
-from convnext.comparison.statistics import Pair, detectable_difference, holm, paired_difference
+from convnext.comparison.results import Result, gather, names, pairwise
+from convnext.comparison.statistics import Pair
+from convnext.data.sources import ImageSource
 from convnext.errors import UserError
 from convnext.evaluation.calibration import reliability
 from convnext.output import counted, escaped
@@ -108,7 +109,9 @@ def write_report(cells: Sequence[Cell], output: Path, missing: Sequence[str] = (
         "sections": sections,
         "how": how,
     }
-    write_text(output / "report.json", json.dumps(as_json(found, speeds) | {"missing": page["missing"], "how": how}, indent=2))
+    write_text(
+        output / "report.json", json.dumps(as_json(found, speeds) | {"missing": page["missing"], "how": how}, indent=2)
+    )
     write_text(output / "report.md", _rendered("report.md.jinja", page))
     write_text(output / "report.html", _rendered("report.html.jinja", page))
 
@@ -132,13 +135,8 @@ def find(cells: Sequence[Cell], missing: Sequence[str] = ()) -> Findings:
     absent = sorted(set(called) - {result.name for result in results})
     if absent and results:
         lines.append(f"{', '.join(absent)}: no whole training yet, so not among the results")
-    pairs, detectable = {}, {}
-    for a, b in combinations(results, 2):
-        seeds = common_seeds(a, b)
-        both = a.correct([ours for ours, _ in seeds]), b.correct([theirs for _, theirs in seeds])
-        pairs[a.name, b.name], detectable[a.name, b.name] = paired_difference(*both), detectable_difference(*both)
-    tested = dict(zip(pairs, holm(list(pairs.values())), strict=True))
-    return Findings(cells, called, measured, results, tested, detectable, lines)
+    pairs, detectable = pairwise(results)
+    return Findings(cells, called, measured, results, pairs, detectable, lines)
 
 
 def as_json(found: Findings, speeds: Mapping[str, float]) -> dict[str, Any]:
@@ -199,8 +197,9 @@ def _numbers(run: Measured | None) -> dict[str, Any]:
 
 def _how(found: Findings) -> dict[str, str]:
     """What it takes to do it again."""
-    facts = {"command": shlex.join(["convnext", *sys.argv[1:]]), "made": time.strftime("%Y-%m-%d %H:%M %Z")}
-    facts["measured on"] = machine()
+    facts = {"made": time.strftime("%Y-%m-%d %H:%M %Z"), "measured on": machine()}
+    if Path(sys.argv[0]).name in ("convnext", "__main__.py"):
+        facts = {"command": shlex.join(["convnext", *sys.argv[1:]])} | facts
     if found.results:
         runs = [run for result in found.results for run in result.runs]
         data, splits = runs[0].settings.data, runs[0]
@@ -220,17 +219,21 @@ def _sections(found: Findings, speeds: Mapping[str, float], output: Path) -> tup
     if not found.results:
         return [Section("Trainings", [every])], []
     best, *others = found.results
-    sections = [Section("Results", [tables.quality(found.results), tables.cost(found.results, speeds, machine()), every])]
+    sections = [
+        Section("Results", [tables.quality(found.results), tables.cost(found.results, speeds, machine()), every])
+    ]
     if others:
         intervals = [
-            plots.Interval(f"{a} − {b}", pair.difference, pair.low, pair.high, bool(pair.significant))
+            plots.Interval(a, b, pair.difference, pair.low, pair.high, bool(pair.significant))
             for (a, b), pair in found.pairs.items()
         ]
         caption = "Differences with 95 % intervals. Filled: significant after Holm's correction."
         picture = _picture(plots.differences(intervals), "differences", caption, output)
         sections.append(Section("Differences", [picture, tables.differences(found.pairs, found.detectable)]))
     if all(run.points for result in found.results for run in result.runs):
-        caption = "Validation accuracy against what it cost: means over the runs; the band is from the worst to the best."
+        caption = (
+            "Validation accuracy against what it cost: means over the runs; the band is from the worst to the best."
+        )
         curves = plots.accuracy([_curve(result) for result in found.results])
         sections.append(Section("Accuracy and cost", [_picture(curves, "accuracy", caption, output)]))
     caption = "How often predictions are right, by how sure they are; on the dotted line both agree."
@@ -244,8 +247,9 @@ def _sections(found: Findings, speeds: Mapping[str, float], output: Path) -> tup
     sections.append(Section("Classes", [*by_class, tables.classes(found.results)]))
     images, lines = list[tables.Table | Picture | Disagreement](), list[str]()
     try:
+        sources: dict[int, ImageSource] = {}  # by fold: the same images for all
         for other in others:
-            images += [disagreement(best, other), disagreement(other, best)]
+            images += [disagreement(best, other, sources), disagreement(other, best, sources)]
     except UserError as error:
         lines.append(f"images that one gets right and the other wrong: {error}")
     return [*sections, *([Section("Images", images)] if images else [])], lines
@@ -261,7 +265,7 @@ def _curve(result: Result) -> plots.Curve:
     by_run = [{point.epoch: point for point in run.points} for run in result.runs]
     epochs = sorted(set.intersection(*map(set, by_run)))
 
-    def values(name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def values(name: str) -> NDArray[np.float64]:
         return np.array([[getattr(points[epoch], name) for epoch in epochs] for points in by_run], dtype=float)
 
     top1 = values("top1")
@@ -275,8 +279,14 @@ def _reliability(result: Result) -> plots.Reliability:
     plain = np.concatenate([repeat.probabilities for repeat in result.repeats])
     scaled = [repeat.calibrated for repeat in result.repeats]
     each = [values for values in scaled if values is not None]
-    calibrated = reliability(np.concatenate(each), correct) if len(each) == len(scaled) else None
-    return plots.Reliability(result.name, reliability(plain, correct), calibrated)
+    calibrated = _bins(np.concatenate(each), correct) if len(each) == len(scaled) else None
+    return plots.Reliability(result.name, _bins(plain, correct), calibrated)
+
+
+def _bins(probabilities: NDArray[np.float64], correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean confidence and accuracy of the bins that have images: ``(2, bins)``."""
+    bins = reliability(probabilities, correct)
+    return np.stack([bins.confidence, bins.accuracy])[:, bins.counts > 0]
 
 
 def _rendered(template: str, page: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """From cells to contenders: what each is called, its runs by seed, and their numbers together."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from convnext.comparison.cell import Cell
 from convnext.comparison.measured import Measured
+from convnext.comparison.statistics import Pair, detectable_difference, holm, paired_difference
 from convnext.errors import DataError, SettingsError
 from convnext.evaluation.calibration import expected_calibration_error
 from convnext.evaluation.metrics import Report, compute_report
@@ -135,8 +138,12 @@ def names(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         rows = [other.settings for other in cells if other.model == cell.model]
         keys = [key for key in cell.settings if len({json.dumps(row.get(key), default=str) for row in rows}) > 1]
-        called.append(" ".join([cell.model, *(f"{key}={cell.settings[key]}" for key in keys)]))
+        called.append(" ".join([cell.model, *(f"{key}={_text(cell.settings[key])}" for key in keys)]))
     return called
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def gather(cells: Sequence[Cell], measured: Sequence[Measured | None]) -> list[Result]:
@@ -189,3 +196,18 @@ def common_seeds(a: Result, b: Result) -> list[tuple[int, int]]:
     ours, theirs = ([repeat.seed for repeat in contender.repeats] for contender in (a, b))
     both = [(seed, seed) for seed in ours if seed in theirs]
     return both or list(zip(ours, theirs, strict=False))
+
+
+def pairwise(
+    results: Sequence[Result],
+) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
+    """Each two results, in their order, by their names: how they differ, as one family of tests; and the smallest true
+    difference that is likely to be significant, as Holm's first step asks it."""
+    pairs, detectable = dict[tuple[str, str], Pair](), dict[tuple[str, str], float]()
+    confidence = 1 - (1 - CONFIDENCE) / max(1, math.comb(len(results), 2))
+    for a, b in combinations(results, 2):
+        ours, theirs = zip(*common_seeds(a, b), strict=True)
+        both = a.correct(ours), b.correct(theirs)
+        pairs[a.name, b.name] = paired_difference(*both, confidence=CONFIDENCE)
+        detectable[a.name, b.name] = detectable_difference(*both, confidence=confidence)
+    return dict(zip(pairs, holm(list(pairs.values()), 1 - CONFIDENCE), strict=True)), detectable

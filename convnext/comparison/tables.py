@@ -11,6 +11,7 @@ from convnext.comparison.conclusion import percent, points
 from convnext.comparison.measured import BATCH, Measured
 from convnext.comparison.results import Repeat, Result
 from convnext.comparison.statistics import Pair
+from convnext.output import counted
 
 _MANY = 10  # rows that Markdown shows of a long table
 
@@ -48,7 +49,11 @@ def quality(results: Sequence[Result]) -> Table:
     for result in results:
         top1 = result.over_seeds(lambda repeat: repeat.report.top1)
         assert top1 is not None
-        interval = "" if top1.low is None or top1.high is None else f"{100 * top1.low:.2f} to {100 * top1.high:.2f}"
+        interval = (
+            ""
+            if top1.low is None or top1.high is None
+            else f"{max(0, 100 * top1.low):.2f} to {min(100, 100 * top1.high):.2f}"
+        )
         row = [Entry(result.name), Entry(str(len(result.repeats)), len(result.repeats))]
         row += [Entry(percent(top1.mean), top1.mean)]
         row += [Entry("" if top1.std is None else f"{100 * top1.std:.2f}", top1.std), Entry(interval, top1.low)]
@@ -79,27 +84,27 @@ def cost(results: Sequence[Result], speeds: Mapping[str, float], machine: str) -
                 Entry(f"{first.parameters / 1e6:.2f} M", first.parameters),
                 Entry(f"{first.flops / 1e9:.3g}", first.flops),
                 Entry(f"{first.training_flops:.3g}", first.training_flops),
-                Entry(f"{seconds / 60:.1f}", seconds),
+                Entry(f"{seconds / 60:.3g}", seconds),
                 Entry(f"{speed:,.0f}", speed),
                 Entry(f"{speeds[result.name]:,.0f}", speeds[result.name]),
                 Entry(f"{first.memory / 1e6:,.0f}", first.memory),
             ]
         )
     note = (
-        f"GFLOP of the forward pass on one image (a multiply-add is two operations); FLOP of one training, the backward "
-        f"pass taken for twice the forward pass. Minutes: of one training, without validation. Images/s in training: the "
-        f"median over the epochs, on the machine that trained; alone: the forward pass in batches of {BATCH}, measured "
-        f"for this report on {machine}. Memory of a training step: counted, not measured."
+        f"GFLOP: of the forward pass on one image, a multiply-add being two operations. FLOP: of one training, the "
+        f"backward pass taken for twice the forward pass. Minutes: of one training, without validation. Images/s: in "
+        f"training, the median over the epochs on the machine that trained; in inference, the forward pass alone in "
+        f"batches of {BATCH}, measured for this report on {machine}. Memory: of a training step, counted, not measured."
     )
     columns = ["contender", "parameters", "GFLOP/image", "FLOP, training", "minutes", "images/s, training"]
-    return Table("What it costs", [*columns, "images/s, alone", "memory, MB"], rows, note)
+    return Table("What it costs", [*columns, "images/s, inference", "memory, MB"], rows, note)
 
 
 def differences(pairs: Mapping[tuple[str, str], Pair], detectable: Mapping[tuple[str, str], float]) -> Table:
     """Whether the contenders differ."""
     rows = [
         [
-            Entry(f"{a} − {b}"),
+            Entry(f"{a} against {b}"),
             Entry(f"{100 * pair.difference:+.2f}", pair.difference),
             Entry(f"{100 * pair.low:+.2f} to {100 * pair.high:+.2f}", pair.low),
             Entry(f"{pair.p:.4f}" if pair.p >= 0.0001 else "< 0.0001", pair.p),
@@ -111,11 +116,14 @@ def differences(pairs: Mapping[tuple[str, str], Pair], detectable: Mapping[tuple
     first = next(iter(pairs.values()))
     note = (
         f"Of top-1, in percentage points, over the same {first.images:,} test images, with 95 % intervals; about "
-        f"{first.claim}. Significant: after Holm's correction for {len(pairs)} comparison{'s' if len(pairs) > 1 else ''}"
-        f" at 5 %. Could be seen: the smallest true difference that would be significant with a chance of 80 %."
+        f"{first.claim}. Significant: at 5 %, after Holm's correction for {counted(len(pairs), 'comparison')}. Could "
+        f"be seen: the smallest true difference that has a chance of 80 % to be significant."
     )
     return Table(
-        "Is the difference real", ["difference", "points", "95 % interval", "p", "significant", "could be seen"], rows, note
+        "Is the difference real",
+        ["difference", "points", "95 % interval", "p", "significant", "could be seen"],
+        rows,
+        note,
     )
 
 
@@ -131,7 +139,7 @@ def trainings(cells: Sequence[Cell], names: Sequence[str], measured: Sequence[Me
             row += [Entry(percent(run.report.top1), run.report.top1)]
             row += [Entry(f"{run.report.macro_f1:.4f}", run.report.macro_f1)]
             row += [Entry(str(run.history[-1]["epoch"]), run.history[-1]["epoch"])]
-            row += [Entry(f"{run.seconds / 60:.1f}", run.seconds), Entry(str(run.run))]
+            row += [Entry(f"{run.seconds / 60:.3g}", run.seconds), Entry(str(run.run))]
         rows.append(row)
     columns = ["contender", "seed", "fold", "top-1", "macro-F1", "epochs", "minutes", "run"]
     return Table("Every training", columns, rows, folded=True, most=30)

@@ -33,9 +33,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two accuracies, with its interval: fractions."""
+    """By how much the accuracy of one contender is above another's, with its interval: fractions."""
 
-    name: str
+    better: str
+    other: str
     difference: float
     low: float
     high: float
@@ -44,8 +45,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of a contender's predictions by confidence: mean confidence, accuracy and images ``(bins,)`` as they are,
-    and after temperature scaling, where there is a temperature."""
+    """A contender's predictions in bins by confidence: mean confidence and accuracy ``(2, bins)``, as they are, and
+    after temperature scaling where there is a temperature."""
 
     name: str
     plain: NDArray[np.float64]
@@ -60,6 +61,8 @@ def color(number: int) -> str:
 def accuracy(curves: Sequence[Curve]) -> "Figure":
     """Validation accuracy against epochs, time and arithmetic, a panel each; the band is from the worst to the best
     run."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(figsize=(11, 4))
     for axes, (name, scale, label) in zip(figure.subplots(1, len(_AXES), sharey=True), _AXES, strict=True):
         for number, curve in enumerate(curves):
@@ -69,7 +72,7 @@ def accuracy(curves: Sequence[Curve]) -> "Figure":
         axes.set(xlabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("validation top-1, %")
-    figure.axes[0].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, names = figure.axes[0].get_legend_handles_labels()
     names = labels(names, _WIDTH)
     figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False)
@@ -78,14 +81,15 @@ def accuracy(curves: Sequence[Curve]) -> "Figure":
 
 def differences(intervals: Sequence[Interval]) -> "Figure":
     """Each difference with its interval, a row each; one that is significant is filled."""
-    figure = new_figure(figsize=(8, 1.2 + 0.42 * len(intervals)))
+    figure = new_figure(figsize=(8, 1.2 + 0.5 * len(intervals)))
     axes = figure.subplots()
     axes.axvline(0, color=GREY, linewidth=1)
     for row, one in enumerate(intervals):
         axes.plot((100 * one.low, 100 * one.high), (row, row), color=SERIES[0], linewidth=2)
         face = SERIES[0] if one.significant else "none"
         axes.plot(100 * one.difference, row, "o", color=SERIES[0], mfc=face, markersize=7, mew=1.5)
-    axes.set_yticks(range(len(intervals)), labels([one.name for one in intervals], 2 * _WIDTH))
+    names = ("\nagainst ".join(labels([one.better, one.other], _WIDTH)) for one in intervals)
+    axes.set_yticks(range(len(intervals)), list(names), fontsize=9)
     axes.set(xlabel="difference of top-1, percentage points", ylim=(len(intervals) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -99,10 +103,10 @@ def reliability(contenders: Sequence[Reliability]) -> "Figure":
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     for number, (axes, one) in enumerate(zip(panels, contenders, strict=False)):
         axes.plot((0, 100), (0, 100), color=GREY, linewidth=1, linestyle=":")
-        axes.plot(*(100 * one.plain[:2]), marker="o", markersize=4, color=color(number), label="as it is")
+        axes.plot(*(100 * one.plain), marker="o", markersize=4, color=color(number), label="as it is")
         if one.calibrated is not None:
             axes.plot(
-                *(100 * one.calibrated[:2]), "--", marker="s", markersize=3, mfc="none", color=color(number),
+                *(100 * one.calibrated), "--", marker="s", markersize=3, mfc="none", color=color(number),
                 label="temperature-scaled",
             )  # fmt: skip
         axes.set_title(labels([one.name], _WIDTH)[0], fontsize=10)
