@@ -19,8 +19,7 @@ from convnext.data.sources import ImageSource
 from convnext.devices import autocast_of, pick_device
 from convnext.errors import CheckpointError
 from convnext.evaluation.calibration import expected_calibration_error, fit_temperature
-from convnext.evaluation.evaluator import compute_as_trained, prepare_model
-from convnext.evaluation.images import choose_images
+from convnext.evaluation.evaluator import open_run, prepare_model
 from convnext.evaluation.metrics import Report, compute_report, ranked
 from convnext.models import registry
 from convnext.models.summary import count_gmacs, count_parameters, images_per_second
@@ -169,7 +168,7 @@ def measure(run: Path, device: str = "auto") -> Measured:
     about = {"weights": digest(folder / "model.safetensors")} | {name: prints[name] for name in sorted(prints)}
     known = _read(run / LOGITS, about)
     if known is None:
-        known = _compute(run, folder, info, settings, prints, pick_device(device))
+        known = _compute(run, folder, settings, prints, pick_device(device))
         _write(run / LOGITS, about, known)
     logits, targets = known["test.logits"], known["test.targets"]
     calibrated = "val.logits" in known
@@ -209,28 +208,28 @@ def _write(path: Path, about: dict[str, str], tensors: dict[str, Tensor]) -> Non
 
 
 def _compute(
-    run: Path, folder: Path, info: ModelInfo, settings: RunSettings, prints: Mapping[str, str], device: str
+    run: Path, folder: Path, settings: RunSettings, prints: Mapping[str, str], device: str
 ) -> dict[str, Tensor]:
-    where = torch.device(device)
+    subject, where = open_run(run, device=device), torch.device(device)
+    sources = {"test": subject.source}
+    if prints.get("val") not in (None, prints["test"]):  # a val split that is the test split can calibrate nothing
+        sources["val"] = subject.split("val")
     tensors: dict[str, Tensor] = {}
-    # A val split that is the test split can calibrate nothing.
-    for split in ("val", "test") if prints.get("val") not in (None, prints["test"]) else ("test",):
-        model, _ = checkpoint.load_model(folder)
-        source = images_of(run, split)
-        predictions = compute_as_trained(model, source, info, settings.precision, where)
+    for split, source in sources.items():
+        predictions = subject.logits(source, subject.info)
         tensors |= {f"{split}.{name}": getattr(predictions, name) for name in ("logits", "targets", "indices")}
+    model, info = checkpoint.load_model(folder)
     configure(model, settings)
     shape = (len(info.mean), settings.data.image_size, settings.data.image_size)
     images = -(-settings.batch_size // int(settings.gradient_accumulation))
-    tensors["memory"] = torch.tensor(step_bytes(model, shape, images, autocast_of(settings.precision, where)))
+    autocast = autocast_of(settings.precision, where)
+    tensors["memory"] = torch.tensor(step_bytes(prepare_model(model.to(where), info), shape, images, autocast))
     return tensors
 
 
-def images_of(run: Path, split: str = "test") -> ImageSource:
+def images_of(run: Path) -> ImageSource:
     """The images that a finished run was tested on; DataError where they are not there, or not the same."""
-    folder = checkpoint.find(run)
-    info, settings = read_json(folder / "model.json", ModelInfo), read_json(run / "settings.json", RunSettings)
-    return choose_images(run, folder, checkpoint.read_fingerprints(folder), info, settings.data, split).source
+    return open_run(run, device="cpu").source
 
 
 def inference_speed(measured: Measured, device: str = "auto") -> float:

@@ -17,7 +17,7 @@ def better(digits_run: convnext.Run, tmp_path_factory: pytest.TempPathFactory) -
 def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one epoch."""
     output = tmp_path_factory.mktemp("compared")
-    return convnext.train("digits", epochs=1, output=output, **{"model.dims": (16, 32, 64)}).path
+    return convnext.train(convnext.recipe("digits", epochs=1, output=output, **{"model.dims": (16, 32, 64)})).path
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def test_seeds_are_put_together(cells: list[Cell], better: Path, tmp_path: Path)
 def test_runs_with_one_seed_or_other_images_are_refused(cells: list[Cell], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"are both of small with seed 0: leave one of them out"):
         write_report([cells[1], cells[1]], tmp_path)
-    other = convnext.train("digits", epochs=1, output=tmp_path, **{"data.test_fraction": 0.3})
+    other = convnext.train(convnext.recipe("digits", epochs=1, output=tmp_path, **{"data.test_fraction": 0.3}))
     with pytest.raises(DataError, match=r"were tested on different images \(360 and 540\)"):
         write_report([cells[0], Cell("other", run=other.path)], tmp_path)
 

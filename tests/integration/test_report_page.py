@@ -32,7 +32,7 @@ def address(digits_run: convnext.Run, tmp_path_factory: pytest.TempPathFactory) 
     """Of a report on three contenders, one of which is missing a training."""
     folder = tmp_path_factory.mktemp("compared")
     run = shutil.copytree(digits_run.path, folder / "run", symlinks=True)
-    small = convnext.train("digits", epochs=1, output=folder, **{"model.dims": (16, 32, 64)}).path
+    small = convnext.train(convnext.recipe("digits", epochs=1, output=folder, **{"model.dims": (16, 32, 64)})).path
     cell = Cell("large", run=run)
     write_report([cell, Cell("small", run=small), replace(cell, model="<b>same|one</b>"), Cell("none")], folder / "out")
     return (folder / "out" / "report.html").as_uri()

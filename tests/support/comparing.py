@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def with_correct(run: Measured, right: Sequence[int]) -> Measured:
     return replace(run, logits=logits, report=compute_report(logits, targets, run.info.classes))
 
 
-def contender(name: str, run: Measured, accuracies: Sequence[float], **changes: float) -> Result:
+def contender(name: str, run: Measured, accuracies: Sequence[float], **changes: Any) -> Result:
     """A contender whose seeds have these accuracies, on images drawn anew for each."""
     repeats = []
     for seed, accuracy in enumerate(accuracies):
