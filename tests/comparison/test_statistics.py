@@ -1,16 +1,21 @@
 """Whether a difference is real: against scipy, cases with known answers, and contenders that are equal."""
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from contenders import results
+
 from convnext.comparison import paired_difference
 from convnext.comparison.statistics import THESE_WEIGHTS, TRAINED_ANEW, Pair, detectable_difference, holm
 from convnext.errors import SettingsError
-from tests.support.contenders import results
 
 _TIMES = 1000
 
