@@ -48,8 +48,8 @@ def main() -> None:
     print("| seeds | images | true difference, points | claimed, % of comparisons |\n| --- | --- | --- | --- |")
     for (effect, times), images, seeds in product(EFFECTS.items(), IMAGES, SEEDS):
         fraction, difference = claims(seeds, images, effect, max(1, round(times * options.times)))
-        kind = f"power_at_{100 * difference:.1f}_points" if effect else "false"
-        numbers[f"claimed_percent_{kind}_{seeds}_seeds_{images}_images"] = round(100 * fraction, 2)
+        kind = f"power at {100 * difference:.1f} points" if effect else "false"
+        numbers[f"claimed percent {kind} {seeds} seeds {images} images"] = round(100 * fraction, 2)
         print(f"| {seeds} | {images:,} | {100 * difference if effect else 0:.1f} | {100 * fraction:.2f} |", flush=True)
     if options.write:
         write_run(

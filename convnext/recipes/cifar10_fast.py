@@ -27,7 +27,7 @@ SETTINGS = RunSettings(
         whitening=True,
     ),
     data=DataSettings(name="cifar10", image_size=32, start_size=24, full_size_from=0.65, val_fraction=0.02),
-    augment=AugmentSettings(crop="padding", crop_padding=2),
+    augment=AugmentSettings(crop="padding", crop_padding=2, cutmix=1.0, mix_probability=0.5),
     optimizer=OptimizerSettings(
         name="muon",
         muon_filters=True,
@@ -36,7 +36,7 @@ SETTINGS = RunSettings(
         min_lr=0.0,
         schedule="linear",
         warmup_epochs=2.4,
-        weight_decay=0.05,
+        weight_decay=0.5,
         momentum=0.95,
     ),
 )
