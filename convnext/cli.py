@@ -28,6 +28,7 @@ _USERS_ERRNO = (
 COMMANDS = {
     "train": "Train a ConvNeXt: `convnext train RECIPE`, with any setting changed by an option.",
     "evaluate": "Measure a run on its test split: accuracy, macro-F1, a report by class, pictures.",
+    "compare": "Train models or settings alike, and report whether their difference is real.",
     "predict": "Name what is in images, with percentages.",
     "benchmark": "Measure a model on every backend here, in every precision, beside timm's and torchvision's.",
     "export": "Write a model as ONNX, OpenVINO or torch.export, compared with its source before it is called done.",

@@ -17,6 +17,7 @@ import convnext
 from convnext import cli, recipes
 from convnext.cli import COMMANDS
 from convnext.commands.terminal import parse
+from convnext.comparison.definition import Definition, contenders, parse_vary
 from convnext.config import RunSettings
 from convnext.data.datasets.catalogue import FAMILIES, find_entry
 from convnext.models import registry
@@ -76,6 +77,8 @@ def test_a_command_that_is_shown_can_be_given(words: list[str], parsed: Any) -> 
     options = parsed(words)
     if words[0] == "train":
         check_settings(options.settings, {word[2:].replace("-", "_") for word in words if word.startswith("--")})
+    elif words[0] == "compare" and options.recipe is not None and recipes.get(options.recipe).choose is None:
+        contenders(Definition(recipe=options.recipe, models=options.models, vary=parse_vary(options.vary)))
     elif words[0] == "recipes" and options.name is not None:
         recipes.get(options.name)
     elif words[0] == "models" and options.name is not None:

@@ -17,9 +17,10 @@ from convnext.comparison.flops import flops_by_epoch
 from convnext.config import RunSettings
 from convnext.data.loading.resident import training_batches
 from convnext.data.resizing import sizes_by_epoch
+from convnext.data.sources import ImageSource
 from convnext.errors import SettingsError
 from convnext.training.interruption import StopSignals
-from convnext.training.resolve import prepare
+from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "flop": 1}
@@ -56,6 +57,7 @@ class Pace(BaseModel):
         steps: of an epoch.
         small_step: seconds of a step at the side at which training starts.
         full_step: seconds of a step at the side at which it ends.
+        start: seconds of an evaluation beside its images: the start of the processes that read them.
         evaluation: seconds of the evaluation of an image.
         val: images of the validation split.
         test: images of the test split.
@@ -67,6 +69,7 @@ class Pace(BaseModel):
     steps: int
     small_step: float
     full_step: float
+    start: float
     evaluation: float
     val: int
     test: int
@@ -78,7 +81,9 @@ class Pace(BaseModel):
         first, last = (data.start_size or data.image_size) ** 2, data.image_size**2
         slope = (self.full_step - self.small_step) / (last - first) if last > first else 0.0
         training = sum(self.steps * (self.full_step + slope * (side**2 - last)) for side in sides)
-        return training + self.evaluation * (self.val * ceil(settings.epochs / settings.eval_every) + self.test)
+        validations = ceil(settings.epochs / settings.eval_every) if self.val else 0
+        images = self.val * validations + self.test
+        return training + self.start * (validations + 1) + self.evaluation * images
 
 
 def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
@@ -88,9 +93,9 @@ def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
         UserError: settings or data that cannot be used.
     """
     settings, splits, accelerator = prepare(settings)
-    val, test, source = len(splits.val or ()), len(splits.test), splits.val or splits.test
-    evaluated = source.subset(np.arange(min(len(source), _EVALUATED)))
-    splits = replace(splits, val=evaluated)
+    splits = cached(splits, settings.data, accelerator.is_local_main_process)
+    val, test = len(splits.val or ()), len(splits.test)
+    evaluated = splits.test if splits.val is None or test > val else splits.val
     steps: list[float] = []
     data = settings.data
     for side in sorted({data.start_size or data.image_size, data.image_size}):
@@ -99,14 +104,13 @@ def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
         with tempfile.TemporaryDirectory() as folder, StopSignals(Path(folder)) as signals:
             trainer.open(Path(folder))
             steps.append(_seconds_a_step(trainer, signals, seconds))
-            start = time.perf_counter()
-            trainer.predict("val", signals)
-            evaluation = (time.perf_counter() - start) / len(evaluated)
+            start, evaluation = _seconds_of_evaluation(trainer, evaluated, signals)
     return Pace(
         precision=settings.precision,
         steps=trainer.steps_per_epoch,
         small_step=steps[0],
         full_step=steps[-1],
+        start=start,
         evaluation=evaluation,
         val=val,
         test=test,
@@ -130,6 +134,18 @@ def _seconds_a_step(trainer: Trainer, signals: StopSignals, seconds: float) -> f
                 break
         trainer.catch_up()
     return (time.perf_counter() - start) / steps
+
+
+def _seconds_of_evaluation(trainer: Trainer, source: ImageSource, signals: StopSignals) -> tuple[float, float]:
+    """Of its start, and of an image: from an evaluation of few images and one of more."""
+    times, counts = [], (1, min(len(source), _EVALUATED))
+    for count in counts:
+        trainer.splits = replace(trainer.splits, val=source.subset(np.arange(count)))
+        start = time.perf_counter()
+        trainer.predict("val", signals)
+        times.append(time.perf_counter() - start)
+    an_image = max(0.0, times[1] - times[0]) / max(1, counts[1] - counts[0])
+    return times[0], an_image
 
 
 def flops(settings: RunSettings, num_classes: int, images: int) -> float:

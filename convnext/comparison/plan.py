@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from convnext.comparison.budget import Budget, Pace, fitted, flops, measure_pace
@@ -22,6 +23,7 @@ from convnext.runs.folder import MAY_CHANGE
 from convnext.storage.files import write_text
 from convnext.storage.locks import locked
 from convnext.training.interruption import StopSignals
+from convnext.training.optimizers import make_optimizers
 from convnext.weights.model_info import read_json
 
 FILE = "comparison.json"
@@ -136,6 +138,8 @@ def make_plan(definition: Definition, output: Path, signals: StopSignals, parall
         raise SettingsError(
             "--learning-rates are chosen on the validation split, and there is none: give --data.val-fraction 0.1, say"
         )
+    for each in made:
+        _check_optimizer(each, loaded[each.settings.data])
     paces: dict[str, Pace] = {}
     if budget is not None and budget.unit == "seconds":
         say(f"measuring the pace of {len(made)} contenders")
@@ -152,6 +156,17 @@ def make_plan(definition: Definition, output: Path, signals: StopSignals, parall
     plan = Plan(definition=definition, contenders=tuple(chosen), costs=tuple(costs))
     write_text(output / FILE, plan.model_dump_json(indent=2) + "\n")
     return plan
+
+
+def _check_optimizer(contender: Contender, splits: Splits) -> None:
+    """Refuse, with a SettingsError, an optimizer that has nothing to do in the contender's model."""
+    settings = contender.settings
+    with torch.device("meta"):
+        model = registry.build(registry.resolve(settings.model, splits.channels), len(splits.classes))
+        try:
+            make_optimizers(model, settings.optimizer)
+        except SettingsError as error:
+            raise SettingsError(f"{contender.label}: {error}") from None
 
 
 def _fit(contender: Contender, splits: Splits, budget: Budget | None, pace: Pace | None) -> tuple[Any, Cost]:

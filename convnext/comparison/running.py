@@ -6,6 +6,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -143,7 +144,8 @@ def _work(job: Job, threads: int, gpu: str | None, sender: Connection) -> None:
     except Exception as error:
         traceback.print_exc()
         outcome = Outcome(problem=f"internal error: {type(error).__name__}: {error}", status=1)
-    sender.send(outcome)
+    with suppress(BrokenPipeError):  # where the one that would read it was killed
+        sender.send(outcome)
 
 
 def _end_with_parent() -> None:

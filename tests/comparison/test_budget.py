@@ -6,7 +6,7 @@ from convnext import recipe
 from convnext.comparison.budget import Budget, Pace, fitted, measure_pace
 from convnext.errors import SettingsError
 
-PACE = Pace(precision="fp32", steps=10, small_step=0.1, full_step=0.5, evaluation=0.001, val=100, test=1000)
+PACE = Pace(precision="fp32", steps=10, small_step=0.1, full_step=0.5, start=0.0, evaluation=0.001, val=100, test=1000)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,9 @@ def test_no_budgets(text: str) -> None:
 def test_a_training_takes_its_steps_and_its_evaluations() -> None:
     settings = recipe("digits", epochs=4, eval_every=2)
     assert PACE.seconds(settings) == pytest.approx(4 * 10 * 0.5 + 2 * 0.1 + 1.0)
+    starting = PACE.model_copy(update={"start": 3.0})
+    assert starting.seconds(settings) == pytest.approx(PACE.seconds(settings) + 3 * 3.0)
+    assert starting.model_copy(update={"val": 0}).seconds(settings) == pytest.approx(20 + 3 + 1)
 
 
 def test_smaller_images_take_less() -> None:
