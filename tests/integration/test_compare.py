@@ -28,10 +28,10 @@ PATCHES = shlex.split("compare --vary model.patch_size=1,2 --seeds 2 --output ou
 SECOND, STEP = "convnext_tiny-model.patch_size=2-seed0", 4  # which training is struck, and at which of its ten steps
 
 
-def quick_report(cells: Sequence[Cell], output: Path, _: Sequence[str] = ()) -> None:
+def quick_report(cells: Sequence[Cell], output: Path, missing: Sequence[str] = ()) -> None:
     """What these tests want to know of a report, of which drawing is the most part."""
     values = [{**vars(cell), "run": cell.run and str(cell.run)} for cell in cells]
-    (output / "report.json").write_text(json.dumps({"cells": values}))
+    (output / "report.json").write_text(json.dumps({"cells": values, "missing": list(missing)}))
 
 
 def strike(number: int, at_parent: bool) -> None:
