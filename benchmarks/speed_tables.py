@@ -1,4 +1,4 @@
-"""The tables of speed: a row a measurement, or an entry of one."""
+"""The tables of benchmarks: a row a measurement, or an entry of one."""
 
 from run_json import Link, grid, numbers_of, runs, source_of
 
@@ -61,3 +61,17 @@ def serving(_: Link) -> str:
             keys = [f"{load}_{key}" for key in ("images_per_second", "p50_ms", "p95_ms", "p99_ms")]
             rows.append([load.replace("_", " "), *(f"{run.values(key)[0]:,}" for key in keys), source_of(run)])
     return grid(["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "date, commit"], rows)
+
+
+def claims(_: Link) -> str:
+    """What ``benchmarks/false_claims.py`` counted: a row for so many images and seeds, a column for a difference."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    header = ["test images", "seeds"]
+    for run in (run for where, run in runs().items() if where.startswith("statistics/")):
+        for key in run.numbers:
+            images, _, seeds, _, points, _ = key.split("_")
+            row = rows.setdefault((images, seeds), [f"{int(images):,}", seeds])
+            row.append(f"{run.values(key)[0]:.1f} %")
+            title = f"{points} points apart" if float(points) else "equal"
+            header += [title] * (title not in header)
+    return grid(header, rows.values())

@@ -13,6 +13,7 @@ speed            ours against a peer
 inference        a model on every backend, beside timm's and torchvision's
 roofline         where a step's time goes on a CPU
 serving          a server under load
+statistics       how often a difference is claimed
 others           every other run
 recipes          each recipe, the number that others published and ours
 
@@ -44,7 +45,7 @@ from run_json import (
     runs,
     source_of,
 )
-from speed_tables import inference, roofline, serving, speed
+from speed_tables import claims, inference, roofline, serving, speed
 
 from convnext import recipes
 
@@ -180,7 +181,7 @@ def recipe_list(_: Link) -> str:
 TABLES: dict[str, Callable[[Link], str]] = {
     **{"measured": measured, "thirty-minutes": thirty_minutes, "speed": speed, "inference": inference},
     **{name: functools.partial(trainings, folder=f"{name}/") for name in ("imbalance", "not-learning")},
-    **{"roofline": roofline, "serving": serving, "others": others, "recipes": recipe_list},
+    **{"roofline": roofline, "serving": serving, "statistics": claims, "others": others, "recipes": recipe_list},
 }
 
 
