@@ -5,11 +5,15 @@ the images, with 5x5 depthwise kernels on maps of 15, 7 and 3: more operations a
 third of its epochs. Batches of 1,000, Muon for every matrix and every dense filter, a linear decay to zero, and strong
 label smoothing follow airbench (Jordan 2024, arXiv:2404.00498), which trains a plain convolutional network.
 
+Reaches 89.60 % test top-1 with 2.96 M parameters in 47 minutes on two cores of an AMD EPYC (``results/cifar10/fast``),
+on images that are JPEG files of quality 75. What was tried is in ``docs/research/cifar10.md``.
+
 Command: ``convnext train cifar10-fast --data.root DIR --precision bf16``, where DIR gets torchvision's download; or for
 images in folders ``convnext train cifar10-fast --data.name folder --data.root DIR --precision bf16``.
 """
 
 from convnext.config import AugmentSettings, DataSettings, ModelSettings, OptimizerSettings, RunSettings
+from convnext.recipes import Measured
 
 SETTINGS = RunSettings(
     epochs=24,
@@ -46,3 +50,4 @@ BY_MODEL = {
     "resnet50": {"optimizer.name": "adamw", "optimizer.lr": 4e-3},
     "swin_t": {"optimizer.name": "adamw", "optimizer.lr": 1e-3},
 }
+MEASURED = (Measured("89.60 % top-1, 0.896 macro-F1, test", "results/cifar10/fast"),)
