@@ -69,7 +69,7 @@ def claims(_: Link) -> str:
     header = ["test images", "seeds"]
     for run in (run for where, run in runs().items() if where.startswith("statistics/")):
         for key in run.numbers:
-            images, _, seeds, _, points, _ = key.split("_")
+            images, seeds, points = key.split("_")[::2]
             row = rows.setdefault((images, seeds), [f"{int(images):,}", seeds])
             row.append(f"{run.values(key)[0]:.1f} %")
             title = f"{points} points apart" if float(points) else "equal"
