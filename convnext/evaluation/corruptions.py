@@ -1,10 +1,10 @@
 """The fifteen corruptions of ImageNet-C (Hendrycks and Dietterich 2019), each at five severities.
 
 They are applied to the square that the model sees, at its resolution, and depend on nothing but seed, image, corruption
-and severity. Strengths are the paper's; lengths are its pixels at 224 px, scaled to the image,
-where that leaves enough to be seen. Written anew from the
-paper, so that numbers are comparable with each other and near to, but not those of, its files: `frost` is made of noise
-in place of photographs, `glass_blur` takes each pixel from a near one, and `elastic_transform` has no affine component.
+and severity. Strengths are the paper's; lengths are its pixels at 224 px, scaled to the image, where that leaves enough
+to be seen. They are written anew from the paper, so that numbers are comparable with each other, and not with those on
+its files: `frost` is made of noise in place of photographs, `glass_blur` takes each pixel from a near one, and
+`elastic_transform` has no affine component.
 """
 
 import io
