@@ -21,8 +21,8 @@ def cells_of_runs(runs: Sequence[Path]) -> list[Cell]:
     Raises:
         CheckpointError: a folder that is no run and has none, or settings that cannot be read.
     """
-    found = [run for path in runs for run in _runs_in(path)]
-    settings = [read_json(run / "settings.json", RunSettings) for run in found]
+    folders = [run for path in runs for run in _runs_in(path)]
+    settings = [read_json(run / "settings.json", RunSettings) for run in folders]
     flat = [flatten(each) for each in settings]
     models = [each.model.name for each in settings]
 
@@ -36,7 +36,7 @@ def cells_of_runs(runs: Sequence[Path]) -> list[Cell]:
 
     varied = sorted(name for name in flat[0] if name not in _NOT_VARIED and varies(name))
     cells = []
-    for run, each, values in zip(found, settings, flat, strict=True):
+    for run, each, values in zip(folders, settings, flat, strict=True):
         done = is_finished(run, each)
         cells.append(
             Cell(

@@ -95,22 +95,23 @@ def write_report(cells: Sequence[Cell], output: Path, missing: Sequence[str] = (
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {output}: {error.strerror}; choose another --output") from None
-    found = find(cells, missing)
-    speeds = {result.name: inference_speed(result.runs[0]) for result in found.results}
-    how = _how(found)
-    sections, lines = _sections(found, speeds, output)
+    findings = find(cells, missing)
+    speeds = {result.name: inference_speed(result.runs[0]) for result in findings.results}
+    how = _how(findings)
+    sections, lines = _sections(findings, speeds, output)
     page = {
-        "title": f"{counted(len(set(found.names)), 'contender')} on {found.results[0].runs[0].settings.data.name}"
-        if found.results
-        else counted(len(set(found.names)), "contender"),
-        "subtitle": f"{sum(run is not None for run in found.measured)} of {counted(len(cells), 'training')} done",
-        "conclusion": found.conclusion,
-        "missing": [*found.missing, *lines],
+        "title": f"{counted(len(set(findings.names)), 'contender')} on {findings.results[0].runs[0].settings.data.name}"
+        if findings.results
+        else counted(len(set(findings.names)), "contender"),
+        "subtitle": f"{sum(run is not None for run in findings.measured)} of {counted(len(cells), 'training')} done",
+        "conclusion": findings.conclusion,
+        "missing": [*findings.missing, *lines],
         "sections": sections,
         "how": how,
     }
     write_text(
-        output / "report.json", json.dumps(as_json(found, speeds) | {"missing": page["missing"], "how": how}, indent=2)
+        output / "report.json",
+        json.dumps(as_json(findings, speeds) | {"missing": page["missing"], "how": how}, indent=2),
     )
     write_text(output / "report.md", _rendered("report.md.jinja", page))
     write_text(output / "report.html", _rendered("report.html.jinja", page))
@@ -139,17 +140,17 @@ def find(cells: Sequence[Cell], missing: Sequence[str] = ()) -> Findings:
     return Findings(cells, called, measured, results, pairs, detectable, lines)
 
 
-def as_json(found: Findings, speeds: Mapping[str, float]) -> dict[str, Any]:
+def as_json(findings: Findings, speeds: Mapping[str, float]) -> dict[str, Any]:
     """The numbers of a report, ready for JSON; fractions are between 0 and 1, ``flops`` of one training."""
     return {
-        "conclusion": " ".join(found.conclusion),
+        "conclusion": " ".join(findings.conclusion),
         "cells": [
             {
                 **{"contender": name, "model": cell.model, "settings": cell.settings, "seed": cell.seed},
                 **{"fold": cell.fold, "run": cell.run and str(cell.run), "problem": cell.problem},
                 **_numbers(run),
             }
-            for name, cell, run in zip(found.names, found.cells, found.measured, strict=True)
+            for name, cell, run in zip(findings.names, findings.cells, findings.measured, strict=True)
         ],
         "contenders": [
             {
@@ -165,15 +166,15 @@ def as_json(found: Findings, speeds: Mapping[str, float]) -> dict[str, Any]:
                     **{key: result.over_seeds(lambda r, key=key: getattr(r, key)) for key in _CALIBRATION},  # type: ignore[misc]
                 }.items()
             }
-            for result in found.results
+            for result in findings.results
         ],
         "pairs": [
             {
                 **{"a": a, "b": b, "difference": pair.difference, "low": pair.low, "high": pair.high, "p": pair.p},
                 **{"significant": pair.significant, "seeds": pair.seeds, "images": pair.images, "claim": pair.claim},
-                "detectable": found.detectable[a, b],
+                "detectable": findings.detectable[a, b],
             }
-            for (a, b), pair in found.pairs.items()
+            for (a, b), pair in findings.pairs.items()
         ],
     }
 
@@ -195,16 +196,16 @@ def _numbers(run: Measured | None) -> dict[str, Any]:
     return values | {"points": [vars(point) for point in run.points]}
 
 
-def _how(found: Findings) -> dict[str, str]:
+def _how(findings: Findings) -> dict[str, str]:
     """What it takes to do it again."""
     facts = {"made": time.strftime("%Y-%m-%d %H:%M %Z"), "measured on": machine()}
     if Path(sys.argv[0]).name in ("convnext", "__main__.py"):
         facts = {"command": shlex.join(["convnext", *sys.argv[1:]])} | facts
-    if found.results:
-        runs = [run for result in found.results for run in result.runs]
+    if findings.results:
+        runs = [run for result in findings.results for run in result.runs]
         data, splits = runs[0].settings.data, runs[0]
         facts["data"] = f"{data.name}{f' in {data.root}' if data.root else ''}, {len(splits.info.classes)} classes"
-        facts["test images"] = f"{len(found.results[0].repeats[0].correct):,}, digest {splits.fingerprint[:12]}"
+        facts["test images"] = f"{len(findings.results[0].repeats[0].correct):,}, digest {splits.fingerprint[:12]}"
         facts["recipe"] = ", ".join(sorted({run.settings.recipe or "none" for run in runs}))
         dates = [time.strftime("%Y-%m-%d %H:%M", time.localtime(run.finished)) for run in runs]
         facts["trained"] = min(dates) if min(dates) == max(dates) else f"{min(dates)} to {max(dates)}"
@@ -213,38 +214,38 @@ def _how(found: Findings) -> dict[str, str]:
     return facts
 
 
-def _sections(found: Findings, speeds: Mapping[str, float], output: Path) -> tuple[list[Section], list[str]]:
+def _sections(findings: Findings, speeds: Mapping[str, float], output: Path) -> tuple[list[Section], list[str]]:
     """What stands under the conclusion, and lines on what could not be shown."""
-    every = tables.trainings(found.cells, found.names, found.measured)
-    if not found.results:
+    every = tables.trainings(findings.cells, findings.names, findings.measured)
+    if not findings.results:
         return [Section("Trainings", [every])], []
-    best, *others = found.results
+    best, *others = findings.results
     sections = [
-        Section("Results", [tables.quality(found.results), tables.cost(found.results, speeds, machine()), every])
+        Section("Results", [tables.quality(findings.results), tables.cost(findings.results, speeds, machine()), every])
     ]
     if others:
         intervals = [
             plots.Interval(a, b, pair.difference, pair.low, pair.high, bool(pair.significant))
-            for (a, b), pair in found.pairs.items()
+            for (a, b), pair in findings.pairs.items()
         ]
         caption = "Differences with 95 % intervals. Filled: significant after Holm's correction."
         picture = _picture(plots.differences(intervals), "differences", caption, output)
-        sections.append(Section("Differences", [picture, tables.differences(found.pairs, found.detectable)]))
-    if all(run.points for result in found.results for run in result.runs):
+        sections.append(Section("Differences", [picture, tables.differences(findings.pairs, findings.detectable)]))
+    if all(run.points for result in findings.results for run in result.runs):
         caption = (
             "Validation accuracy against what it cost: means over the runs; the band is from the worst to the best."
         )
-        curves = plots.accuracy([_curve(result) for result in found.results])
+        curves = plots.accuracy([_curve(result) for result in findings.results])
         sections.append(Section("Accuracy and cost", [_picture(curves, "accuracy", caption, output)]))
     caption = "How often predictions are right, by how sure they are; on the dotted line both agree."
-    bins = plots.reliability([_reliability(result) for result in found.results])
+    bins = plots.reliability([_reliability(result) for result in findings.results])
     sections.append(Section("Calibration", [_picture(bins, "reliability", caption, output)]))
     class_names, by_class = best.runs[0].info.classes, list[tables.Table | Picture | Disagreement]()
     for number, other in enumerate(others, 1):
         figure = plots.classes(class_names, best.recall - other.recall, best.name, other.name)
         caption = f"Accuracy by class: {best.name} less {other.name}."
         by_class.append(_picture(figure, f"classes-{number}", caption, output))
-    sections.append(Section("Classes", [*by_class, tables.classes(found.results)]))
+    sections.append(Section("Classes", [*by_class, tables.classes(findings.results)]))
     images, lines = list[tables.Table | Picture | Disagreement](), list[str]()
     try:
         sources: dict[int, ImageSource] = {}  # by fold: the same images for all

@@ -75,7 +75,7 @@ def _zoom_blur(image: Values, severity: int, draw: np.random.Generator) -> Value
 
 
 def _snow(image: Values, severity: int, draw: np.random.Generator) -> Values:
-    mean, deviation, zoom, least, radius, sigma, kept = (
+    mean, deviation, zoom, least, radius, sigma, weight = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
         (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
@@ -85,15 +85,15 @@ def _snow(image: Values, severity: int, draw: np.random.Generator) -> Values:
     flakes = _zoomed(draw.normal(mean, deviation, (*image.shape[:2], 1)), max(1.0, zoom * _scale(image)))
     flakes = _moved(np.where(flakes < least, 0, flakes).clip(0, 1), radius, sigma, draw.uniform(-135, -45))
     grey = image.mean(2, keepdims=True)
-    changed: Values = kept * image + (1 - kept) * np.maximum(image, grey * 1.5 + 0.5) + flakes + flakes[::-1, ::-1]
+    changed: Values = weight * image + (1 - weight) * np.maximum(image, grey * 1.5 + 0.5) + flakes + flakes[::-1, ::-1]
     return changed
 
 
 def _frost(image: Values, severity: int, draw: np.random.Generator) -> Values:
-    kept, amount = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity]
+    weight, amount = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity]
     ridges = 1 - 2 * np.abs(_fractal(image, 1.4, draw) - 0.5)  # bright along lines, as crystals are
     tint = np.array([0.75, 0.85, 0.95]) if image.shape[2] == 3 else 0.85
-    return kept * image + amount * ridges**2 * tint
+    return weight * image + amount * ridges**2 * tint
 
 
 def _fog(image: Values, severity: int, draw: np.random.Generator) -> Values:
@@ -119,9 +119,9 @@ def _contrast(image: Values, severity: int, draw: np.random.Generator) -> Values
 def _elastic_transform(image: Values, severity: int, draw: np.random.Generator) -> Values:
     from scipy.ndimage import gaussian_filter, map_coordinates
 
-    side = min(image.shape[:2])
-    moves = [gaussian_filter(draw.uniform(-1, 1, image.shape[:2]), max(0.01 * side, 0.5)) for _ in range(2)]
-    amount = (0.0046, 0.0059, 0.0078, 0.0092, 0.011)[severity] * side  # pixels
+    length = min(image.shape[:2])
+    moves = [gaussian_filter(draw.uniform(-1, 1, image.shape[:2]), max(0.01 * length, 0.5)) for _ in range(2)]
+    amount = (0.0046, 0.0059, 0.0078, 0.0092, 0.011)[severity] * length  # pixels
     rows, columns = np.indices(image.shape[:2])
     where = [rows + amount * moves[0] / moves[0].std(), columns + amount * moves[1] / moves[1].std()]
     return np.stack([map_coordinates(channel, where, order=1, mode="reflect") for channel in image.T.swapaxes(1, 2)], 2)
