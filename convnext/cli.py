@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import convnext
 from convnext.errors import SettingsError, UserError, did_you_mean
-from convnext.output import abandon_output, filled, prepare_streams, say
+from convnext.output import abandon_output, await_first_process, filled, prepare_streams, say
 
 _USERS_ERRNO = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
@@ -128,7 +128,9 @@ def _report_error(error: Exception, args: list[str]) -> int:
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
         error = UserError(f"{error.filename or 'a file or standard output'}: {error.strerror}")
     # Of the processes that torchrun starts on a machine, the first alone says what all of them have to say.
-    silent = os.environ.get("LOCAL_RANK", "0") != "0" and (interrupted or isinstance(error, SettingsError))
+    others = os.environ.get("LOCAL_RANK", "0") != "0"
+    if others and isinstance(error, SettingsError):
+        await_first_process()  # if that one had nothing to say, this one does
     lines = [f"convnext: {error}"]
     if interrupted:
         again = ["train", "--resume", str(getattr(error, "folder", ""))] if args[0] == "train" else args
@@ -138,6 +140,6 @@ def _report_error(error: Exception, args: list[str]) -> int:
             f"convnext: internal error: {type(error).__name__}: {error}",
             "run the command again with --debug for the traceback; please report it, with what `convnext env` prints",
         ]
-    if not silent:
+    if not (others and interrupted):
         say(*lines, by_all=True)
     return 128 + int(getattr(error, "signal", 0)) if interrupted else 2 if isinstance(error, UserError) else 1

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from convnext.errors import UserError
+from convnext.output import await_first_process
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ def reported_once(accelerator: Accelerator) -> Iterator[None]:
     except UserError as error:
         if accelerator.is_local_main_process:
             raise
+        await_first_process()
         raise SystemExit(2) from error
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,12 @@ def escaped(text: str) -> str:
 def is_first_process() -> bool:
     """Whether this is the one of the processes that torchrun started, or the only one, that speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def await_first_process(seconds: float = 10.0) -> None:
+    """Before a process that leaves the speaking to another ends by an error that all have: wait to be ended by their
+    launcher, as torchrun ends all when one of them failed, which might else end the one that has not yet spoken."""
+    time.sleep(seconds)
 
 
 def say(*lines: str, by_all: bool = False) -> None:

@@ -223,6 +223,19 @@ def test_a_mistake_is_told_once(changes: dict[str, Any], message: str, images: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_is_told_though_the_one_who_tells_it_is_late(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, sys, time\nfrom convnext.cli import main\n"
+        "time.sleep(3 if os.environ['LOCAL_RANK'] == '0' else 0)\nsys.exit(main())\n"
+    )
+    line = [sys.executable, "-m", *LAUNCHERS["torchrun"], str(script), "train", "digits", "--epoch", "3"]
+    with launched(line, tmp_path / "logs") as run:
+        assert run.wait() == 1
+    assert run.err.count("convnext: ") == 1, run.err
+    assert "did you mean --epochs" in run.err
+
+
 @pytest.fixture(scope="module")
 def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of two processes, one of which got SIGTERM; and its standard error."""
