@@ -14,8 +14,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 MAX_PIXELS = 100_000_000  # of an image, by default: 0.7 GB in each process that reads
-
-
 _ALL = "`convnext train RECIPE --help` shows them all"
 # What to do where a setting has a value that another tool would take.
 VALUES = {"device": "--device cuda with CUDA_VISIBLE_DEVICES=N in the environment computes on GPU N"}
@@ -139,7 +137,7 @@ class ModelSettings(Settings):
     overlap: bool = False
     """Stem and downsampling see over the edges of their patches: kernels of 2 * stride - 1 (PVT v2)."""
     pool: bool = False
-    """Stem and downsampling are 3x3 convolutions, max-pooling and a norm: dearer, and better for small images."""
+    """Stem and downsampling are 3x3 convolutions, max-pooling, batch norm and GELU: dearer, better for small images."""
     whitening: bool = False
     """A frozen 2x2 convolution, computed from the training images, whitens what the stem sees."""
     step: Annotated[int, Field(ge=0, le=15)] | None = None
@@ -254,6 +252,8 @@ class AugmentSettings(Settings):
     """Probability that a batch (or an image) is mixed by Mixup or CutMix."""
     mix_by: Literal["batch", "element"] = "batch"
     """Whether Mixup and CutMix draw once for the whole batch or for every image by itself."""
+    mix_until: Probability = 1.0
+    """Share of the run's steps after which nothing is mixed any more."""
     repeats: Positive = 1
     """Differently augmented views of an image in a batch (repeated augmentation); epochs keep their length."""
 

@@ -90,6 +90,7 @@ class Trainer:
         self.resident: ResidentImages | None = None
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
+        self.mixed_steps = round(settings.augment.mix_until * self.total_steps)
 
         torch.manual_seed(seed_for(settings.seed))
         self.memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -253,10 +254,9 @@ class Trainer:
             return images, nothing, nothing
         pixels = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         images, labels = self.normalize(pixels), batch.targets.to(self.device, non_blocking=True)
-        if self.mix is None:
+        if self.mix is None or self.state.step > self.mixed_steps:  # that step is under way, and counted already
             return images, labels, labels
-        images, targets = self.mix(images, labels, *batch.mixing)
-        return images, targets, labels
+        return *self.mix(images, labels, *batch.mixing), labels
 
     def _note_skipped(self, taken: Taken, gradient: dict[str, float]) -> None:
         """Say where a step that was left out went wrong; too many in a row end the run."""

@@ -122,6 +122,22 @@ def test_the_device_decides_as_the_host_does(
     assert (states[0].loss_sum, states[0].correct) == pytest.approx((states[1].loss_sum, states[1].correct))
 
 
+@pytest.mark.parametrize("mix_by", ["batch", "element"])
+def test_nothing_is_mixed_in_the_steps_after_mix_until(mix_by: str, tmp_path: Path) -> None:
+    mixed: list[bool] = []
+
+    class Noting(Trainer):
+        def to_device(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+            images, targets, labels = super().to_device(batch)
+            mixed.append(targets.ndim == 2)
+            assert mixed[-1] == (not torch.equal(images, self.normalize(batch.images)))
+            return images, targets, labels
+
+    augment = {"mixup": 0.8, "mix_by": mix_by, "mix_until": 0.6}
+    steps(prepared(Noting, settings(tmp_path, augment=augment)), 10)
+    assert mixed == [True] * 6 + [False] * 4
+
+
 @contextmanager
 def unread() -> Iterator[None]:
     """Nobody may look at the numbers of a tensor."""
