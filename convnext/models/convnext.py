@@ -130,10 +130,11 @@ class Whitening(nn.Conv2d):
 
     Args:
         in_channels: channels ``C`` of the images; ``8 * C`` go out.
+        stride: 1 or 2 pixels; with 2 the patches do not overlap, and nothing of the images is lost.
     """
 
-    def __init__(self, in_channels: int) -> None:
-        super().__init__(in_channels, 8 * in_channels, 2)
+    def __init__(self, in_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, 8 * in_channels, 2, stride)
         self.weight.requires_grad_(False)
 
     @torch.no_grad()
@@ -145,7 +146,7 @@ class Whitening(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, 8 * C, H - 1, W - 1)``."""
+        """``(N, C, H, W)`` to ``(N, 8 * C, H - 1, W - 1)``, or with stride 2 ``(N, 8 * C, H // 2, W // 2)``."""
         return F.gelu(super().forward(x))
 
 
@@ -165,6 +166,15 @@ class PooledConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / pooling, W / pooling)``, rounded down."""
         return F.max_pool2d(super().forward(x), self.pooling)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization of ``(N, C, H, W)`` whose statistics stand still where its weights are frozen."""
+
+    def train(self, mode: bool = True) -> "BatchNorm2d":
+        """Set the mode, which is that of evaluation for frozen weights."""
+        super().train(mode and self.weight.requires_grad)
+        return self
 
 
 class ConvNeXt(nn.Module):
@@ -188,12 +198,13 @@ class ConvNeXt(nn.Module):
         init: ``"paper"`` draws weights from a normal distribution of standard deviation 0.02, truncated, with zero
             biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs.
         grn: global response normalization in every block, as in V2, which has no layer scale.
-        stem_norm: whether a LayerNorm follows the stem's convolution.
+        stem_norm: whether a LayerNorm follows the stem's convolution; without ``pool``.
         overlap: whether the convolutions that shrink the feature map, the stem's among them, see over the edges of
             their patches: kernels of ``2 * stride - 1``, as in PVT v2 (Wang et al. 2022, arXiv:2106.13797).
-        pool: whether stem and downsampling are 3x3 convolutions of stride 1, max-pooling, and then the norm: more
-            operations and more accuracy for small images.
-        whitening: whether a frozen `Whitening` comes before the stem, and takes a pixel from each side of the image.
+        pool: whether stem and downsampling are 3x3 convolutions of stride 1, max-pooling, batch normalization and GELU,
+            as the layers of airbench (Jordan 2024): more operations and more accuracy for small images.
+        whitening: whether a frozen `Whitening` comes before the stem. Its stride is half of a ``patch_size`` of 4; with
+            smaller ones it is 1, and takes a pixel from each side of the image.
 
     Attributes:
         stride: pixels of the image's side to one position of the last feature map.
@@ -233,21 +244,25 @@ class ConvNeXt(nn.Module):
         if pool and overlap:
             raise ValueError("pool and overlap are two ways to shrink the feature map: set one of them")
         self.stride = patch_size * 2 ** (len(depths) - 1)
-        self.smallest = self.stride + whitening
+        wide = 2 if whitening and patch_size % 4 == 0 else 1
+        self.smallest = self.stride + (whitening and wide == 1)
         self.num_features = dims[-1]
         self.dims = tuple(dims)
         self.checkpointing = False
 
-        self.whitening = Whitening(in_channels) if whitening else nn.Identity()
+        self.whitening = Whitening(in_channels, wide) if whitening else nn.Identity()
         width = 8 * in_channels if whitening else in_channels
-        stem = nn.Sequential(_downsample(width, dims[0], patch_size, overlap, pool))
-        if stem_norm:
-            stem.append(LayerNorm2d(dims[0], eps=1e-6))
-        self.downsample_layers = nn.ModuleList([stem])
-        for dim, next_dim in pairwise(dims):
-            convolution = _downsample(dim, next_dim, 2, overlap, pool)
-            norm = LayerNorm2d(next_dim if pool else dim, eps=1e-6)
-            self.downsample_layers.append(nn.Sequential(*((convolution, norm) if pool else (norm, convolution))))
+        self.downsample_layers = nn.ModuleList()
+        for stage, (dim, next_dim) in enumerate(pairwise((width, *dims))):
+            stride = 2 if stage else patch_size // wide
+            if pool:
+                layers = [PooledConv2d(dim, next_dim, stride), BatchNorm2d(next_dim), nn.GELU()]
+            elif stage:
+                layers = [LayerNorm2d(dim, eps=1e-6), _downsample(dim, next_dim, stride, overlap)]
+            else:
+                norm = [LayerNorm2d(next_dim, eps=1e-6)] if stem_norm else []
+                layers = [_downsample(dim, next_dim, stride, overlap), *norm]
+            self.downsample_layers.append(nn.Sequential(*layers))
 
         last = max(sum(depths) - 1, 1)
         rates = (stochastic_depth * number / last for number in range(sum(depths)))
@@ -308,9 +323,7 @@ class ConvNeXt(nn.Module):
         return logits
 
 
-def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool, pool: bool) -> nn.Conv2d:
-    if pool:
-        return PooledConv2d(in_channels, out_channels, stride)
+def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool) -> nn.Conv2d:
     if overlap:
         return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride, padding=stride - 1)
     return nn.Conv2d(in_channels, out_channels, stride, stride)

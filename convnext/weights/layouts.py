@@ -26,6 +26,7 @@ _FIELDS = {
     "k": "[01]",
     "n": "[12]",
     "p": "weight|bias",
+    "t": "running_mean|running_var|num_batches_tracked",
     "model": r"(?:convnext(?:v2)?\.)?",  # a backbone of theirs has none
 }
 
@@ -80,7 +81,8 @@ _ISOTROPIC = {
 }
 
 _RULES: dict[str, dict[str, str]] = {
-    "official": {name: name for name in _TIMM},
+    # With the statistics of batch norm, which ours have besides (model.pool).
+    "official": {name: name for name in (*_TIMM, "downsample_layers.{s}.1.{t}")},
     "isotropic": _ISOTROPIC,
     "torchvision": _TORCHVISION,
     "timm": _TIMM,
@@ -173,7 +175,7 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     if any(re.fullmatch(_POOLED, name) and weight.ndim == 4 for name, weight in official.items()):
         peculiar.append("convolutions before pooling (model.pool)")
     for layout in ("torchvision", "timm", "transformers"):
-        homeless[layout] += peculiar
+        homeless[layout] = peculiar + homeless[layout]
     if homeless[to]:
         kind = "ConvNeXt V2" if model == "convnextv2." else "ConvNeXt"
         fitting = " or ".join(layout for layout in LAYOUTS if not homeless[layout])
