@@ -1,6 +1,9 @@
 """The tables of benchmarks: a row a measurement, or an entry of one."""
 
-from run_json import Link, grid, numbers_of, runs, source_of
+import json
+from statistics import mean
+
+from run_json import ROOT, Link, grid, numbers_of, runs, source_of
 
 
 def speed(link: Link) -> str:
@@ -75,3 +78,22 @@ def claims(_: Link) -> str:
             title = f"{points} points apart" if float(points) else "equal"
             header += [title] * (title not in header)
     return grid(header, rows.values())
+
+
+def comparisons(link: Link) -> str:
+    """What ``convnext compare`` found, a row a contender, the best of each comparison first."""
+    rows = []
+    for where, run in runs().items():
+        if not where.startswith("comparison/"):
+            continue
+        report = json.loads((ROOT / "results" / where / "report.json").read_text(encoding="utf-8"))
+        for contender in sorted(report["contenders"], key=lambda each: -each["top1"]["mean"]):
+            cells = [cell for cell in report["cells"] if cell["contender"] == contender["name"]]
+            top1, spread = contender["top1"], contender["top1"]["std"]
+            known = f" ± {100 * spread:.2f}" if spread is not None else ""
+            rows.append([link(where.removeprefix("comparison/"), where), contender["name"], f"{len(cells)}"])
+            rows[-1] += [f"{100 * top1['mean']:.2f}{known} %", f"{cells[0]['parameters'] / 1e6:.2f} M"]
+            rows[-1] += [f"{cells[0]['forward_flops'] / 2e9:.3f}", f"{cells[0]['points'][-1]['epoch']}"]
+            rows[-1] += [f"{mean(cell['seconds'] for cell in cells) / 60:.1f} min", str(run.machine), source_of(run)]
+    header = ["comparison", "contender", "seeds", "test top-1", "parameters", "GMACs", "epochs", "a training"]
+    return grid([*header, "machine", "date, commit"], rows)

@@ -45,7 +45,7 @@ from run_json import (
     runs,
     source_of,
 )
-from speed_tables import claims, inference, roofline, serving, speed
+from speed_tables import claims, comparisons, inference, roofline, serving, speed
 
 from convnext import recipes
 
@@ -181,7 +181,14 @@ def recipe_list(_: Link) -> str:
 TABLES: dict[str, Callable[[Link], str]] = {
     **{"measured": measured, "thirty-minutes": thirty_minutes, "speed": speed, "inference": inference},
     **{name: functools.partial(trainings, folder=f"{name}/") for name in ("imbalance", "not-learning")},
-    **{"roofline": roofline, "serving": serving, "statistics": claims, "others": others, "recipes": recipe_list},
+    **{
+        "roofline": roofline,
+        "serving": serving,
+        "statistics": claims,
+        "comparison": comparisons,
+        "others": others,
+        "recipes": recipe_list,
+    },
 }
 
 

@@ -103,7 +103,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """The architecture; what is left at None comes from the named variant.
 
-    The baselines have patch_size and in_channels alone, and Swin stochastic_depth; the roadmap has no kernel_size.
+    ResNets have patch_size and in_channels alone, Swin depths, dims, stochastic_depth too; the roadmap no kernel_size.
     """
 
     section: ClassVar[str] = "model."

@@ -12,7 +12,7 @@ import tyro
 
 from convnext import recipes
 from convnext.commands.options import automatic_batch, given_settings, option_words
-from convnext.commands.terminal import Table, parse, percent, print_table
+from convnext.commands.terminal import Flag, Table, parse, percent, print_table
 from convnext.config import RunSettings
 from convnext.errors import SettingsError, UserError, reason
 from convnext.output import say, show
@@ -42,6 +42,8 @@ class _Compare:
     """Models to compare, those of libraries as timm:NAME or torchvision:NAME; none for the recipe's own."""
     vary: tuple[str, ...] = ()
     """Values of settings to compare, NAME=VALUE,VALUE: every model is trained with every combination."""
+    one_at_a_time: Flag = False
+    """In place of every combination: every model as it is, and with each value of --vary alone (an ablation)."""
     seeds: int | None = None
     """Trainings of each, the same seeds for all; None for 3, or with folds for 1."""
     budget: str | None = None
@@ -77,6 +79,7 @@ def main(args: Sequence[str]) -> int:
         given={name: values[name] for name in sorted(given)},
         models=options.models,
         vary=parse_vary(options.vary),
+        one_at_a_time=options.one_at_a_time,
         seeds=_at_least_one("seeds", (1 if options.folds else 3) if options.seeds is None else options.seeds),
         folds=options.folds,
         learning_rates=options.learning_rates,

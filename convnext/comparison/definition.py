@@ -30,6 +30,7 @@ class Definition(BaseModel):
         given: settings in place of the recipe's, for all contenders, by dotted name, as JSON has them.
         models: the contenders; none for the recipe's own.
         vary: by dotted name, the values of a setting; every model is trained with every combination.
+        one_at_a_time: in place of combinations, every model as it is, and with each of those values alone.
         seeds: trainings of each, whose seeds count from the setting's.
         folds: of all images, each of which is the test once; None for the data set's own splits.
         learning_rates: of which each contender takes the one that is best on the validation split.
@@ -42,6 +43,7 @@ class Definition(BaseModel):
     given: dict[str, Any] = {}
     models: tuple[str, ...] = ()
     vary: dict[str, tuple[str, ...]] = {}
+    one_at_a_time: bool = False
     seeds: Annotated[int, Field(ge=1)] = 3
     folds: int | None = None
     learning_rates: tuple[float, ...] = ()
@@ -107,7 +109,11 @@ def contenders(definition: Definition) -> list[Contender]:
     _check(definition)
     models = definition.models or (recipe.settings.model.name,)
     values = [[(name, _value(text)) for text in texts] for name, texts in definition.vary.items()]
-    made = [_contender(recipe, definition, model, dict(varied)) for model in models for varied in product(*values)]
+    each = [(), *((pair,) for pairs in values for pair in pairs)] if definition.one_at_a_time else [*product(*values)]
+    made = [_contender(recipe, definition, model, dict(varied)) for model in models for varied in each]
+    as_it_is = {contender.model: contender.settings for contender in made if not contender.varied}
+    if same := [one.label for one in made if one.varied and as_it_is.get(one.model) == one.settings]:
+        raise SettingsError(f"{few(same)} is as without it: leave it out")
     labels = [contender.label for contender in made]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise SettingsError(f"{few(sorted(twice))} is compared with itself: name each contender once")

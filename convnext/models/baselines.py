@@ -7,6 +7,8 @@
 - Swin: 4 is the original with windows of 7; 2 and 1 have windows of 4, as people use for 64 and 32 px.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -30,22 +32,30 @@ def resnet50(num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4)
 
 @register_model("swin_t", source="Liu et al. 2021, torchvision", parameters=28_288_354, gmacs=4.491)
 def swin_t(
-    num_classes: int = 1000, in_channels: int = 3, patch_size: int = 4, stochastic_depth: float = 0.0
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    depths: Sequence[int] = (2, 2, 6, 2),
+    dims: Sequence[int] = (96, 192, 384, 768),
+    patch_size: int = 4,
+    stochastic_depth: float = 0.0,
 ) -> nn.Module:
-    """Swin-T, from images ``(N, C, H, W)`` to logits ``(N, num_classes)``; see the module."""
+    """Swin-T, or one of other depths and dims, with heads of 32 channels, from images ``(N, C, H, W)`` to logits
+    ``(N, num_classes)``; see the module."""
     _check_patch_size("swin_t", patch_size)
+    if dims[0] % 32 or any(next_dim != 2 * dim for dim, next_dim in pairwise(dims)):
+        raise SettingsError(f"model.dims: swin_t has a multiple of 32, doubled from stage to stage, got {list(dims)}")
     window = 7 if patch_size == 4 else 4
     model: Any = models.SwinTransformer(
         patch_size=[patch_size, patch_size],
-        embed_dim=96,
-        depths=[2, 2, 6, 2],
-        num_heads=[3, 6, 12, 24],
+        embed_dim=dims[0],
+        depths=list(depths),
+        num_heads=[dim // 32 for dim in dims],
         window_size=[window, window],
         stochastic_depth_prob=stochastic_depth,
         num_classes=num_classes,
     )
     if in_channels != 3:
-        model.features[0][0] = nn.Conv2d(in_channels, 96, patch_size, stride=patch_size)
+        model.features[0][0] = nn.Conv2d(in_channels, dims[0], patch_size, stride=patch_size)
     return model  # type: ignore[no-any-return]
 
 

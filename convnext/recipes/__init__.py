@@ -161,7 +161,7 @@ def _follow_model(recipe: Recipe, settings: RunSettings, given: Collection[str])
         if depths and dims and len(depths) != len(dims):
             follow["model.dims"] = tuple(dims[0] * 2**stage for stage in range(len(depths)))
     else:
-        follow |= {"model.depths": None, "model.dims": None}
+        follow = {"model.depths": None, "model.dims": None} | follow
         if registry.find(name).defaults.get("layer_scale", 1) is None:
             follow["model.layer_scale"] = "variant"
     followed: RunSettings = settings.replace(**not_given(follow, given))

@@ -38,6 +38,21 @@ def test_every_model_meets_every_value() -> None:
     assert "resnet18-optimizer.lr=0.002-model.patch_size=1-seed1-fold0" in names
 
 
+def test_one_setting_at_a_time() -> None:
+    vary = parse_vary(["optimizer.lr=1e-3,2e-3", "model.overlap=false"])
+    found = made(models=("convnext_tiny", "convnext_atto"), vary=vary, one_at_a_time=True)
+    assert list(found)[:4] == [
+        *("convnext_tiny", "convnext_tiny optimizer.lr=0.001", "convnext_tiny optimizer.lr=0.002"),
+        "convnext_tiny model.overlap=False",
+    ]
+    assert len(found) == 8
+    as_it_is = found["convnext_tiny"].settings
+    assert as_it_is == next(iter(made(models=("convnext_tiny",)).values())).settings
+    assert found["convnext_tiny model.overlap=False"].settings == as_it_is.replace(**{"model.overlap": False})
+    with pytest.raises(SettingsError, match=r"convnext_tiny model\.overlap=True is as without it: leave it out"):
+        made(vary={"model.overlap": ("true",)}, one_at_a_time=True)
+
+
 def test_what_is_the_recipes_own_models_is_left_out_and_said() -> None:
     found = made(models=("convnext_atto", "swin_t", "timm:resnet18"))
     assert found["convnext_atto"].settings.model.dims is None

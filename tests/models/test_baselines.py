@@ -40,3 +40,6 @@ def test_a_baseline_keeps_only_its_own_settings() -> None:
 def test_other_patch_sizes_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"model\.patch_size: swin_t has stems for 1, 2 and 4, got 3"):
         create_model("swin_t", patch_size=3)
+    for dims in ((48, 96), (64, 64)):
+        with pytest.raises(SettingsError, match=r"model\.dims: swin_t has a multiple of 32, doubled"):
+            create_model("swin_t", depths=(1, 1), dims=dims)

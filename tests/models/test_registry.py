@@ -40,6 +40,8 @@ def test_stated_figures_are_those_of_the_model(name: str) -> None:
         ("convnext_isotropic_small", {"stem_norm": True, "grn": True, "in_channels": 5}),
         ("convnext_atto", {"pool": True, "patch_size": 2, "kernel_size": 3}),
         ("convnext_atto", {"pool": True, "whitening": True, "in_channels": 1, "patch_size": 2, "stem_norm": False}),
+        ("convnext_atto", {"pool": True, "whitening": True}),
+        ("convnext_atto", {"whitening": True}),
         ("convnextv2_atto", {"patch_size": 3, "grn": False, "layer_scale": 1.0}),
     ],
 )

@@ -189,6 +189,14 @@ def test_other_models_under_a_recipe(kind: str, name: str) -> None:
     assert logits.shape == (2, DATASETS[settings.data.name].classes)
 
 
+def test_models_of_about_equal_operations_under_one_recipe() -> None:
+    gmacs = []
+    for name in ("convnext_tiny", "resnet18", "swin_t"):
+        settings = recipe("cifar10-fast", **{"model.name": name})
+        gmacs.append(count_gmacs(build(settings), settings.data.image_size))
+    assert max(gmacs) < 1.4 * min(gmacs)
+
+
 def test_cost_is_counted() -> None:
     tiny = cost(recipes.get("imagenet1k-tiny"))
     assert tiny.training == pytest.approx(3 * 2 * 4.46e9 * 1_281_167 * 300, rel=0.01)

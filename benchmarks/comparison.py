@@ -1,0 +1,69 @@
+"""Keep the report of a comparison that ``convnext compare`` made, with a ``run.json``, in ``results/comparison/NAME``.
+
+python benchmarks/comparison.py comparison cifar10-models --root DIR
+"""
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from record import this_machine
+from run_json import ROOT, Run
+
+
+def run_of(report: dict[str, Any], scrub: dict[str, str]) -> Run:
+    """What ``run.json`` holds of a report; ``scrub`` has what stands for this machine's paths."""
+    how, numbers, seeds = report["how"], {}, set()
+    for name, group in groupby(report["cells"], key=itemgetter("contender")):
+        cells = list(group)
+        seeds |= {cell["seed"] for cell in cells}
+        numbers[f"{re.sub('[^a-z0-9]+', '_', name)}_top1"] = [cell["top1"] for cell in cells]
+    several = len(seeds) > 1
+    return Run(
+        command=_scrubbed(how["command"], scrub),
+        commit=re.sub("-dirty", "", how.get("commit", "")) or None,
+        date=datetime.date.fromisoformat(how["made"][:10]),
+        machine=this_machine(uses_gpu=False),
+        data=how["data"],
+        seeds=sorted(seeds),
+        minutes=round(max(cell["seconds"] for cell in report["cells"]) / 60, 2),
+        numbers={name: values if several else values[0] for name, values in numbers.items()},
+        note=f"of each training the minutes; {how['measured on']}; torch {how['torch']}",
+    )
+
+
+def _scrubbed(text: str, scrub: dict[str, str]) -> str:
+    for path, name in scrub.items():
+        text = text.replace(path, name)
+    return text
+
+
+def main() -> None:
+    """Copy it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="output of convnext compare")
+    parser.add_argument("name", help="of the folder below results/comparison")
+    parser.add_argument("--root", required=True, help="folder of the data, which becomes DIR")
+    options = parser.parse_args()
+    target = ROOT / "results" / "comparison" / options.name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    scrub = {options.root: "DIR", str(options.folder.resolve()): "comparison", str(options.folder): "comparison"}
+    for path in sorted(options.folder.glob("*.png")):
+        shutil.copy(path, target)
+    for name in ("report.md", "report.json"):
+        text = (options.folder / name).read_text(encoding="utf-8")
+        (target / name).write_text(_scrubbed(text, scrub), encoding="utf-8")
+    run = run_of(json.loads((target / "report.json").read_text(encoding="utf-8")), scrub)
+    (target / "run.json").write_text(json.dumps(run.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+    print(f"{target} is written")
+
+
+if __name__ == "__main__":
+    main()
