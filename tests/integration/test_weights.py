@@ -164,7 +164,7 @@ def peers(depths: list[int], dims: list[int], classes: int) -> dict[str, torch.n
     blocks = list(zip(dims, [*dims[1:], None], depths, strict=True))
     theirs = torchvision.models.convnext
     sizes: dict[str, Any] = {"depths": depths, "hidden_sizes": dims, "num_labels": classes}
-    config = transformers.ConvNextConfig(**sizes)
+    config = transformers.ConvNextConfig(**sizes, layer_norm_eps=1e-6)  # theirs is 1e-12, of the last norm
     return {
         "torchvision": theirs.ConvNeXt([theirs.CNBlockConfig(*block) for block in blocks], num_classes=classes),
         "timm": timm.models.ConvNeXt(depths=depths, dims=dims, num_classes=classes),  # type: ignore[arg-type]
