@@ -244,17 +244,17 @@ class ConvNeXt(nn.Module):
         if pool and overlap:
             raise ValueError("pool and overlap are two ways to shrink the feature map: set one of them")
         self.stride = patch_size * 2 ** (len(depths) - 1)
-        wide = 2 if whitening and patch_size % 4 == 0 else 1
-        self.smallest = self.stride + (whitening and wide == 1)
+        whitening_stride = 2 if whitening and patch_size % 4 == 0 else 1
+        self.smallest = self.stride + (whitening and whitening_stride == 1)
         self.num_features = dims[-1]
         self.dims = tuple(dims)
         self.checkpointing = False
 
-        self.whitening = Whitening(in_channels, wide) if whitening else nn.Identity()
+        self.whitening = Whitening(in_channels, whitening_stride) if whitening else nn.Identity()
         width = 8 * in_channels if whitening else in_channels
         self.downsample_layers = nn.ModuleList()
         for stage, (dim, next_dim) in enumerate(pairwise((width, *dims))):
-            stride = 2 if stage else patch_size // wide
+            stride = 2 if stage else patch_size // whitening_stride
             if pool:
                 layers = [PooledConv2d(dim, next_dim, stride), BatchNorm2d(next_dim), nn.GELU()]
             elif stage:

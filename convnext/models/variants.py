@@ -96,12 +96,12 @@ def convnext_cost(settings: ModelSettings, image_size: int = 224, num_classes: i
     patch_size, kernel_size = settings.patch_size or 0, settings.kernel_size or 0
     parameters = macs = 0
     size, in_dim = image_size, settings.in_channels or 0
-    wide = 2 if settings.whitening and patch_size % 4 == 0 else 1
+    whitening_stride = 2 if settings.whitening and patch_size % 4 == 0 else 1
     if settings.whitening:
-        size, in_dim, channels = (size - 2) // wide + 1, 8 * in_dim, in_dim
+        size, in_dim, channels = (size - 2) // whitening_stride + 1, 8 * in_dim, in_dim
         parameters, macs = in_dim * (4 * channels + 1), size**2 * in_dim * 4 * channels
     for stage, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
-        stride = 2 if stage else patch_size // wide
+        stride = 2 if stage else patch_size // whitening_stride
         kernel = 3 if settings.pool else 2 * stride - 1 if settings.overlap else stride
         before, size = size, -(-size // stride) if settings.overlap else size // stride
         convolution = in_dim * dim * kernel**2
