@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("name", help="of the folder below results/comparison")
     parser.add_argument("--root", required=True, help="folder of the data, which becomes DIR")
     options = parser.parse_args()
+    if missing := json.loads((options.folder / "report.json").read_text(encoding="utf-8"))["missing"]:
+        parser.error(f"{len(missing)} trainings are missing: let convnext compare go on first")
     target = ROOT / "results" / "comparison" / options.name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
