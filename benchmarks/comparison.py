@@ -1,6 +1,8 @@
-"""Keep the report of a comparison that ``convnext compare`` made, with a ``run.json``, in ``results/comparison/NAME``.
+"""Keep the report of a comparison that ``convnext compare`` made, with a ``run.json``, in ``results/comparison/NAME``:
 
-python benchmarks/comparison.py comparison cifar10-models --root DIR
+    python benchmarks/comparison.py comparison cifar10-models --root /data/cifar10
+
+The folder of the data is DIR there, and that of the comparison ``comparison``.
 """
 
 import argparse

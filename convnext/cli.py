@@ -128,8 +128,8 @@ def _report_error(error: Exception, args: list[str]) -> int:
     if isinstance(error, OSError) and error.errno in _USERS_ERRNO:
         error = UserError(f"{error.filename or 'a file or standard output'}: {error.strerror}")
     # Of the processes that torchrun starts on a machine, the first alone says what all of them have to say.
-    others = os.environ.get("LOCAL_RANK", "0") != "0"
-    if others and isinstance(error, SettingsError):
+    is_another = os.environ.get("LOCAL_RANK", "0") != "0"
+    if is_another and isinstance(error, SettingsError):
         await_first_process()  # if that one had nothing to say, this one does
     lines = [f"convnext: {error}"]
     if interrupted:
@@ -140,6 +140,6 @@ def _report_error(error: Exception, args: list[str]) -> int:
             f"convnext: internal error: {type(error).__name__}: {error}",
             "run the command again with --debug for the traceback; please report it, with what `convnext env` prints",
         ]
-    if not (others and interrupted):
+    if not (is_another and interrupted):
         say(*lines, by_all=True)
     return 128 + int(getattr(error, "signal", 0)) if interrupted else 2 if isinstance(error, UserError) else 1

@@ -13,6 +13,8 @@ from convnext import recipes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import comparison
+import speed_tables
 import tables
 from run_json import ROOT, Number, Run, TableError, runs
 
@@ -144,3 +146,37 @@ def test_check_names_what_is_out_of_date_and_writes_nothing(tmp_path: Path, caps
     capsys.readouterr()
     assert tables.main(["--check"], tmp_path) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, results = tmp_path / "made", tmp_path / "repository" / "results"
+    made.mkdir()
+    cells = [
+        {"contender": name, "seed": seed, "run": f"{made}/runs/{seed}", "top1": top1 + seed / 100, "seconds": 90.0}
+        | {"parameters": 2_000_000, "forward_flops": 2e8, "points": [{"epoch": 3}]}
+        for name, top1 in (("ours", 0.5), ("swin_t lr=1", 0.6))
+        for seed in (0, 1)
+    ]
+    how = {"command": f"convnext compare --data.root {tmp_path}/images --output {made}", "made": "2026-11-26 12:57 UTC"}
+    how |= {"data": "digits", "measured on": "a CPU", "torch": "2", "commit": "1234567-dirty"}
+    contenders = [{"name": n, "top1": {"mean": m, "std": 0.007}} for n, m in (("ours", 0.505), ("swin_t lr=1", 0.605))]
+    report = {"cells": cells, "contenders": contenders, "missing": [], "how": how}
+    for name in ("report.json", "report.md"):
+        (made / name).write_text(json.dumps(report))
+    monkeypatch.setattr(comparison, "ROOT", results.parent)
+    monkeypatch.setattr(speed_tables, "ROOT", results.parent)
+    monkeypatch.setattr(speed_tables, "runs", lambda: runs(results))
+    words = ["comparison.py", str(made), "models", "--root", f"{tmp_path}/images"]
+    monkeypatch.setattr(sys, "argv", words)
+    comparison.main()
+    assert not any(str(tmp_path) in path.read_text() for path in results.rglob("*.*"))
+    run = runs(results)["comparison/models"]
+    assert run.command == "convnext compare --data.root DIR --output comparison"
+    assert (run.commit, run.minutes) == ("1234567", 1.5)
+    assert run.numbers == {"ours_top1": [0.5, 0.51], "swin_t_lr_1_top1": [0.6, 0.61]}
+    first = speed_tables.comparisons(lambda name, _: name).splitlines()[2]
+    assert first.startswith("| models | swin_t lr=1 | 2 | 60.50 ± 0.70 % | 2.00 M | 0.100 | 3 | 1.5 min |")
+    (made / "report.json").write_text(json.dumps(report | {"missing": ["one"]}))
+    with pytest.raises(SystemExit):
+        comparison.main()
+    assert (results / "comparison/models/run.json").is_file()

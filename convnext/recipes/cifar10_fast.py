@@ -2,7 +2,7 @@
 
 A ConvNeXt of one block a stage, whose stem and downsampling are dense 3x3 convolutions with max-pooling, batch
 normalization and GELU, behind a convolution that whitens the images, with 5x5 depthwise kernels on maps of 15, 7 and 3:
-twice the operations an image of recipe `cifar10`, and three eighths of its epochs. Batches of 1,000, Muon for every
+1.4 times the operations an image of recipe `cifar10`, and three eighths of its epochs. Batches of 1,000, Muon for every
 matrix and every dense filter, a linear decay to zero, and strong label smoothing follow airbench (Jordan 2024,
 arXiv:2404.00498), which trains a plain convolutional network.
 
