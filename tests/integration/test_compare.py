@@ -172,6 +172,20 @@ def test_folds(tmp_path: Path) -> None:
     tests = [each["last fingerprints"]["test"] for each in found.values()]
     assert len(set(tests)) == 3
     assert len(list((tmp_path / "out" / "logs").iterdir())) == 6
+    # Over all images, each of which was tested once: not the mean of the folds.
+    assert main(["compare", "--report", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    hits = {
+        size: sum(
+            each["report"]["top1"] * each["report"]["count"] for name, each in found.items() if f"size={size}-" in name
+        )
+        for size in (1, 2)
+    }
+    assert {one["name"]: one["top1"]["mean"] for one in report["contenders"]} == pytest.approx(
+        {f"convnext_tiny model.patch_size={size}": count / 1797 for size, count in hits.items()}
+    )
+    (pair,) = report["pairs"]
+    assert abs(pair["difference"]) == pytest.approx(abs(hits[1] - hits[2]) / 1797)
 
 
 def test_the_learning_rate_is_chosen_on_the_validation_split(tmp_path: Path) -> None:
