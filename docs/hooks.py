@@ -21,7 +21,8 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 from convnext.cli import COMMANDS
-from convnext.config import RunSettings, Settings
+from convnext.config import RunSettings
+from convnext.config.base import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!\w+:)[^)\s#]+")

@@ -11,8 +11,8 @@ from convnext.config import (
     ModelSettings,
     OptimizerSettings,
     RunSettings,
-    Settings,
 )
+from convnext.config.base import Settings
 from convnext.data.datasets.catalogue import DATASETS
 from convnext.errors import HABITS, SettingsError
 from convnext.models.registry import resolve

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import tyro
 from rich.cells import cell_len
 
-from convnext.config import VALUES
+from convnext.config.base import VALUES
 from convnext.errors import SettingsError, did_you_mean
 from convnext.output import escaped
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from convnext.config import RunSettings, Settings
+from convnext.config import RunSettings
+from convnext.config.base import Settings
 from convnext.errors import SettingsError, did_you_mean
 from convnext.models import registry
 

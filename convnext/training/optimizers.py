@@ -40,15 +40,31 @@ class MatrixMuon(Muon):
 
     Args:
         groups: of parameters, each dense in its memory format.
+        relative: scale each matrix before a step to a root mean square of 1 over the norms of its rows, so that a step
+            of learning rate ``lr`` turns it by about ``lr``, however long the run (Jordan 2024, arXiv:2404.00498).
         options: of Muon.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+    def __init__(self, groups: list[dict[str, Any]], relative: bool = False, **options: Any) -> None:
         # Muon takes nothing but matrices. What it is given here only passes its check.
         matrices = [group | {"params": [p.detach().flatten(1) for p in group["params"]]} for group in groups]
         super().__init__(matrices, **options)
         for group, own in zip(self.param_groups, groups, strict=True):
             group["params"] = own["params"]
+        self._relative = relative
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step; see `torch.optim.Muon`."""
+        if self._relative:
+            self._scale()
+        return super().step(closure)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def _scale(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(math.sqrt(len(weight)) / torch.linalg.vector_norm(weight).clamp(min=1e-12))
 
     def _init_group(self, group: Any, parameters: list[Tensor], grads: list[Tensor], momenta: list[Tensor]) -> bool:
         for p in group["params"]:
@@ -104,7 +120,13 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     adamw = AdamW(groups(rest), lr=lr, betas=settings.betas, fused=True)
     # Updates are scaled to the size of AdamW's, so that both share a learning rate (Liu et al. 2025, arXiv 2502.16982).
     options: dict[str, Any] = {"lr": lr, "momentum": momentum, "adjust_lr_fn": "match_rms_adamw"}
-    return [MatrixMuon(groups(matrices), **options), adamw] if matrices else [adamw]
+    muon_groups = groups(matrices)
+    if settings.muon_relative_lr is not None:
+        # A step of orthogonal columns, however many rows, is then as large as lr says, for rows of norm 1.
+        options |= {"relative": True, "adjust_lr_fn": "original", "ns_steps": 3}
+        for group in muon_groups:
+            group |= {"weight_decay": 0.0, "lr_scale": group["lr_scale"] * settings.muon_relative_lr / lr}
+    return [MatrixMuon(muon_groups, **options), adamw] if matrices else [adamw]
 
 
 def _lr_scales(model: nn.Module, decay: float) -> dict[str, float]:

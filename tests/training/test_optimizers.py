@@ -163,6 +163,30 @@ def test_muon_takes_dense_convolutions_where_it_is_asked_to() -> None:
     make_optimizers(create_model("resnet18"), recipe("digits").optimizer.replace(name="muon", muon_filters=True))
 
 
+def test_muons_relative_learning_rate_is_what_a_step_turns_the_weights_by() -> None:
+    torch.manual_seed(0)
+    model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(16, 32), pool=True)
+    settings = recipe("digits").optimizer.replace(
+        name="muon", muon_filters=True, muon_relative_lr=0.1, lr=0.02, momentum=0.0
+    )
+    optimizers = make_optimizers(model, settings)
+    muon = optimizers[0]
+    assert all(group["weight_decay"] == 0 for group in muon.param_groups)
+    weights = [p for group in muon.param_groups for p in group["params"]]
+    before = [p.detach() * len(p) ** 0.5 / p.detach().norm() for p in weights]
+    for p in weights:
+        p.grad = torch.randn_like(p)
+    begin_momentum(optimizers)
+    set_learning_rate(optimizers, 0.01)  # half of lr: the middle of a decay
+    muon.step()
+    turned = [((p.detach() - old).norm() / old.norm()).item() for p, old in zip(weights, before, strict=True)]
+    # Three iterations leave singular values between 0.2 and 1.2.
+    assert all(0.02 < value < 0.06 for value in turned), turned
+    weights[0].detach().zero_()
+    muon.step()
+    assert weights[0].isfinite().all()
+
+
 def test_muon_needs_linear_layers() -> None:
     with pytest.raises(
         SettingsError, match="muon is for linear layers, and ResNet has none of them to train: use adamw"

@@ -2,21 +2,19 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from tyro.conf import Suppress
 
-from convnext.errors import SettingsError, did_you_mean
+from convnext.config.base import Settings
+from convnext.errors import SettingsError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 MAX_PIXELS = 100_000_000  # of an image, by default: 0.7 GB in each process that reads
-_ALL = "`convnext train RECIPE --help` shows them all"
-# What to do where a setting has a value that another tool would take.
-VALUES = {"device": "--device cuda with CUDA_VISIBLE_DEVICES=N in the environment computes on GPU N"}
 
 
 def _odd(value: int) -> int:
@@ -33,71 +31,6 @@ def _name(value: str) -> str:
     if value in ("", "..") or Path(value).name != value:
         raise ValueError("must be a plain folder name")
     return value
-
-
-class Settings(BaseModel):
-    """Immutable settings; a mistake raises `convnext.errors.SettingsError`, in one line."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-    section: ClassVar[str] = ""
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(self._explain(error)) from None
-
-    @classmethod
-    def _explain(cls, error: ValidationError) -> str:
-        problem = error.errors()[0]
-        if problem["type"] == "extra_forbidden":
-            unknown = (cls.section + str(one["loc"][0]) for one in error.errors() if one["type"] == problem["type"])
-            hints = ((name, did_you_mean(name, RunSettings.names(), _ALL)) for name in unknown)
-            return "; ".join(f"no setting is called {name}: {hint}" for name, hint in hints)
-        message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:
-            return message
-        # Nested locations go on with pydantic's own names for the branches of a union: only the field's is the user's.
-        name = cls.section + str(problem["loc"][0])
-        hint = f"; {VALUES[name]}" if name in VALUES else ""
-        return f"{name}: {message[0].lower()}{message[1:]}, got {problem['input']!r}{hint}"
-
-    @classmethod
-    def names(cls) -> set[str]:
-        """The dotted names of all settings."""
-        names: set[str] = set()
-        for name, field in cls.model_fields.items():
-            group = field.annotation
-            if isinstance(group, type) and issubclass(group, Settings):
-                names |= {f"{name}.{inner}" for inner in group.names()}
-            else:
-                names.add(name)
-        return names
-
-    def replace(self, **changes: Any) -> "Any":
-        """A validated copy with ``changes``: plain (``epochs=5``), nested (``model={"dims": …}``) or dotted
-        (``**{"model.dims": …}``).
-
-        Raises:
-            SettingsError: an unknown setting, or a value out of its bounds.
-        """
-        values: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        nested: dict[str, dict[str, Any]] = {}
-        for key, value in changes.items():
-            name, _, rest = key.partition(".")
-            if rest:
-                nested.setdefault(name, {})[rest] = value
-            elif isinstance(value, dict):
-                nested.setdefault(name, {}).update(value)
-            elif isinstance(values.get(name), Settings) and not isinstance(value, Settings):
-                raise SettingsError(f"{name} is a group of settings, got {value!r}: {did_you_mean(name, self.names())}")
-            else:
-                values[name] = value
-        for name, inner in nested.items():
-            if not isinstance(values.get(name), Settings):
-                raise SettingsError(f"no group of settings is called {name}: {did_you_mean(name, values)}")
-            values[name] = values[name].replace(**inner)
-        return type(self)(**values)
 
 
 class ModelSettings(Settings):
@@ -282,6 +215,9 @@ class OptimizerSettings(Settings):
     """Optimizer; muon is for the linear layers of the blocks, with AdamW for the rest, at one learning rate."""
     muon_filters: bool = False
     """Muon for the dense convolutions, too, each as a matrix with a row a filter."""
+    muon_relative_lr: Annotated[float, Field(gt=0)] | None = None
+    """Muon's own peak learning rate, as a fraction of the weights: before each step they are scaled to a norm of 1 in
+    the mean of the rows, and not decayed (airbench). None for steps of the size of AdamW's."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
     reference_batch_size: Positive = 4096
@@ -397,3 +333,6 @@ class RunSettings(Settings):
         progress = (step - warmup_steps) / max(1, self.epochs * steps_per_epoch - warmup_steps)
         left = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
         return minimum + (self.peak_lr - minimum) * left[self.optimizer.schedule]
+
+
+Settings.whole = RunSettings
