@@ -77,8 +77,8 @@ class Pace(BaseModel):
     def seconds(self, settings: RunSettings) -> float:
         """Of a whole training with the settings: between the two sides a step takes as its pixels do."""
         data = settings.data
-        sides = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
-        first, last = (data.start_size or data.image_size) ** 2, data.image_size**2
+        sides = sizes_by_epoch(data, settings.epochs)
+        first, last = data.first_size**2, data.last_size**2
         slope = (self.full_step - self.small_step) / (last - first) if last > first else 0.0
         training = sum(self.steps * (self.full_step + slope * (side**2 - last)) for side in sides)
         validations = ceil(settings.epochs / settings.eval_every) if self.val else 0
@@ -98,8 +98,8 @@ def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
     evaluated = splits.test if splits.val is None or test > val else splits.val
     steps: list[float] = []
     data = settings.data
-    for side in sorted({data.start_size or data.image_size, data.image_size}):
-        at_side = settings.replace(trackers=(), **{"data.image_size": side, "data.start_size": None})
+    for side in sorted({data.first_size, data.last_size}):
+        at_side = settings.replace(trackers=(), **{"data.train_size": side, "data.start_size": None})
         trainer = Trainer(at_side, splits, accelerator)
         with tempfile.TemporaryDirectory() as folder, StopSignals(Path(folder)) as signals:
             trainer.open(Path(folder))

@@ -141,7 +141,7 @@ def _contender(recipe: Recipe, definition: Definition, model: str, varied: Mappi
     asked: RunSettings = recipe.settings.replace(**changes)
     settings, notes = recipes.complete(asked, changes.keys())
     resolved = registry.resolve(settings.model)
-    registry.check_image_size(resolved, settings.data.start_size or settings.data.image_size)
+    registry.check_image_size(resolved, settings.data.first_size)
     flat = flatten(settings)
     return Contender(
         model=settings.model.name,

@@ -16,7 +16,6 @@ def flops_by_epoch(settings: RunSettings, num_classes: int, images: int) -> list
         num_classes: of the data.
         images: that an epoch trains on.
     """
-    data = settings.data
-    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    sizes = sizes_by_epoch(settings.data, settings.epochs)
     multiply_adds = {size: cost(settings.model, size, num_classes)[1] for size in set(sizes)}
     return [float(_OF_A_MULTIPLY_ADD * _PASSES * multiply_adds[size] * images) for size in sizes]

@@ -220,7 +220,7 @@ def _compute(
         tensors |= {f"{split}.{name}": getattr(predictions, name) for name in ("logits", "targets", "indices")}
     model, info = checkpoint.load_model(folder)
     configure(model, settings)
-    shape = (len(info.mean), settings.data.image_size, settings.data.image_size)
+    shape = (len(info.mean), settings.data.last_size, settings.data.last_size)
     images = -(-settings.batch_size // int(settings.gradient_accumulation))
     autocast = autocast_of(settings.precision, where)
     tensors["memory"] = torch.tensor(step_bytes(prepare_model(model.to(where), info), shape, images, autocast))

@@ -103,10 +103,13 @@ class DataSettings(Settings):
     """Folder of the data set; downloaded into it where the data set can be and is not there yet."""
     image_size: Positive = 224
     """Side in pixels of the square images that the model sees."""
+    train_size: Positive | None = None
+    """Side of training images, where it is less than that of evaluation: crops of random areas show things larger, so
+    that both see them at one size (Touvron et al. 2019), for less work. None for image_size."""
     start_size: Positive | None = None
-    """Side at which training starts, to grow evenly to image_size (progressive resizing); None for image_size."""
+    """Side at which training starts, to grow evenly to train_size (progressive resizing); None for train_size."""
     full_size_from: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of the epochs after which a start_size has grown to image_size."""
+    """Share of the epochs after which a start_size has grown to train_size."""
     center_crop: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the resized shorter side that evaluation keeps: 0.875 is ImageNet's custom at 224 px."""
     val_fraction: Fraction = 0.1
@@ -143,13 +146,26 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> "DataSettings":
-        if self.start_size is not None and self.start_size > self.image_size:
-            raise ValueError(f"data.start_size: {self.start_size} is more than data.image_size {self.image_size}")
+        if self.train_size is not None and self.train_size > self.image_size:
+            raise ValueError(f"data.train_size: {self.train_size} is more than data.image_size {self.image_size}")
+        if self.first_size > self.last_size:
+            name = "image_size" if self.train_size is None else "train_size"
+            raise ValueError(f"data.start_size: {self.start_size} is more than data.{name} {self.last_size}")
         if self.fold and self.fold >= (self.folds or 1):
             raise ValueError(
                 f"data.fold: {self.fold} is too much, since data.folds is {self.folds} and they count from 0"
             )
         return self
+
+    @property
+    def last_size(self) -> int:
+        """Side of the training images of the last epoch."""
+        return self.train_size or self.image_size
+
+    @property
+    def first_size(self) -> int:
+        """Side of the training images of the first epoch."""
+        return self.start_size or self.last_size
 
 
 class AugmentSettings(Settings):

@@ -105,8 +105,8 @@ def schedule(settings: RunSettings, steps_per_epoch: int, path: Path) -> None:
     axes.set_ylabel("learning rate", color=BLUE)
     axes.grid(alpha=0.3)
     data = settings.data
-    if data.start_size is not None:
-        sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    if data.first_size < data.last_size:
+        sizes = sizes_by_epoch(data, settings.epochs)
         beside = axes.twinx()
         beside.stairs(sizes, range(settings.epochs + 1), baseline=None, color=ORANGE)
         beside.set_ylabel("side of the training images, px", color=ORANGE)

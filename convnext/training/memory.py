@@ -30,7 +30,7 @@ def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accele
     """The settings with ``gradient_accumulation`` a number, the same on every process; see `micro_batches_that_fit`."""
     if settings.gradient_accumulation != "auto":
         return settings
-    channels, size = settings.model.in_channels or 3, settings.data.image_size
+    channels, size = settings.model.in_channels or 3, settings.data.last_size
     images = -(-settings.batch_size // accelerator.num_processes)
     device = accelerator.device
     micro_batches = micro_batches_that_fit(model, (channels, size, size), images, device, accelerator.autocast)

@@ -34,13 +34,15 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
     settings, splits, accelerator = prepare(settings, fetch=False)
     settings = settle_augment_on(settings, splits, accelerator)
     data = settings.data
-    full_size: RunSettings = settings.replace(gradient_accumulation=1, **{"data.start_size": None})
+    full_size: RunSettings = settings.replace(
+        gradient_accumulation=1, **{"data.image_size": data.last_size, "data.start_size": None}
+    )
     trainer = Trainer(full_size, splits, accelerator)
     if data.augment_on == "device":
         trainer.resident = ResidentImages(full_size, splits, trainer.device)
     step = _seconds_a_step(trainer, accelerator)
-    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
-    work = sum((size / data.image_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
+    sizes = sizes_by_epoch(data, settings.epochs)
+    work = sum((size / data.last_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
     # A forward pass is a third of a step.
     evaluated = len(splits.test) + (len(splits.val) * settings.epochs // settings.eval_every if splits.val else 0)
     seconds = step * (work * trainer.steps_per_epoch + evaluated / settings.batch_size / 3)

@@ -45,12 +45,12 @@ def cpu_precision(
         return "fp32"
     classes = len(splits.classes)
     # Forward, and twice as much backward; a multiplication and an addition each.
-    operations = 6 * registry.cost(settings.model, settings.data.image_size, classes)[1]
+    operations = 6 * registry.cost(settings.model, settings.data.last_size, classes)[1]
     if operations * len(splits.train) * settings.epochs < LONG:
         return "fp32"
     count = max(2, min(settings.batch_size, round(_STEP / operations)))  # batch norm wants two
     machine = cpu_name(), os.cpu_count(), torch.get_num_threads(), kernels.describe(), *map(version, _LIBRARIES)
-    work = settings.model.model_dump(mode="json"), settings.data.image_size, settings.channels_last, classes, count
+    work = settings.model.model_dump(mode="json"), settings.data.last_size, settings.channels_last, classes, count
     path = cache_folder() / "precision" / f"{hashlib.sha256(repr((machine, work)).encode()).hexdigest()[:32]}.json"
     seconds = remembered(path, NAMES)
     if seconds is None or len(seconds) < len(NAMES):
@@ -67,7 +67,7 @@ def cpu_precision(
 def measured(settings: RunSettings, count: int, classes: int) -> dict[str, float]:
     """Seconds, by precision, of a forward and a backward pass on ``count`` random images: the fastest of its turns, in
     which the machine did least else."""
-    size = settings.data.image_size
+    size = settings.data.last_size
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     times: dict[str, list[float]] = {name: [] for name in NAMES}
     with torch.random.fork_rng(devices=[]):

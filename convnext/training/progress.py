@@ -34,12 +34,13 @@ def announcement(
     warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
     arithmetic = f"{settings.precision} by {kernels.describe()}" if kernels.installed(model) else settings.precision
     split = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
+    sizes = f"{settings.data.image_size} px" + (f", trained at {size} px" if (size := settings.data.train_size) else "")
     held = " (that holds and augments the training images)" if settings.data.augment_on == "device" else ""
     return (
         *splits.notes,
         f"{registry.describe(settings.model)}, {parameters:,} parameters, on {where}{held} in {arithmetic}; "
         f"{len(splits.train):,} training, {held_out}{len(splits.test):,} test images of {len(splits.classes)} classes "
-        f"at {settings.data.image_size} px",
+        f"at {sizes}",
         f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{split} / "
         f"reference {settings.optimizer.reference_batch_size}; {counted(settings.epochs, 'epoch')} of "
         f"{counted(steps, 'step')}, {warmup:g} of warm-up; run folder {folder}",

@@ -97,7 +97,7 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
             f"data.augment_on device: {workers_alone} is computed by workers alone: use --data.augment-on workers, or "
             f"--augment.policy none --augment.color-jitter 0"
         )
-    registry.check_image_size(model, settings.data.start_size or settings.data.image_size)
+    registry.check_image_size(model, settings.data.first_size)
     # Weights expect the normalisation that they were trained with.
     if (weights := origin(model)) is not None and splits.channels == len(weights.mean):
         splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)

@@ -248,7 +248,7 @@ class Trainer:
         """Normalized, mixed images, their targets, and the labels before mixing."""
         if not len(batch.targets):
             # A process none of whose images could be read has to take part all the same, with nothing to say.
-            size = self.settings.data.image_size
+            size = self.settings.data.last_size
             images = torch.zeros(1, self.splits.channels, size, size, device=self.device)
             nothing = torch.zeros(1, dtype=torch.int64, device=self.device)
             return images, nothing, nothing

@@ -258,15 +258,34 @@ def test_mixing_by_element_leaves_some_images_alone() -> None:
 
 
 def test_progressive_resizing_grows_to_the_full_size() -> None:
-    assert sizes_by_epoch(224, None, 0.7, 3) == [224] * 3
-    assert sizes_by_epoch(32, 16, 0.5, 8) == [16, 20, 24, 28, 32, 32, 32, 32]
-    sizes = sizes_by_epoch(224, 128, 0.7, 30)
+    assert sizes_by_epoch(DataSettings(image_size=224), 3) == [224] * 3
+    assert sizes_by_epoch(DataSettings(image_size=32, start_size=16, full_size_from=0.5), 8) == [
+        16,
+        20,
+        24,
+        28,
+        32,
+        32,
+        32,
+        32,
+    ]
+    sizes = sizes_by_epoch(DataSettings(start_size=128), 30)
     assert sizes == sorted(sizes)
     assert sizes[0] == 128
     assert sizes[21:] == [224] * 9
     assert len(set(sizes)) <= 5
     with pytest.raises(SettingsError, match=r"data\.start_size: 64 is more than data\.image_size 32"):
         DataSettings(image_size=32, start_size=64)
+
+
+def test_training_images_may_stay_smaller_than_those_of_evaluation() -> None:
+    assert sizes_by_epoch(DataSettings(image_size=64, train_size=48), 2) == [48, 48]
+    smaller = DataSettings(image_size=64, train_size=48, start_size=32, full_size_from=0.5)
+    assert sizes_by_epoch(smaller, 8) == [32, 32, 38, 44, 48, 48, 48, 48]
+    with pytest.raises(SettingsError, match=r"data\.start_size: 56 is more than data\.train_size 48"):
+        DataSettings(image_size=64, train_size=48, start_size=56)
+    with pytest.raises(SettingsError, match=r"data\.train_size: 65 is more than data\.image_size 64"):
+        DataSettings(image_size=64, train_size=65)
 
 
 def test_repeated_augmentation_shows_fewer_images_in_more_views(photographs: Path) -> None:

@@ -68,7 +68,7 @@ def test_every_recipe_says_what_it_is_and_builds_its_model(name: str) -> None:
     assert known.summary.endswith(".")
     assert f"Command: ``convnext train {name}" in known.docs
     settings = recipe(name)
-    registry.check_image_size(registry.resolve(settings.model), settings.data.start_size or settings.data.image_size)
+    registry.check_image_size(registry.resolve(settings.model), settings.data.first_size)
     assert count_gmacs(build(settings), settings.data.image_size) > 0
     assert (known.published is None) == (name in OURS)
 

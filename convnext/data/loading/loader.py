@@ -263,8 +263,7 @@ def _each_class_equally(targets: Tensor, count: int, generator: torch.Generator)
 
 def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[float]) -> AugmentedImages:
     """The images of a run, each epoch at its size; ``mean`` is the colour of erased rectangles, from 0 to 1."""
-    data = settings.data
-    sizes = sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    sizes = sizes_by_epoch(settings.data, settings.epochs)
     by_size = {size: TrainTransform(settings.augment, size, mean) for size in set(sizes)}
     return AugmentedImages(source, [by_size[size] for size in sizes], settings.seed)
 

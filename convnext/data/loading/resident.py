@@ -60,8 +60,7 @@ def stored_bytes(settings: RunSettings, source: ImageSource) -> int:
 
 
 def _sizes(settings: RunSettings) -> list[int]:
-    data = settings.data
-    return sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs)
+    return sizes_by_epoch(settings.data, settings.epochs)
 
 
 class ResidentImages:

@@ -58,7 +58,7 @@ def cost(recipe: Recipe) -> Cost:
     settings, data = recipe.settings, recipe.settings.data
     entry = DATASETS[data.name]
     model = registry.resolve(settings.model, 1 if entry.images.startswith("grey") else 3)
-    sizes = Counter(sizes_by_epoch(data.image_size, data.start_size, data.full_size_from, settings.epochs))
+    sizes = Counter(sizes_by_epoch(data, settings.epochs))
     costs = {size: registry.cost(model, size, entry.classes or 1000) for size in sizes | {data.image_size: 0}}
     forward = {size: 2.0 * macs for size, (_, macs) in costs.items()}
     count = round(entry.splits["train"] * (1 - data.val_fraction)) if entry.splits else None
