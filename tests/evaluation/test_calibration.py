@@ -1,10 +1,11 @@
-"""Calibration, against direct loops and LBFGS."""
+"""Calibration, against direct loops, torchmetrics and LBFGS."""
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from convnext.errors import SettingsError
 from convnext.evaluation.calibration import calibrate, expected_calibration_error, fit_temperature, reliability
@@ -31,6 +32,15 @@ def test_the_error_is_that_of_its_definition(bins: int) -> None:
     probabilities = np.stack([confidences, 1 - confidences], 1)
     by_class = expected_calibration_error(probabilities, correct, bins)
     assert by_class == pytest.approx(_looped(probabilities.max(1), correct, bins))
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+@pytest.mark.parametrize("scale", [0.2, 1.0, 3.0])
+def test_the_error_is_that_of_torchmetrics(scale: float, bins: int) -> None:
+    logits, targets = _cases(scale)
+    peer = multiclass_calibration_error(logits.softmax(1), targets, num_classes=5, n_bins=bins, norm="l1")
+    ours = expected_calibration_error(logits.softmax(1).numpy(), (logits.argmax(1) == targets).numpy(), bins)
+    assert ours == pytest.approx(peer.item(), abs=1e-5)  # the peer sums in float32
 
 
 def test_known_answers() -> None:
