@@ -105,7 +105,7 @@ def fit_to(entry: str, settings: RunSettings, seconds: float) -> RunSettings:
     epoch = seconds_an_epoch(entry, settings.replace(**{"data.start_size": None}))
     if data.start_size:
         small = seconds_an_epoch(
-            entry, settings.replace(**{"data.start_size": None, "data.image_size": data.start_size})
+            entry, settings.replace(**{"data.start_size": None, "data.train_size": data.start_size})
         )
         epoch = data.full_size_from * small + (1 - data.full_size_from) * epoch
     epochs = max(1, int(seconds * (1 - SPARE) / epoch))

@@ -232,8 +232,8 @@ class OptimizerSettings(Settings):
     muon_filters: bool = False
     """Muon for the dense convolutions, too, each as a matrix with a row a filter."""
     muon_relative_lr: Annotated[float, Field(gt=0)] | None = None
-    """Muon's own peak learning rate, as a fraction of the weights: before each step they are scaled to a norm of 1 in
-    the mean of the rows, and not decayed (airbench). None for steps of the size of AdamW's."""
+    """Muon's own peak learning rate, as a fraction of the weights: before each step they are scaled to a root
+    mean square of 1 over the norms of their rows, and not decayed (airbench). None for steps of the size of AdamW's."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
     reference_batch_size: Positive = 4096

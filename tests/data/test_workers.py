@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
@@ -51,12 +52,30 @@ def test_workers_killed_at_many_moments() -> None:
         assert not living_workers()
 
 
-def read(numbers: "DataLoader[Tensor | UserError]", moment: int) -> None:
+def read(numbers: "DataLoader[Tensor | UserError]", moment: int, before: Callable[[], object] = lambda: None) -> None:
     """Read all, and kill the workers after item ``moment``."""
     with reading(numbers, lambda: ["image 7"]) as stream:
         for index, _ in enumerate(stream):
             if index == moment:
+                before()
                 kill_workers()
+
+
+class Lockable(DataLoader[Tensor]):
+    """Has the lock of the event by which its workers are told to end."""
+
+    def __iter__(self) -> Any:
+        iterator: Any = super().__iter__()
+        self.lock = iterator._workers_done_event._cond
+        return iterator
+
+
+@pytest.mark.parametrize("moment", [0, 20])
+def test_workers_that_die_with_a_lock_hold_nobody_up(moment: int) -> None:
+    loader = Lockable(Numbers(), batch_size=4, num_workers=2)
+    with pytest.raises(DataError, match=r"died \(pid [\d, ]+\) at image 7: where"):
+        read(loader, moment, lambda: loader.lock.acquire())  # as if killed while one looked at the event
+    assert not living_workers()
 
 
 class DyingAtTheEnd(DataLoader[Tensor]):

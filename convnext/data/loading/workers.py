@@ -30,6 +30,7 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
     try:
         try:
             iterator = iter(loader)
+            _set_without_lock(iterator)
             yield _items(iterator)
         finally:
             # Workers ignore signals, so they must be ended also where the traceback of an error keeps the iterator.
@@ -46,13 +47,50 @@ def reading(loader: DataLoader[T | UserError], being_read: Callable[[], list[str
         ) from error
 
 
+class _Done:
+    """The event by which workers are told to end, set without its lock: a worker that is killed while it looks at the
+    event never gives the lock back, and `set` would wait for it for ever. Nobody waits on the event."""
+
+    def __init__(self, event: Any) -> None:
+        self.event, self._done = event, False
+
+    def set(self) -> None:
+        """Set it for the workers."""
+        self.event._flag.acquire(False)
+        self.event._flag.release()
+        self._done = True
+
+    def is_set(self) -> bool:
+        """Whether it was set here, which is where it is set."""
+        return self._done
+
+    def is_stuck(self) -> bool:
+        """Whether a dead worker has the lock, so that the others cannot go on."""
+        if self.event._cond.acquire(True, _MOMENT):
+            self.event._cond.release()
+            return False
+        return True
+
+
+def _set_without_lock(iterator: Any) -> None:
+    if event := getattr(iterator, "_workers_done_event", None):
+        iterator._workers_done_event = _Done(event)
+
+
 def _end_workers(iterator: Any) -> RuntimeError | None:
     """End all workers, those that live after their images; returns the loader's error for the death of one of them,
     which it raises anywhere, and so may interrupt each step of this."""
     error = None
     workers = getattr(iterator, "_workers", ())
     shut_down = getattr(iterator, "_shutdown_workers", lambda: None)
-    for step in (shut_down, *(end for worker in workers for end in (worker.kill, worker.join))):
+
+    def end_stuck() -> None:
+        done = getattr(iterator, "_workers_done_event", None)
+        if isinstance(done, _Done) and done.is_stuck():
+            for worker in workers:
+                worker.kill()
+
+    for step in (end_stuck, shut_down, *(end for worker in workers for end in (worker.kill, worker.join))):
         try:
             step()
         except RuntimeError as raised:
