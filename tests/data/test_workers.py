@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import psutil
@@ -66,7 +67,8 @@ class Lockable(DataLoader[Tensor]):
 
     def __iter__(self) -> Any:
         iterator: Any = super().__iter__()
-        self.lock = iterator._workers_done_event._cond
+        (event,) = (value for value in vars(iterator).values() if isinstance(value, Event))
+        self.lock = event._cond  # type: ignore[attr-defined]
         return iterator
 
 
