@@ -9,11 +9,14 @@ from pathlib import Path
 from convnext.storage.files import write_text
 
 
-def cpu_name() -> str:
-    """As the processor calls itself, where the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    name = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return name[1] if name else platform.processor() or platform.machine()
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """As the processor calls itself, where the system tells; by family and model, too, where that names no model, as in
+    many virtual machines: an "AMD EPYC" may be of any generation."""
+    known = dict(re.findall(r"^(\w[\w ]*?)\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)) if cpuinfo.exists() else {}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= known.keys() and not re.search(r"\d", name):
+        return f"{name} (family {known['cpu family']}, model {known['model']})"
+    return name
 
 
 def remember(path: Path, numbers: Mapping[str, float]) -> None:
