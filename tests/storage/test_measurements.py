@@ -16,7 +16,7 @@ from convnext.storage.measurements import cpu_name
         ("AMD EPYC 9654 96-Core Processor", 25, 17, "AMD EPYC 9654 96-Core Processor"),
     ],
 )
-def test_a_name_of_several_generations_is_told_by_family_and_model(
+def test_a_name_of_several_generations_is_followed_by_family_and_model(
     name: str, family: int, model: int, expected: str, tmp_path: Path
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
@@ -25,7 +25,7 @@ def test_a_name_of_several_generations_is_told_by_family_and_model(
     assert cpu_name(cpuinfo) == expected
 
 
-def test_a_system_that_tells_nothing_has_a_name_all_the_same(tmp_path: Path) -> None:
+def test_a_system_without_a_name_has_a_name_all_the_same(tmp_path: Path) -> None:
     assert cpu_name(tmp_path / "missing")
     arm = tmp_path / "cpuinfo"
     arm.write_text("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\n")
