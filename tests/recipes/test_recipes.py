@@ -45,7 +45,7 @@ OURS = {
         "caltech256",
         "mini-imagenet",
     ),
-    *("tiny-imagenet", "imagenette", "folder"),
+    *("tiny-imagenet", "tiny-imagenet-fast", "imagenette", "folder"),
 }
 
 # One epoch of one block on tiny images, under what else a recipe has.
