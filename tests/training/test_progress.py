@@ -4,16 +4,19 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from torch import device
 
 from convnext import RunSettings, recipe
+from convnext.data.datasets.load import load_splits
 from convnext.data.progress import duration, tracked
 from convnext.models import registry
 from convnext.runs.checkpoint import TrainingState
 from convnext.training.memory import settle_gradient_accumulation
-from convnext.training.progress import Display, epoch_line
+from convnext.training.progress import Display, announcement, epoch_line
 
 
 def ticking(step: float) -> Iterator[float]:
@@ -102,3 +105,20 @@ def automatic() -> RunSettings:
 def test_torchrun_says_things_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(os.environ, "RANK", "1")
     assert lines_of_run(90.0, capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "line"),
+    [
+        ("muon", "Muon's own peak learning rate 0.17 is a fraction of its weights"),
+        ("adamw", "for Muon alone, so without effect on adamw: optimizer.muon_filters, optimizer.muon_relative_lr"),
+    ],
+)
+def test_what_is_of_muon_alone_is_said(optimizer: str, line: str) -> None:
+    muon = {"optimizer.name": optimizer, "optimizer.muon_filters": True, "optimizer.muon_relative_lr": 0.17}
+    settings = recipe("digits", **muon)
+    splits = load_splits(settings.data)
+    model = registry.build(settings.model, 10)
+    assert line in announcement(settings, splits, model, device("cpu"), Path("runs"))
+    plain = announcement(recipe("digits"), splits, model, device("cpu"), Path("runs"))
+    assert not [line for line in plain if "Muon" in line]
