@@ -19,17 +19,18 @@ from record import this_machine
 from run_json import ROOT, Run
 
 
-def run_of(report: dict[str, Any], scrub: dict[str, str]) -> Run:
+def run_of(report: dict[str, Any], scrub: dict[str, str], commit: str | None = None) -> Run:
     """What ``run.json`` holds of a report; ``scrub`` has what stands for this machine's paths."""
     how, numbers, seeds = report["how"], {}, set()
-    for name, group in groupby(report["cells"], key=itemgetter("contender")):
-        cells = list(group)
+    # The cells are in the order in which they were trained, one seed of all contenders after the other.
+    for name, group in groupby(sorted(report["cells"], key=itemgetter("contender")), key=itemgetter("contender")):
+        cells = sorted(group, key=itemgetter("seed"))
         seeds |= {cell["seed"] for cell in cells}
         numbers[f"{re.sub('[^a-z0-9]+', '_', name)}_top1"] = [cell["top1"] for cell in cells]
     several = len(seeds) > 1
     return Run(
         command=_scrubbed(how["command"], scrub),
-        commit=re.sub("-dirty", "", how.get("commit", "")) or None,
+        commit=commit or re.sub("-dirty", "", how.get("commit", "")) or None,
         date=datetime.date.fromisoformat(how["made"][:10]),
         machine=this_machine(uses_gpu=False),
         data=how["data"],
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="output of convnext compare")
     parser.add_argument("name", help="of the folder below results/comparison")
     parser.add_argument("--root", required=True, help="folder of the data, which becomes DIR")
+    parser.add_argument("--commit", help="that was run; None for the one that the report names")
     options = parser.parse_args()
     if missing := json.loads((options.folder / "report.json").read_text(encoding="utf-8"))["missing"]:
         parser.error(f"{len(missing)} trainings are missing: let convnext compare go on first")
@@ -64,7 +66,7 @@ def main() -> None:
     for name in ("report.md", "report.json"):
         text = (options.folder / name).read_text(encoding="utf-8")
         (target / name).write_text(_scrubbed(text, scrub), encoding="utf-8")
-    run = run_of(json.loads((target / "report.json").read_text(encoding="utf-8")), scrub)
+    run = run_of(json.loads((target / "report.json").read_text(encoding="utf-8")), scrub, options.commit)
     (target / "run.json").write_text(json.dumps(run.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     print(f"{target} is written")
 

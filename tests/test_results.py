@@ -154,8 +154,8 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
     cells = [
         {"contender": name, "seed": seed, "run": f"{made}/runs/{seed}", "top1": top1 + seed / 100, "seconds": 90.0}
         | {"parameters": 2_000_000, "forward_flops": 2e8, "points": [{"epoch": 3}]}
-        for name, top1 in (("ours", 0.5), ("swin_t lr=1", 0.6))
         for seed in (0, 1)
+        for name, top1 in (("ours", 0.5), ("swin_t lr=1", 0.6))
     ]
     how = {"command": f"convnext compare --data.root {tmp_path}/images --output {made}", "made": "2026-11-26 12:57 UTC"}
     how |= {"data": "digits", "measured on": "a CPU", "torch": "2", "commit": "1234567-dirty"}
