@@ -2,7 +2,7 @@
 
 The network and the training of recipe `cifar10-fast` for 200 classes at 64 px: patch size 4, wider stages, random areas
 in place of a border, less label smoothing, and images that grow from 32 to 48 px over three fifths of the epochs; it is
-tested at 64 px, since objects in random areas appear larger than in whole images (Touvron et al. 2019, arXiv:1906.06423).
+tested at 64 px: objects in random areas appear larger than in whole images (Touvron et al. 2019, arXiv:1906.06423).
 
 Reaches 55.46 % top-1 on the validation images with 4.65 M parameters in 62 minutes on two cores of an AMD EPYC, Zen 5
 (``results/tiny-imagenet/fast``). What was tried is in ``docs/research/tiny-imagenet.md``.
