@@ -25,6 +25,7 @@ _BAD_VALUE = re.compile(
     r"Error parsing (--\S+): (?:no type matching (.+) could be instantiated from|"
     r"(invalid literal for int|could not convert string to float).*:) \[?(.*?)\]?$"
 )
+_BAD_CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.+)'. Expected one of \((.+)\)$")
 _KINDS = {
     **{
         "[FLOAT [FLOAT ...]]": "numbers",
@@ -78,6 +79,9 @@ def _one_line(box: str, known: Sequence[str]) -> str:
         for kind, meaning in _KINDS.items():
             kinds = kinds.replace(kind, meaning)
         return f"{bad[1]} takes {re.sub('[{}]', '', kinds)}, not {bad[4]}"
+    if bad := _BAD_CHOICE.match(text):
+        choices = re.findall(r"'([^']*)'", bad[3])
+        return f"{bad[2]} takes {', '.join(choices[:-1])} or {choices[-1]}, not {bad[1]!r}{_meant(bad[1], choices)}"
     if not text.startswith(_UNKNOWN):
         return "; ".join([text, *(hint for name, hint in VALUES.items() if f"'--{name}'" in text)])
     word, _, value = text.removeprefix(_UNKNOWN).partition(", ")[0].partition("=")
@@ -88,6 +92,11 @@ def _one_line(box: str, known: Sequence[str]) -> str:
         return f"{word}={value} has no dashes: {hint.removesuffix('?')} {value}?"
     folder = f": a folder of images is given by --data.root {word}" if "--data.root" in known else ""
     return f"{word!r} is too much{folder if Path(word).is_dir() else ''}"
+
+
+def _meant(choice: str, known: Sequence[str]) -> str:
+    hint = did_you_mean(choice, known, "none is alike")
+    return "" if hint == "none is alike" else f": {hint}"
 
 
 class Table:

@@ -98,7 +98,7 @@ def test_the_table_has_the_machine_and_the_ratio_to_timm(capfd: pytest.CaptureFi
             "convnext_tinny is no run or exported file that is there, and no model's name: did you mean",
         ),
         (["timm:convnext_tinny"], "timm has no model 'convnext_tinny': did you mean"),
-        (["resnet18", "--backends", "onxruntime"], "invalid choice 'onxruntime' for argument '--backends'"),
+        (["resnet18", "--backends", "onxruntime"], "openvino, not 'onxruntime': did you mean onnxruntime?"),
         (["resnet18", "--batch-sizes", "0"], "batch-sizes: must be at least 1"),
         (["resnet18", "--threads", "0"], "threads: must be at least 1"),
         (["resnet18", "--seconds", "0"], "seconds: must be a number above 0, got 0"),

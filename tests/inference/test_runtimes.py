@@ -164,7 +164,7 @@ def test_what_cannot_be_is_one_line(run: Path, capfd: pytest.CaptureFixture[str]
     for words, message in (
         (["evaluate", str(file), "--backend", "eager"], "is for backend onnxruntime, not eager"),
         (["evaluate", str(run), "--backend", "onnxruntime", "--data.workers", "1"], "--data.workers is of PyTorch"),
-        (["predict", str(run), str(file), "--backend", "openvno"], "invalid choice 'openvno'"),
+        (["predict", str(run), str(file), "--backend", "openvno"], "not 'openvno': did you mean openvino?"),
     ):
         assert main(words) == 2
         assert message in capfd.readouterr().err

@@ -215,7 +215,7 @@ def test_convert_a_run(digits_run: convnext.Run, tmp_path: Path) -> None:
         ("weights.pth weights.pth", "exists already"),
         ("weights.pth nowhere/out.pth", "folder nowhere is not there"),
         ("weights.pth out.pth --to torchvision", "layout torchvision cannot hold this ConvNeXt V2"),
-        ("weights.pth out.pth --to keras", "invalid choice 'keras'"),
+        ("weights.pth out.pth --to keras", ", not 'keras' (see convnext convert --help)"),
         ("other.pth out.pth", "no known layout of a ConvNeXt has"),
     ],
 )
