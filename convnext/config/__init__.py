@@ -179,8 +179,8 @@ class AugmentSettings(Settings):
     """Pixels of reflected border for crop 'padding'."""
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
     """Range of the area kept by crop 'resized', as a share of the image."""
-    flip: Probability = 0.5
-    """Probability of a horizontal flip."""
+    flip: Probability | Literal["alternate"] = 0.5
+    """Probability of a horizontal flip; alternate: each image is flipped in every other epoch (airbench)."""
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Strength of random changes of brightness, contrast and saturation; 0 for none."""
     policy: Literal["none", "randaugment", "autoaugment", "trivialaugment"] = "none"

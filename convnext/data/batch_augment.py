@@ -20,7 +20,8 @@ from convnext.data.transforms import CROP_RATIO
 
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # area and height over width of a rectangle, as v2.RandomErasing
 _ATTEMPTS = 10  # at a rectangle that fits, as there and in RandomResizedCrop
-_DECISIONS, _AREA, _ERASING, _MIXING = range(0, 2**10, 2**8)  # purposes; the number of an attempt is added
+# Purposes; the number of an attempt is added.
+_DECISIONS, _AREA, _ERASING, _MIXING, _ALTERNATING = range(0, 5 * 2**8, 2**8)
 
 
 class BatchAugment:
@@ -71,12 +72,19 @@ class BatchAugment:
         """
         area = self._crop.draw(words_for(keys, _AREA, self._crop.attempts, self.seed))
         decisions = words_for(keys, _DECISIONS, 1, self.seed)[:, 0]
-        flipped = occurs(decisions[:, :1], self.settings.flip)
+        flipped = self._flipped(keys, decisions[:, :1])
         erased = torch.zeros_like(area)
         if self.settings.random_erasing:
             erased = self._rectangles(words_for(keys, _ERASING, _ATTEMPTS, self.seed))
             erased = erased * occurs(decisions[:, 1:2], self.settings.random_erasing)
         return torch.cat([area, flipped, erased], 1)
+
+    def _flipped(self, keys: Tensor, words: Tensor) -> Tensor:
+        """``(n, 1)``, 1 for an image that is turned round; ``words`` are of this epoch's view."""
+        if self.settings.flip != "alternate":
+            return occurs(words, self.settings.flip)
+        of_image = torch.cat([torch.zeros_like(keys[:, :1]), keys[:, 1:]], 1)
+        return (words_for(of_image, _ALTERNATING, 1, self.seed)[:, 0, :1] + keys[:, :1]) % 2
 
     def __call__(self, pixels: Tensor, images: Tensor, views: Tensor) -> Tensor:
         """Views of some of the images.

@@ -31,7 +31,8 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a random area
 
 
 class TrainTransform:
-    """Random augmentation; every draw comes from torch's global generator.
+    """Random augmentation; every draw comes from torch's global generator. Alternating flips, which depend on the
+    epoch, are left to who knows it.
 
     Called with a picture, gives ``(C, image_size, image_size)`` uint8.
 
@@ -47,8 +48,8 @@ class TrainTransform:
         before: list[Callable[[Tensor], Tensor]] = []
         if settings.crop == "padding" and settings.crop_padding:
             before.append(_PaddedCrop(image_size, settings.crop_padding))
-        if settings.flip:
-            before.append(self._flip)
+        if settings.flip and settings.flip != "alternate":
+            before.append(_Flip(settings.flip))
         pillow: list[nn.Module] = []  # faster there than on tensors
         if settings.color_jitter:
             pillow.append(v2.ColorJitter(*[settings.color_jitter] * 3))
@@ -64,10 +65,6 @@ class TrainTransform:
             pixels = step(pixels)
         return pixels
 
-    def _flip(self, pixels: Tensor) -> Tensor:
-        # As v2.RandomHorizontalFlip draws and does it, less the module around it, which takes longer than the flip.
-        return functional.horizontal_flip_image(pixels) if torch.rand(1) < self.settings.flip else pixels
-
     def _crop(self, picture: Picture) -> Tensor:
         if self.settings.crop != "resized":
             return _tensor(picture.center(self.image_size, margin=1))
@@ -77,6 +74,16 @@ class TrainTransform:
         top, left, rows, columns = RandomResizedCrop.get_params(shape, list(self.settings.crop_scale), list(CROP_RATIO))
         box = left, top, left + columns, top + rows
         return _tensor(picture.resized(box, self.image_size, self.image_size))
+
+
+class _Flip:
+    """As ``v2.RandomHorizontalFlip``, less the module around it, which takes longer than the flip."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return functional.horizontal_flip_image(pixels) if torch.rand(1) < self.probability else pixels
 
 
 class _PaddedCrop:

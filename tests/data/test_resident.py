@@ -86,7 +86,12 @@ def view(run: RunSettings, splits: Splits, size: int, key: tuple[int, int, int])
         whole = np.pad(picture.center(size, margin=1), ((border, border), (border, border), (0, 0)), "reflect")
         pixels = whole[top : top + size, left : left + size]
     flip, erase, *_ = words(0)[0]
-    if flip < augment.flip * 2**32:
+    if augment.flip == "alternate":
+        of_image = int(philox(torch.tensor([0, *key[1:], 1024]), run.seed)[0])
+        flipped = (of_image + key[0]) % 2 == 1
+    else:
+        flipped = flip < augment.flip * 2**32
+    if flipped:
         pixels = pixels[:, ::-1]
     erased = rectangle(words(512), (size, size), 1, (0.02, 0.33), (0.3, 3.3))
     if erased is not None and erase < augment.random_erasing * 2**32:
@@ -97,13 +102,15 @@ def view(run: RunSettings, splits: Splits, size: int, key: tuple[int, int, int])
 
 
 @pytest.mark.parametrize("crop", ["none", "padding", "resized"])
-@pytest.mark.parametrize("erasing", [0.0, 0.5])
+@pytest.mark.parametrize(("erasing", "flip"), [(0.0, 0.5), (0.5, "alternate")])
 @pytest.mark.parametrize(("shape", "start"), [((16, 16, 3), None), ((20, 28, 3), 8), ((33, 18, 1), 12)])
 def test_a_batch_is_what_a_loop_over_its_images_makes(
-    crop: str, erasing: float, shape: tuple[int, int, int], start: int | None
+    crop: str, erasing: float, flip: float | str, shape: tuple[int, int, int], start: int | None
 ) -> None:
     """Every bit, at sizes that grow, of images that are larger, smaller and not square."""
-    run = settings(augment={"crop": crop, "random_erasing": erasing, "repeats": 2}, **{"data.start_size": start})
+    run = settings(
+        augment={"crop": crop, "random_erasing": erasing, "flip": flip, "repeats": 2}, **{"data.start_size": start}
+    )
     splits = images(*shape)
     sizes = set()
     for batch, keys in zip(resident(run, splits), training_sampler(run, splits.train, 0, 1), strict=True):
@@ -115,6 +122,27 @@ def test_a_batch_is_what_a_loop_over_its_images_makes(
         for pixels, key in zip(batch.images, keys, strict=True):
             assert np.array_equal(pixels.permute(1, 2, 0), view(run, splits, size, key)), key
     assert sizes == {None: {16}, 8: {8, 12, 16}, 12: {12, 14, 16}}[start]
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_alternating_flips_show_an_image_from_each_side_in_turn(on_device: bool) -> None:
+    run = settings(epochs=4, batch_size=COUNT, augment={"crop": "none", "flip": "alternate"})
+    splits = images(16, 16)
+    if on_device:
+        epochs = resident(run, splits)
+    else:
+        with batches(
+            training_images(run, splits.train, splits.mean), training_sampler(run, splits.train, 0, 1), 0
+        ) as read:
+            epochs = [batch._replace(images=batch.images.clone()) for batch in read]
+    flipped = torch.zeros(4, COUNT, dtype=torch.bool)
+    for epoch, batch in enumerate(epochs):
+        for pixels, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            image = torch.from_numpy(np.asarray(splits.train.raw(index))).permute(2, 0, 1)
+            flipped[epoch, index] = not torch.equal(pixels, image)
+            assert torch.equal(pixels.flip(-1) if flipped[epoch, index] else pixels, image)
+    assert torch.equal(flipped[1:], ~flipped[:-1])
+    assert 10 < flipped[0].sum() < 30
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 18), (10, 30), (20, 20)])

@@ -67,12 +67,15 @@ class AugmentedImages(Dataset[Sample]):
         source: the images.
         transforms: one an epoch.
         seed: of the random changes.
+        alternate: whether each image is flipped in every other epoch.
     """
 
-    def __init__(self, source: ImageSource, transforms: Sequence[Transform], seed: int) -> None:
+    def __init__(
+        self, source: ImageSource, transforms: Sequence[Transform], seed: int, alternate: bool = False
+    ) -> None:
         self.source = source
         self.transforms = transforms
-        self.seed = seed
+        self.seed, self.alternate = seed, alternate
         # Shared with the workers, so that one that dies leaves word of what it was reading.
         self._reading = torch.full((_MOST_WORKERS,), -1).share_memory_()  # type: ignore[no-untyped-call]
 
@@ -99,12 +102,14 @@ class AugmentedImages(Dataset[Sample]):
             self._reading[worker.id] = -1
 
     def _read(self, key: Key) -> Sample:
-        epoch, index, _ = key
+        epoch, index, repetition = key
         generator = torch.default_generator
         state = generator.get_state()
         generator.manual_seed(seed_for(self.seed, *key))
         try:
             pixels = self.transforms[epoch](self.source.picture(index))
+            if self.alternate and (seed_for(self.seed, index, repetition) + epoch) % 2:
+                pixels = pixels.flip(-1)
             return pixels, int(self.source.targets[index]), index
         except UnreadableImageError as error:
             return str(error)
@@ -265,7 +270,8 @@ def training_images(settings: RunSettings, source: ImageSource, mean: Sequence[f
     """The images of a run, each epoch at its size; ``mean`` is the colour of erased rectangles, from 0 to 1."""
     sizes = sizes_by_epoch(settings.data, settings.epochs)
     by_size = {size: TrainTransform(settings.augment, size, mean) for size in set(sizes)}
-    return AugmentedImages(source, [by_size[size] for size in sizes], settings.seed)
+    alternate = settings.augment.flip == "alternate"
+    return AugmentedImages(source, [by_size[size] for size in sizes], settings.seed, alternate)
 
 
 def training_sampler(settings: RunSettings, source: ImageSource, rank: int, world_size: int) -> TrainSampler:
