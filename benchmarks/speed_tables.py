@@ -2,8 +2,9 @@
 
 import json
 from statistics import mean
+from typing import Any
 
-from run_json import ROOT, Link, grid, numbers_of, runs, source_of
+from run_json import ROOT, Link, TableError, grid, numbers_of, runs, source_of
 
 
 def speed(link: Link) -> str:
@@ -80,20 +81,33 @@ def claims(_: Link) -> str:
     return grid(header, rows.values())
 
 
-def comparisons(link: Link) -> str:
-    """What ``convnext compare`` found, a row a contender, the best of each comparison first."""
-    rows = []
-    for where, run in runs().items():
-        if not where.startswith("comparison/"):
-            continue
-        report = json.loads((ROOT / "results" / where / "report.json").read_text(encoding="utf-8"))
-        for contender in sorted(report["contenders"], key=lambda each: -each["top1"]["mean"]):
-            cells = [cell for cell in report["cells"] if cell["contender"] == contender["name"]]
-            top1, spread = contender["top1"], contender["top1"]["std"]
-            known = f" ± {100 * spread:.2f}" if spread is not None else ""
-            rows.append([link(where.removeprefix("comparison/"), where), contender["name"], f"{len(cells)}"])
-            rows[-1] += [f"{100 * top1['mean']:.2f}{known} %", f"{cells[0]['parameters'] / 1e6:.2f} M"]
-            rows[-1] += [f"{cells[0]['forward_flops'] / 2e9:.3f}", f"{cells[0]['points'][-1]['epoch']}"]
-            rows[-1] += [f"{mean(cell['seconds'] for cell in cells) / 60:.1f} min", str(run.machine), source_of(run)]
-    header = ["comparison", "contender", "seeds", "test top-1", "parameters", "GMACs", "epochs", "a training"]
-    return grid([*header, "machine", "date, commit"], rows)
+def comparison(link: Link, where: str) -> str:
+    """What ``convnext compare`` found, a row a contender, with the difference from the first.
+
+    Raises:
+        TableError: that folder below ``results`` has no comparison.
+    """
+    run, path = runs().get(where), ROOT / "results" / where / "report.json"
+    if run is None or not path.is_file():
+        raise TableError(f"results/{where} has no run.json and report.json of a comparison")
+    report, rows = json.loads(path.read_text(encoding="utf-8")), []
+    first = report["contenders"][0]["name"]
+    for contender in report["contenders"]:
+        name, top1, spread = contender["name"], contender["top1"]["mean"], contender["top1"]["std"]
+        cells = [cell for cell in report["cells"] if cell["contender"] == name]
+        rows.append([name, f"{100 * top1:.2f}" + (f" ± {100 * spread:.2f} %" if spread is not None else " %")])
+        pair = [pair for pair in report["pairs"] if {pair["a"], pair["b"]} == {first, name}]
+        rows[-1] += [_points(pair[0], first) if pair else ""]
+        rows[-1] += [f"{cells[0]['parameters'] / 1e6:.2f} M", f"{cells[0]['forward_flops'] / 2e9:.3f}"]
+        rows[-1] += [f"{cells[0]['points'][-1]['epoch']}", f"{mean(cell['seconds'] for cell in cells) / 60:.1f} min"]
+    header = ["contender", "test top-1", "points from the first", "parameters", "GMACs", "epochs", "a training"]
+    seeds = f"{len(run.seeds)} seed{'s' * (len(run.seeds) > 1)}"
+    return f"{grid(header, rows)}\n{link('Report', where)}; {seeds}; {run.machine}; {source_of(run)}.\n"
+
+
+def _points(pair: dict[str, Any], first: str) -> str:
+    """The difference of the other from the ``first``, with its interval, in bold where it is significant."""
+    sign = -100 if pair["a"] == first else 100
+    low, high = sorted((sign * pair["low"], sign * pair["high"]))
+    text = f"{sign * pair['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"**{text}**" if pair["significant"] else text

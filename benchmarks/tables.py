@@ -14,6 +14,7 @@ inference        a model on every backend, beside timm's and torchvision's
 roofline         where a step's time goes on a CPU
 serving          a server under load
 statistics       how often a difference is claimed
+comparison/NAME  what `convnext compare` found
 others           every other run
 recipes          each recipe, the number that others published and ours
 
@@ -45,7 +46,7 @@ from run_json import (
     runs,
     source_of,
 )
-from speed_tables import claims, comparisons, inference, roofline, serving, speed
+from speed_tables import claims, comparison, inference, roofline, serving, speed
 
 from convnext import recipes
 
@@ -178,14 +179,14 @@ def recipe_list(_: Link) -> str:
     return grid(["recipe", "what it is", "published, not run here", "measured"], rows)
 
 
-TABLES: dict[str, Callable[[Link], str]] = {
+TABLES: dict[str, Callable[..., str]] = {
     **{"measured": measured, "thirty-minutes": thirty_minutes, "speed": speed, "inference": inference},
     **{name: functools.partial(trainings, folder=f"{name}/") for name in ("imbalance", "not-learning")},
     **{
         "roofline": roofline,
         "serving": serving,
         "statistics": claims,
-        "comparison": comparisons,
+        "comparison": comparison,
         "others": others,
         "recipes": recipe_list,
     },
@@ -205,7 +206,7 @@ def filled(path: Path, root: Path = ROOT) -> str:
     """
     text = path.read_text(encoding="utf-8")
     folder = path.parent.relative_to(root).as_posix()
-    base = {".": "results/", "results": "", "docs": "../results/"}.get(folder)
+    base = {".": "results/", "results": "", "docs": "../results/", "docs/research": "../../results/"}.get(folder)
 
     def link(name: str, where: str) -> str:
         return name if base is None else f"[{name}]({base}{where})"
@@ -213,9 +214,12 @@ def filled(path: Path, root: Path = ROOT) -> str:
     def table(match: re.Match[str]) -> str:
         if "<!-- table:" in match[2]:
             raise TableError(f"{path}: the table {match[1]} has no <!-- end -->")
-        if match[1] not in TABLES:
-            raise TableError(f"{path}: no table is called {match[1]}; there are {', '.join(TABLES)}")
-        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]](link)}<!-- end -->"
+        name, _, one = match[1].partition("/")
+        if name not in TABLES or bool(one) != (name == "comparison"):
+            names = [f"{each}/NAME" if each == "comparison" else each for each in TABLES]
+            raise TableError(f"{path}: no table is called {match[1]}; there are {', '.join(names)}")
+        made = TABLES[name](link, match[1]) if one else TABLES[name](link)
+        return f"<!-- table: {match[1]} -->\n{made}<!-- end -->"
 
     new, count = REGION.subn(table, text)
     if count != len(re.findall(r"^<!-- table: ", text, re.MULTILINE)):

@@ -160,7 +160,8 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
     how = {"command": f"convnext compare --data.root {tmp_path}/images --output {made}", "made": "2026-11-26 12:57 UTC"}
     how |= {"data": "digits", "measured on": "a CPU", "torch": "2", "commit": "1234567-dirty"}
     contenders = [{"name": n, "top1": {"mean": m, "std": 0.007}} for n, m in (("ours", 0.505), ("swin_t lr=1", 0.605))]
-    report = {"cells": cells, "contenders": contenders, "missing": [], "how": how}
+    pair = {"a": "swin_t lr=1", "b": "ours", "difference": 0.1, "low": 0.09, "high": 0.12, "significant": True}
+    report = {"cells": cells, "contenders": contenders, "pairs": [pair], "missing": [], "how": how}
     for name in ("report.json", "report.md"):
         (made / name).write_text(json.dumps(report))
     monkeypatch.setattr(comparison, "ROOT", results.parent)
@@ -174,8 +175,16 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
     assert run.command == "convnext compare --data.root DIR --output comparison"
     assert (run.commit, run.minutes) == ("1234567", 1.5)
     assert run.numbers == {"ours_top1": [0.5, 0.51], "swin_t_lr_1_top1": [0.6, 0.61]}
-    first = speed_tables.comparisons(lambda name, _: name).splitlines()[2]
-    assert first.startswith("| models | swin_t lr=1 | 2 | 60.50 ± 0.70 % | 2.00 M | 0.100 | 3 | 1.5 min |")
+    table = speed_tables.comparison(lambda name, where: f"[{name}]({where})", "comparison/models").splitlines()
+    assert table[2] == "| ours | 50.50 ± 0.70 % | | 2.00 M | 0.100 | 3 | 1.5 min |"
+    assert table[3].startswith("| swin_t lr=1 | 60.50 ± 0.70 % | **+10.00 (+9.00 to +12.00)** | 2.00 M |")
+    assert table[5].startswith("[Report](comparison/models); 2 seeds; ")
+    (made / "report.json").write_text(json.dumps(report | {"pairs": [pair | {"a": "ours", "b": "swin_t lr=1"}]}))
+    comparison.main()
+    table = speed_tables.comparison(lambda name, _: name, "comparison/models").splitlines()
+    assert "| **-10.00 (-12.00 to -9.00)** |" in table[3]
+    with pytest.raises(TableError, match="results/comparison/other has no"):
+        speed_tables.comparison(lambda name, _: name, "comparison/other")
     (made / "report.json").write_text(json.dumps(report | {"missing": ["one"]}))
     with pytest.raises(SystemExit):
         comparison.main()
