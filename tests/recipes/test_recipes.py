@@ -40,6 +40,7 @@ OURS = {
         "fashion-mnist",
         "cifar10",
         "cifar10-fast",
+        "cifar10-wide",
         "cifar100",
         "caltech101",
         "caltech256",
