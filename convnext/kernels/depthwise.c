@@ -7,9 +7,12 @@
 
 #include "vectors.h"
 
-#define TILE 8             /* sums held in registers at a time */
+#define TILE 8             /* sums of a row held in registers at a time */
 #define BUFFER (1 << 20)   /* bytes at most, where there is more than one block in it */
 #define TASKS_PER_THREAD 4 /* at least, where there are as many blocks */
+
+#define PAIRED 10          /* rows of an image from which two of the kernel's rows are summed up at a time */
+#define UNROLLED _Pragma("GCC unroll 8") /* sums are in registers where no loop around them is left */
 
 typedef struct {
     const void *x, *dy;  /* (n, h, w, c) */
@@ -52,36 +55,55 @@ static void fetch(const job *j, const void *from, idx half, idx image, idx block
     else fetch_rows(j, from, 0, image, block, count, to, left, width);
 }
 
-/* `tile` neighbouring sums of row h, from column w on. */
-INLINE void outputs(const job *j, const vec *x, const vec *weight, vec bias, idx h, idx w, int tile, vec *sum) {
-    idx k = j->k, pad = k / 2, width = j->w + k - 1;
-    for (int t = 0; t < tile; t++) sum[t] = bias;
-    for (idx i = h < pad ? pad - h : 0; i < least(k, j->h + pad - h); i++) {
-        const vec *row = x + (h + i - pad) * width + w;
-        for (idx l = 0; l < k; l++)
-            for (int t = 0; t < tile; t++) sum[t] += weight[i * k + l] * row[l + t];
-    }
+/* Add to `tile` neighbouring sums of each of `count` rows what comes of one row of x: the first has the kernel's row
+   `weight`, the second the row before that. What is loaded of x serves both. */
+INLINE void add_taps(idx k, const vec *row, const vec *weight, int tile, int count, vec *sum) {
+    for (idx l = 0; l < k; l++)
+        for (int t = 0; t < tile; t++)
+            for (int r = 0; r < count; r++) sum[r * tile + t] += weight[l - r * k] * row[l + t];
 }
 
-/* Row h of one block of y, of which `start` is the first value. */
-INLINE void write_row(const job *j, const vec *x, const vec *weight, vec bias, idx h, char *start, int half, idx count) {
-    idx w = 0, size = half ? 2 : 4;
-#define OUTPUTS(tile)                                                                        \
-    for (; w + tile <= j->w; w += tile) {                                                    \
-        vec sum[tile];                                                                       \
-        outputs(j, x, weight, bias, h, w, tile, sum);                                        \
-        for (int t = 0; t < tile; t++, start += j->c * size) store(start, half, count, sum[t]); \
+/* `tile` neighbouring sums of row h and, with a `count` of 2, of the next, from column w on. */
+INLINE void outputs(const job *j, const vec *x, const vec *weight, vec bias, idx h, idx w, int tile, int count,
+                    vec *sum) {
+    idx k = j->k, pad = k / 2, width = j->w + k - 1, end = least(k, j->h + pad - h);
+    for (int t = 0; t < count * tile; t++) sum[t] = bias;
+    idx i = h < pad ? pad - h : 0;
+    const vec *row = x + (h + i - pad) * width + w;
+    if (count == 2 && i == 0) {
+        add_taps(k, row, weight, tile, 1, sum);
+        i++, row += width;
     }
-    OUTPUTS(TILE)
-    OUTPUTS(4)
-    OUTPUTS(1)
+    for (; i < end; i++, row += width) add_taps(k, row, weight + i * k, tile, count, sum);
+    if (count == 2 && i == k && h + i - pad < j->h)
+        add_taps(k, row, weight + (k - 1) * k, tile, 1, sum + tile);
+}
+
+/* Rows h to h + rows of one block of y, one or two, of which `start` is the first value. */
+INLINE void write_rows(const job *j, const vec *x, const vec *weight, vec bias, idx h, int rows, char *start, int half,
+                       idx count) {
+    idx w = 0, size = half ? 2 : 4, next = j->c * size, left;
+#define OUTPUTS(tile)                                                                                      \
+    {                                                                                                      \
+        vec sum[2 * (tile)];                                                                               \
+        outputs(j, x, weight, bias, h, w, tile, rows, sum);                                                \
+        for (int t = 0; t < rows * (tile); t++)                                                            \
+            store(start + (w + t % (tile) + t / (tile) * j->w) * next, half, count, sum[t]);               \
+        w += tile;                                                                                         \
+    }
+    while ((left = j->w - w) >= TILE) OUTPUTS(TILE)
+    switch (left) {
+#define REST(tile) case tile: OUTPUTS(tile) break;
+        REST(1) REST(2) REST(3) REST(4) REST(5) REST(6) REST(7)
+#undef REST
+    }
 #undef OUTPUTS
 }
 
-/* Add row h of the blocks, all at once: what is added comes in the order of memory. */
-INLINE void add_row(const job *j, char *y, const char *added, int half, idx count) {
+/* Add some rows of the blocks, all at once: what is added comes in the order of memory. */
+INLINE void add_rows(const job *j, idx rows, char *y, const char *added, int half, idx count) {
     idx size = half ? 2 : 4;
-    for (idx w = 0; w < j->w; w++, y += j->c * size, added += j->c * size)
+    for (idx w = 0; w < rows * j->w; w++, y += j->c * size, added += j->c * size)
         for (idx i = 0; i < count; i += LANES) {
             vec sum = load(y + i * size, half, count - i) + load(added + i * size, half, count - i);
             store(y + i * size, half, count - i, sum);
@@ -96,44 +118,78 @@ static void forward_task(const job *j, idx task, vec *buffer) {
         for (idx i = 0; i < k * k; i++)
             memcpy(weight + b * k * k + i, j->weight + i * padded + (block + b) * LANES, sizeof(vec));
     fetch(j, j->x, j->x_half, image, block, count, x, k / 2, width);
-    for (idx h = 0; h < j->h; h++) {
+    for (idx h = 0; h < j->h; h += 2) {
         idx start = ((image * j->h + h) * j->w * j->c + block * LANES) * size, channels = j->c - block * LANES;
+        int together = h + 1 < j->h ? 2 : 1;
         char *y = (char *)j->y + start;
         for (idx b = 0; b < count; b++) {
             vec bias;
             memcpy(&bias, j->bias + (block + b) * LANES, sizeof bias);
             const vec *rows = x + b * j->h * width, *factors = weight + b * k * k;
             idx left = channels - b * LANES;
-            if (j->y_half) write_row(j, rows, factors, bias, h, y + b * LANES * size, 1, left);
-            else write_row(j, rows, factors, bias, h, y + b * LANES * size, 0, left);
+            char *to = y + b * LANES * size;
+#define WRITE(together, half) write_rows(j, rows, factors, bias, h, together, to, half, left)
+            if (together == 2) {
+                if (j->y_half) WRITE(2, 1);
+                else WRITE(2, 0);
+            } else {
+                if (j->y_half) WRITE(1, 1);
+                else WRITE(1, 0);
+            }
+#undef WRITE
         }
         channels = least(channels, count * LANES);
-        if (j->added && j->y_half) add_row(j, y, (const char *)j->added + start, 1, channels);
-        else if (j->added) add_row(j, y, (const char *)j->added + start, 0, channels);
+        if (j->added && j->y_half) add_rows(j, together, y, (const char *)j->added + start, 1, channels);
+        else if (j->added) add_rows(j, together, y, (const char *)j->added + start, 0, channels);
     }
 }
 
-/* Add one image's part of the gradient of `count` neighbouring weights in the kernel's row i. */
-INLINE void weight_sums(const job *j, const vec *x, const vec *dy, idx i, int count, float *to) {
-    idx pad = j->k / 2, width = j->w + j->k - 1, padded = blocks(j) * LANES;
-    vec sum[TILE];
-    for (int t = 0; t < count; t++) memcpy(sum + t, to + t * padded, sizeof(vec));
-    for (idx h = i < pad ? pad - i : 0; h < least(j->h, j->h + pad - i); h++) {
-        const vec *row = x + (h + i - pad) * width, *d = dy + h * j->w;
-        for (idx w = 0; w < j->w; w++)
-            for (int t = 0; t < count; t++) sum[t] += d[w] * row[w + t];
+/* Add to the sums of `count` neighbouring weights, in one of the kernel's rows or in two, what comes of a row of dy: the
+   first meets x from `row` on, the second the row behind it, which is `next` away. */
+INLINE void add_row(idx width, const vec *row, idx next, const vec *d, int count, int rows, vec *sum) {
+    idx w = 0;
+#define COLUMNS(wide)                                                                                         \
+    for (; w + wide <= width; w += wide)                                                                      \
+        UNROLLED for (int at = 0; at < wide; at++)                                                            \
+            UNROLLED for (int r = 0; r < rows; r++)                                                           \
+                UNROLLED for (int t = 0; t < count; t++) sum[r * count + t] += d[w + at] * row[r * next + w + at + t];
+    if (rows == 2) COLUMNS(4) /* a vector of x that is loaded once serves several columns */
+    COLUMNS(1)
+#undef COLUMNS
+}
+
+/* Add one image's part of the gradient of `count` neighbouring weights in row i of the kernel and, of `rows` two, in
+   the next. */
+INLINE void weight_sums(const job *j, const vec *x, const vec *dy, idx i, int count, int rows, float *to) {
+    idx k = j->k, pad = k / 2, width = j->w + k - 1, last = j->h - 1, padded = blocks(j) * LANES;
+    vec sum[2 * 7];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < count; t++) memcpy(sum + r * count + t, to + (r * k + t) * padded, sizeof(vec));
+    idx h = i + rows - 1 < pad ? pad - i - rows + 1 : 0;
+    for (; h < least(j->h, j->h + pad - i); h++) {
+        idx at = h + i - pad; /* the row of x that the first meets */
+        const vec *row = x + at * width, *d = dy + h * j->w;
+        if (rows == 1) add_row(j->w, row, 0, d, count, 1, sum);
+        else if (at < 0) add_row(j->w, row + width, 0, d, count, 1, sum + count);
+        else if (at < last) add_row(j->w, row, width, d, count, 2, sum);
+        else add_row(j->w, row, 0, d, count, 1, sum);
     }
-    for (int t = 0; t < count; t++) memcpy(to + t * padded, sum + t, sizeof(vec));
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < count; t++) memcpy(to + (r * k + t) * padded, sum + r * count + t, sizeof(vec));
 }
 
 /* Add one image's part of the gradient of all weights and the bias. */
 static void image_sums(const job *j, const vec *x, const vec *dy, float *to) {
-    idx k = j->k, padded = blocks(j) * LANES;
-    for (idx i = 0; i < k; i++)
+    idx k = j->k, padded = blocks(j) * LANES, rows = j->h < PAIRED ? 1 : 2;
+    for (idx i = 0; i < k; i += rows)
         for (idx l = 0; l < k; l += 7) {
             float *at = to + (i * k + l) * padded;
             switch (k - l) {
-#define COUNT(count, label) label: weight_sums(j, x + l, dy, i, count, at); break;
+#define COUNT(count, label)                                          \
+    label:                                                           \
+        if (i + rows <= k && rows == 2) weight_sums(j, x + l, dy, i, count, 2, at);   \
+        else weight_sums(j, x + l, dy, i, count, 1, at);             \
+        break;
                 COUNT(1, case 1) COUNT(2, case 2) COUNT(3, case 3) COUNT(4, case 4) COUNT(5, case 5) COUNT(6, case 6)
                 COUNT(7, default)
 #undef COUNT
