@@ -36,16 +36,15 @@ INLINE idx groups(const job *j) { return (blocks(j) + j->group - 1) / j->group; 
    them, the other zeros behind. */
 INLINE void fetch_rows(const job *j, const void *from, int half, idx image, idx block, idx count, vec *to, idx left,
                        idx width) {
-    idx size = half ? 2 : 4, next = j->h * width;
+    idx size = half ? 2 : 4, next = j->h * width, channels = least(count * LANES, j->c - block * LANES);
     const char *p = (const char *)from + (image * j->h * j->w * j->c + block * LANES) * size;
     for (idx h = 0; h < j->h; h++, to += width) {
         for (idx b = 0; b < count; b++) {
             for (idx w = 0; w < left; w++) to[b * next + w] = (vec){0};
             for (idx w = left + j->w; w < width; w++) to[b * next + w] = (vec){0};
         }
-        for (idx w = 0; w < j->w; w++, p += j->c * size)
-            for (idx b = 0; b < count; b++)
-                to[b * next + left + w] = load(p + b * LANES * size, half, j->c - (block + b) * LANES);
+        for (idx w = left; w < left + j->w; w++, p += j->c * size)
+            EACH(i, channels, to[i / LANES * next + w] = load(p + i * size, half, count);)
     }
 }
 
@@ -101,13 +100,13 @@ INLINE void write_rows(const job *j, const vec *x, const vec *weight, vec bias, 
 }
 
 /* Add some rows of the blocks, all at once: what is added comes in the order of memory. */
-INLINE void add_rows(const job *j, idx rows, char *y, const char *added, int half, idx count) {
+INLINE void add_rows(const job *j, idx rows, char *y, const char *added, int half, idx channels) {
     idx size = half ? 2 : 4;
     for (idx w = 0; w < rows * j->w; w++, y += j->c * size, added += j->c * size)
-        for (idx i = 0; i < count; i += LANES) {
-            vec sum = load(y + i * size, half, count - i) + load(added + i * size, half, count - i);
-            store(y + i * size, half, count - i, sum);
-        }
+        EACH(i, channels, {
+            vec sum = load(y + i * size, half, count) + load(added + i * size, half, count);
+            store(y + i * size, half, count, sum);
+        })
 }
 
 static void forward_task(const job *j, idx task, vec *buffer) {

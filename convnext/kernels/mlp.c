@@ -108,8 +108,6 @@ INLINE vec gelu_factor(int half, vec x, vec *slope) {
     return integral;
 }
 
-#define EACH(i) for (idx i = 0, count = c; i < c; i += LANES, count -= LANES)
-
 #define TOGETHER 4 /* rows whose sums do not wait for each other */
 
 /* out = (x - mean) * scale, where scale = 1 / standard deviation, for `n` rows, at most TOGETHER. */
@@ -117,18 +115,16 @@ INLINE void normalize_rows(int half, idx n, idx c, float eps, const void *x, voi
     vec sum[TOGETHER], squares[TOGETHER];
     float mean[TOGETHER];
     for (int r = 0; r < n; r++) sum[r] = squares[r] = (vec){0};
-    EACH(i) for (int r = 0; r < n; r++) sum[r] += get(x, half, r * c + i, count);
+    EACH(i, c, for (int r = 0; r < n; r++) sum[r] += get(x, half, r * c + i, count);)
     for (int r = 0; r < n; r++) mean[r] = total(sum[r]) / c;
-    EACH(i)
-        for (int r = 0; r < n; r++) {
-            vec v = get(x, half, r * c + i, count) - mean[r];
-            if (count < LANES) v = load(&v, 0, count); /* zeros again behind the last channel */
-            squares[r] += v * v;
-        }
+    EACH(i, c, for (int r = 0; r < n; r++) {
+        vec v = get(x, half, r * c + i, count) - mean[r];
+        if (count < LANES) v = load(&v, 0, count); /* zeros again behind the last channel */
+        squares[r] += v * v;
+    })
     for (int r = 0; r < n; r++) scale[r] = 1.0f / __builtin_sqrtf(total(squares[r]) / c + eps);
-    EACH(i)
-        for (int r = 0; r < n; r++)
-            put(out, half, r * c + i, count, (get(x, half, r * c + i, count) - mean[r]) * scale[r]);
+    EACH(i, c, for (int r = 0; r < n; r++)
+        put(out, half, r * c + i, count, (get(x, half, r * c + i, count) - mean[r]) * scale[r]);)
 }
 
 INLINE void normalize(int half, idx n, idx c, float eps, const void *x, void *out, float *scale) {
@@ -142,27 +138,27 @@ INLINE void normalize(int half, idx n, idx c, float eps, const void *x, void *ou
 INLINE void normalize_gradient(int half, idx n, idx c, const float *d, const void *made, const float *scale, void *out) {
     for (idx r = 0; r < n; r++) {
         vec sum = {0}, products = {0};
-        EACH(i) {
+        EACH(i, c, {
             vec v = get(d, 0, r * c + i, count);
             sum += v;
             products += v * get(made, half, r * c + i, count);
-        }
+        })
         float mean = total(sum) / c, slope = total(products) / c;
-        EACH(i) {
+        EACH(i, c, {
             vec v = get(d, 0, r * c + i, count) - mean - slope * get(made, half, r * c + i, count);
             put(out, half, r * c + i, count, v * scale[r]);
-        }
+        })
     }
 }
 
 /* out = GELU(hidden + bias), which may be in the same memory; `saved` gets what was there. */
 INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden, void *out, void *saved) {
     for (idx r = 0; r < n; r++)
-        EACH(i) {
+        EACH(i, c, {
             vec slope, v = get(hidden, 0, r * c + i, count), x = v + get(bias, 0, i, count);
             if (saved) stream(at(saved, half, r * c + i), half, count, v);
             put(out, half, r * c + i, count, x * gelu_factor(half, x, &slope));
-        }
+        })
 }
 
 /* Where hidden and d are a vector of a row: GELU(hidden + bias), and in place of the result's gradient that of x. */
@@ -177,13 +173,13 @@ INLINE vec gelu_gradient(int half, int hidden_half, const void *hidden, const fl
 INLINE void hidden_gradient(int half, int hidden_half, idx n, idx c, const float *bias, const void *hidden,
                             const float *d, void *out, void *dout, float *sums) {
     for (idx r = 0; r < n; r++)
-        EACH(i) {
+        EACH(i, c, {
             vec dx, y = gelu_gradient(half, hidden_half, at(hidden, hidden_half, r * c + i), d + r * c + i,
                                       get(bias, 0, i, count), count, &dx);
             put(out, half, r * c + i, count, y);
             put(dout, half, r * c + i, count, dx);
             put(sums, 0, i, count, get(sums, 0, i, count) + dx);
-        }
+        })
 }
 
 /* The same, of bfloat16, with the rows of `out` and `dout` in pairs; `drows` gets the gradient once more, row by row. */
@@ -191,7 +187,7 @@ INLINE void hidden_gradient_paired(int hidden_half, idx n, idx c, const float *b
                                    const float *d, void *out, void *dout, void *drows, float *sums) {
     idx r = 0;
     for (; r + 1 < n; r += 2)
-        EACH(i) {
+        EACH(i, c, {
             vec b = get(bias, 0, i, count), dx, dx2;
             vec y = gelu_gradient(1, hidden_half, at(hidden, hidden_half, r * c + i), d + r * c + i, b, count, &dx);
             vec y2 = gelu_gradient(1, hidden_half, at(hidden, hidden_half, (r + 1) * c + i), d + (r + 1) * c + i, b,
@@ -201,16 +197,16 @@ INLINE void hidden_gradient_paired(int hidden_half, idx n, idx c, const float *b
             store_pairs(at(out, 1, r * c + 2 * i), count, y, y2);
             store_pairs(at(dout, 1, r * c + 2 * i), count, dx, dx2);
             put(sums, 0, i, count, get(sums, 0, i, count) + (dx + dx2));
-        }
+        })
     if (r == n) return;
-    EACH(i) {
+    EACH(i, c, {
         vec dx, y = gelu_gradient(1, hidden_half, at(hidden, hidden_half, r * c + i), d + r * c + i,
                                   get(bias, 0, i, count), count, &dx);
         put(drows, 1, r * c + i, count, dx);
         store_pairs(at(out, 1, r * c + 2 * i), count, y, (vec){0});
         store_pairs(at(dout, 1, r * c + 2 * i), count, dx, (vec){0});
         put(sums, 0, i, count, get(sums, 0, i, count) + dx);
-    }
+    })
 }
 
 /* The factor of the image that a row belongs to. */
@@ -221,11 +217,11 @@ INLINE void add(const job *j, int residual_half, idx first, idx n, const float *
     idx c = j->dim;
     for (idx r = 0; r < n; r++) {
         float factor = factor_of(j, first + r);
-        EACH(i) {
+        EACH(i, c, {
             vec v = get(branch, 0, r * c + i, count) + get(j->bias2, 0, i, count);
             idx index = (first + r) * c + i;
             put(j->out, residual_half, index, count, get(j->residual, residual_half, index, count) + v * factor);
-        }
+        })
     }
 }
 
@@ -234,11 +230,11 @@ INLINE void scale_residual(const job *j, int half, int residual_half, idx first,
     idx c = j->dim;
     for (idx r = 0; r < n; r++) {
         float factor = factor_of(j, first + r);
-        EACH(i) {
+        EACH(i, c, {
             vec v = get(j->residual, residual_half, (first + r) * c + i, count) * factor;
             put(out, half, r * c + i, count, v);
             put(sums, 0, i, count, get(sums, 0, i, count) + v);
-        }
+        })
     }
 }
 

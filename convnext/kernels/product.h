@@ -84,12 +84,11 @@ INLINE void transpose_words(idx rows, idx columns, const uint32_t *in, idx in_st
 /* Put each two rows of bfloat16 value by value into one of words; zeros beside the last of an odd number. */
 INLINE void pair_rows(idx rows, idx columns, const uint16_t *in, uint32_t *out) {
     for (idx r = 0; r < rows; r += 2, in += 2 * columns, out += columns)
-        for (idx c = 0; c < columns; c += LANES) {
-            idx count = columns - c;
+        EACH(c, columns, {
             uvec first = (uvec)load(in + c, 1, count) >> 16;
             uvec second = r + 1 < rows ? (uvec)load(in + columns + c, 1, count) : (uvec){0};
             store(out + c, 0, count, (vec)(first | second));
-        }
+        })
 }
 
 /* Turn (rows, columns) to (columns, rows), of `stride` values each; `pairs` is for as many values as there are. */

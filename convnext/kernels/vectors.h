@@ -65,6 +65,21 @@ INLINE void store(void *p, int half, idx count, vec v) {
     }
 }
 
+/* What follows for each vector of a row of c values, which has `count` of them from i on: only of what is behind the last
+   whole vector that is not known to be LANES when it is compiled, so that whole ones are not tested for it. */
+#define EACH(i, c, ...)                      \
+    {                                        \
+        idx i = 0;                           \
+        for (; i + LANES <= (c); i += LANES) { \
+            const idx count = LANES;         \
+            __VA_ARGS__                      \
+        }                                    \
+        if (i < (c)) {                       \
+            const idx count = (c) - i;       \
+            __VA_ARGS__                      \
+        }                                    \
+    }
+
 /* The same, to memory that is not read soon: past the cache, where that can be done. `streamed` ends it. */
 INLINE void stream(void *p, int half, idx count, vec v) {
 #if defined(__AVX512BF16__)
