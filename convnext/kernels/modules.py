@@ -113,7 +113,9 @@ class PatchConv2d(nn.Conv2d):
             return super().forward(input)
         (n, channels, height, width), patch = input.shape, self.stride[0]
         rows, columns = height // patch, width // patch
-        positions = input.permute(0, 2, 3, 1).view(n, rows, patch, columns, patch, channels)
+        # Put in order as what is multiplied, which is half as wide.
+        half = input.to(computed_in(input)).permute(0, 2, 3, 1)
+        positions = half.view(n, rows, patch, columns, patch, channels)
         patches = positions.transpose(2, 3).reshape(n, rows, columns, -1)
         y = F.linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return y.permute(0, 3, 1, 2)
