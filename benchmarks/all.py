@@ -13,14 +13,14 @@ loading     reading images, where ``--images`` has some: ``loading.py``
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import loading
@@ -109,7 +109,12 @@ def readings(options: argparse.Namespace) -> Iterator[Measurement]:
     workers, repeat = len(os.sched_getaffinity(0)), 4 if options.quick else 40
 
     def run() -> Mapping[str, Numbers]:
-        rates = in_child(loading.measure, options.images, workers, repeat)
+        # Of a process whose main module is small, since each worker imports that: this one takes seconds.
+        words = [loading.__file__, "--images", options.images, "--workers", workers, "--repeat", repeat, "--json"]
+        done = subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise ContestantError(f"{Path(loading.__file__).name} ended with exit status {done.returncode}")
+        rates: dict[str, list[float]] = json.loads(done.stdout)
         median = {name: statistics.median(values) for name, values in rates.items()}
         ratios = {
             "ratio_timm": round(median["ours"] / median["timm"], 2),
@@ -119,12 +124,6 @@ def readings(options: argparse.Namespace) -> Iterator[Measurement]:
 
     data = f"JPEG files of {options.images.name}, {repeat} links to each; random resized crops of {loading.SIZE} px"
     yield Measurement(("loading",), data, 4 * repeat, run)
-
-
-def in_child(function: Callable[..., dict[str, list[float]]], *arguments: object) -> dict[str, list[float]]:
-    """What the function returns in a process of its own, whose threads and allocator it may set."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ files with the same number of workers. Rounds of the loaders alternate, and each
 """
 
 import argparse
+import json
 import os
 import statistics
 import tarfile
@@ -110,8 +111,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=16, help="times that each image is read in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="images a second of each round, on standard output")
     options = parser.parse_args()
-    rates = measure(**vars(options))
+    rates = measure(options.images, options.workers, options.repeat, options.rounds)
+    if options.json:
+        print(json.dumps(rates))
+        return
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{cpu_name()}, {options.workers} workers, {options.rounds} rounds, torch {torch.__version__}")
     for name, values in rates.items():

@@ -5,10 +5,11 @@ float: a quarter of the memory to move, and one operation a batch in place of on
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
@@ -55,8 +56,8 @@ class TrainTransform:
             pillow.append(v2.ColorJitter(*[settings.color_jitter] * 3))
         pillow += _policy(settings, fill)
         after = [v2.RandomErasing(settings.random_erasing, value=fill)] if settings.random_erasing else []
-        through_pillow = [v2.ToPILImage(), *pillow, v2.PILToTensor()] if pillow else []
-        self.steps = (*before, *through_pillow, *after)
+        through_pillow: list[Callable[..., Any]] = [_to_pillow, *pillow, _from_pillow] if pillow else []
+        self.steps: tuple[Callable[..., Any], ...] = (*before, *through_pillow, *after)
 
     def __call__(self, picture: Picture) -> Tensor:
         """A random view of the picture."""
@@ -99,6 +100,17 @@ class _PaddedCrop:
         rows, columns = self.padded[top : top + self.size], self.padded[left : left + self.size]
         # In HWC order, as images are batched.
         return pixels.permute(1, 2, 0).index_select(0, rows).index_select(1, columns).permute(2, 0, 1)
+
+
+def _to_pillow(pixels: Tensor) -> Image.Image:
+    """As ``v2.ToPILImage`` of uint8, which for a small image takes longer than what is then done to it."""
+    rows = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(rows[..., 0] if rows.shape[-1] == 1 else rows)
+
+
+def _from_pillow(image: Image.Image) -> Tensor:
+    rows = np.array(image)
+    return torch.from_numpy(rows[..., None] if rows.ndim == 2 else rows).permute(2, 0, 1)
 
 
 def _policy(settings: AugmentSettings, fill: list[int]) -> list[nn.Module]:
