@@ -13,13 +13,14 @@ much of its time that is. Written to ``results/roofline/<machine>/``; leave the 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from record import short_name, this_machine, uncommitted, write_run
 from run_json import ROOT, Number
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 from training import Case, our_step
 
@@ -89,6 +90,14 @@ def work(case: Case) -> dict[str, tuple[float, float]]:
     }
 
 
+def callers(event: FunctionEvent) -> Iterator[FunctionEvent]:
+    """The events that it is inside of."""
+    parent = event.cpu_parent
+    while parent is not None:
+        yield parent
+        parent = parent.cpu_parent
+
+
 def profiled(case: Case) -> dict[str, float]:
     """Milliseconds of each part of a step; the rest is what none of the events is."""
     with ExitStack() as stack:
@@ -97,8 +106,13 @@ def profiled(case: Case) -> dict[str, float]:
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             for _ in range(STEPS):
                 step()
-    totals = {event.key.lstrip("_"): event.cpu_time_total / STEPS / 1e3 for event in profiler.key_averages()}
-    parts = {part: sum(totals.get(name, 0.0) for name in names) for part, names in EVENTS.items()}
+    part_of = {name: part for part, names in EVENTS.items() for name in names}
+    parts = dict.fromkeys(EVENTS, 0.0)
+    for event in profiler.events() or ():
+        part = part_of.get(event.name.lstrip("_"))
+        # What is called inside of another part is in that one's time: a convolution in a depthwise one's forward.
+        if part and not any(parent.name.lstrip("_") in part_of for parent in callers(event)):
+            parts[part] += event.cpu_time_total / STEPS / 1e3
     return parts | {"rest": max(0.0, 1e3 * whole - sum(parts.values())), "step": 1e3 * whole}
 
 
