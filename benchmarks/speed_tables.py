@@ -82,7 +82,7 @@ def claims(_: Link) -> str:
 
 
 def comparison(link: Link, where: str) -> str:
-    """What ``convnext compare`` found, a row a contender, with the difference from the first.
+    """What ``convnext compare`` found, a row a contender in the order of training, with the difference from the first.
 
     Raises:
         TableError: that folder below ``results`` has no comparison.
@@ -91,16 +91,19 @@ def comparison(link: Link, where: str) -> str:
     if run is None or not path.is_file():
         raise TableError(f"results/{where} has no run.json and report.json of a comparison")
     report, rows = json.loads(path.read_text(encoding="utf-8")), []
-    first = report["contenders"][0]["name"]
-    for contender in report["contenders"]:
-        name, top1, spread = contender["name"], contender["top1"]["mean"], contender["top1"]["std"]
+    top1s = {contender["name"]: contender["top1"] for contender in report["contenders"]}
+    first, *_ = names = list(dict.fromkeys(cell["contender"] for cell in report["cells"]))
+    for name in names:
+        top1, spread = top1s[name]["mean"], top1s[name]["std"]
         cells = [cell for cell in report["cells"] if cell["contender"] == name]
         rows.append([name, f"{100 * top1:.2f}" + (f" ± {100 * spread:.2f} %" if spread is not None else " %")])
         pair = [pair for pair in report["pairs"] if {pair["a"], pair["b"]} == {first, name}]
         rows[-1] += [_points(pair[0], first) if pair else ""]
         rows[-1] += [f"{cells[0]['parameters'] / 1e6:.2f} M", f"{cells[0]['forward_flops'] / 2e9:.3f}"]
-        rows[-1] += [f"{cells[0]['points'][-1]['epoch']}", f"{mean(cell['seconds'] for cell in cells) / 60:.1f} min"]
-    header = ["contender", "test top-1", "points from the first", "parameters", "GMACs", "epochs", "a training"]
+        rows[-1] += [f"{cells[0]['points'][-1]['epoch']}"]
+        rows[-1] += [f"{mean(cell['seconds'] for cell in cells) / 60:.1f} min"] * (run.minutes is not None)
+    header = ["contender", "test top-1", "points from the first", "parameters", "GMACs", "epochs"]
+    header += ["a training"] * (run.minutes is not None)
     seeds = f"{len(run.seeds)} seed{'s' * (len(run.seeds) > 1)}"
     return f"{grid(header, rows)}\n{link('Report', where)}; {seeds}; {run.machine}; {source_of(run)}.\n"
 
@@ -109,5 +112,5 @@ def _points(pair: dict[str, Any], first: str) -> str:
     """The difference of the other from the ``first``, with its interval, in bold where it is significant."""
     sign = -100 if pair["a"] == first else 100
     low, high = sorted((sign * pair["low"], sign * pair["high"]))
-    text = f"{sign * pair['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+    text = f"{sign * pair['difference'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"  # no -0.00
     return f"**{text}**" if pair["significant"] else text
