@@ -81,9 +81,11 @@ def _one_line(box: str, known: Sequence[str]) -> str:
         return f"{bad[1]} takes {re.sub('[{}]', '', kinds)}, not {bad[4]}"
     if bad := _BAD_CHOICE.match(text):
         choices = re.findall(r"'([^']*)'", bad[3])
-        return f"{bad[2]} takes {', '.join(choices[:-1])} or {choices[-1]}, not {bad[1]!r}{_meant(bad[1], choices)}"
+        custom = VALUES.get(bad[2].removeprefix("--"))
+        hint = _meant(bad[1], choices) or (f"; {custom}" if custom else "")
+        return f"{bad[2]} takes {', '.join(choices[:-1])} or {choices[-1]}, not {bad[1]!r}{hint}"
     if not text.startswith(_UNKNOWN):
-        return "; ".join([text, *(hint for name, hint in VALUES.items() if f"'--{name}'" in text)])
+        return text
     word, _, value = text.removeprefix(_UNKNOWN).partition(", ")[0].partition("=")
     if word.startswith("-"):
         return f"no option is called {word}: {did_you_mean(word, known, 'none is alike')}"

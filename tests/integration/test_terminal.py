@@ -46,7 +46,8 @@ def test_one_is_no_plural() -> None:
         ("--model.dims a b", "--model.dims takes None or whole numbers, not 'a', 'b'"),
         ("--gradient-accumulation x", "--gradient-accumulation takes a whole number or auto, not 'x'"),
         ("--precision bf61", "--precision takes auto, fp32, bf16 or fp16, not 'bf61': did you mean bf16?"),
-        ("--device tpux", "--device takes auto, cpu, cuda or mps, not 'tpux'"),
+        ("--device cude", "--device takes auto, cpu, cuda or mps, not 'cude': did you mean cuda?"),
+        ("--data.cache ram", "--data.cache takes none or disk, not 'ram'"),
     ],
 )
 def test_a_value_of_another_kind(option: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
