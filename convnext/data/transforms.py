@@ -32,8 +32,8 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a random area
 
 
 class TrainTransform:
-    """Random augmentation; every draw comes from torch's global generator. Alternating flips, which depend on the
-    epoch, are left to who knows it.
+    """Random augmentation; every draw comes from torch's global generator. Alternating flips depend on the
+    epoch, so that `convnext.data.loading.loader.AugmentedImages` does them.
 
     Called with a picture, gives ``(C, image_size, image_size)`` uint8.
 
