@@ -4,8 +4,11 @@ The trainer trains on real images at their full size. Between its epochs the sam
 memory: forward, loss, backward, clipping and the optimizers. What workers read ahead meanwhile is used up before an
 epoch's clock starts, with its first steps, so that validation and files weigh a little more than they do in a run.
 
-    python benchmarks/epoch.py cifar10 --root DIR --limit 6400
-    python benchmarks/epoch.py tiny-imagenet --root DIR --limit 6400 --precision bf16
+    python benchmarks/epoch.py cifar10 --root DIR
+    python benchmarks/epoch.py tiny-imagenet --root DIR --limit 25600 --precision bf16 --keep
+
+``--keep`` writes it into ``results/speed/<machine>/``. With few images the files that end an epoch weigh more than they
+do in a run.
 """
 
 import argparse
@@ -20,10 +23,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from record import where
+from record import short_name, this_machine, uncommitted, where, write_run
+from run_json import ROOT
 from training import bare_loop
 
-from convnext import recipe
+from convnext import kernels, recipe
 from convnext.data.loading.loader import Batch
 from convnext.data.sources import ImageSource
 from convnext.data.splits import Splits
@@ -80,7 +84,15 @@ def limited(splits: Splits, limit: int) -> Splits:
     return replace(splits, train=some(splits.train, fraction), val=some(splits.val, fraction))
 
 
-def measure(name: str, root: Path, folder: bool, precision: str, limit: int = LIMIT, rounds: int = 4) -> Epochs:
+def measure(
+    name: str,
+    root: Path,
+    folder: bool,
+    precision: str,
+    limit: int = LIMIT,
+    rounds: int = 4,
+    augment_on: str | None = None,
+) -> Epochs:
     """Train by the recipe of that name until ``rounds`` epochs are measured, after one that is not.
 
     Args:
@@ -90,9 +102,11 @@ def measure(name: str, root: Path, folder: bool, precision: str, limit: int = LI
         precision: as in `convnext.config.RunSettings`.
         limit: training images.
         rounds: epochs; as many as the recipe has from one validation to the next, or a multiple.
+        augment_on: as in `convnext.config.DataSettings`; None for the recipe's.
     """
     changes: dict[str, Any] = {"data.root": root, "data.start_size": None, "data.cache": "disk", "device": "cpu"}
     changes |= {"data.name": "folder"} if folder else {}
+    changes |= {"data.augment_on": augment_on} if augment_on else {}
     settings, splits, accelerator = prepare(recipe(name, precision=precision, trackers=(), **changes))
     splits = limited(cached(splits, settings.data, progress=True), limit)
     trainer = Trainer(settings, splits, accelerator)
@@ -172,15 +186,36 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True, help="of the recipe's data")
     parser.add_argument("--folder", action="store_true", help="the data is a folder of class folders")
     parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--augment-on", choices=["auto", "workers", "device"], help="in place of the recipe's")
     parser.add_argument("--limit", type=int, default=LIMIT, help="training images")
     parser.add_argument("--rounds", type=int, default=4, help="epochs")
+    parser.add_argument("--keep", action="store_true", help="write results/speed/<machine>/epoch-RECIPE-PRECISION")
     options = parser.parse_args()
-    seen = measure(options.recipe, options.root, options.folder, options.precision, options.limit, options.rounds)
+    if options.keep and (problem := uncommitted()):
+        parser.error(problem)
+    started = time.monotonic()
+    root, precision, augment_on = options.root, options.precision, options.augment_on
+    seen = measure(options.recipe, root, options.folder, precision, options.limit, options.rounds, augment_on)
     whole, step = statistics.mean(seen.epochs), statistics.median(seen.bare)
     spent = {name: seconds / len(seen.epochs) / whole for name, seconds in seen.spent.items()}
     print(f"{options.recipe}, {options.precision}; {where('cpu')}; {len(seen.epochs)} epochs of {seen.steps} steps")
     print(f"epoch {whole:.2f} s, of which steps {spent['step']:.1%}, validation {spent['validation']:.1%}")
     print(f"bare step {1e3 * step:.1f} ms; ratio: {seen.ratio:.3f} of the bare steps' rate")
+    if options.keep:
+        folder = ROOT / "results" / "speed" / short_name(this_machine(uses_gpu=False))
+        write_run(
+            folder / f"epoch-{options.recipe}-{precision}",
+            {
+                "ratio_bare": round(seen.ratio, 3),
+                "ours_ms": round(1e3 * whole / seen.steps, 1),
+                "bare_ms": round(1e3 * step, 1),
+            },
+            data=f"recipe {options.recipe}, {options.limit:,} training images at full size; per step of an epoch",
+            seconds=time.monotonic() - started,
+            libraries=("torch", "torchvision"),
+            note=f"{len(seen.epochs)} epochs; {torch.get_num_threads()} threads; ours by {kernels.describe()}",
+            uses_gpu=False,
+        )
     return 0
 
 

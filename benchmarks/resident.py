@@ -5,6 +5,7 @@ erasing, to normalized float batches on the device. Rounds alternate, each an ep
 its median; reading the images onto the device is measured by itself.
 
     python benchmarks/resident.py --workers 1
+    python benchmarks/resident.py --policy trivialaugment
     python benchmarks/resident.py --device cuda --workers 8 --images DIR
 """
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--images", type=Path, help="folder of class folders, in place of random images in memory")
     parser.add_argument("--workers", type=int, default=0, help="processes of the contestant that has workers")
+    parser.add_argument("--policy", default="none", choices=("none", "randaugment", "autoaugment", "trivialaugment"))
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -67,7 +69,7 @@ def main() -> None:
     device = torch.device(pick_device(options.device))
     folder = DataSettings(root=options.images, image_size=SIZE, val_fraction=0.0)
     splits = load_splits(folder) if options.images else random_splits()
-    augment = {"random_erasing": 0.25}
+    augment = {"random_erasing": 0.25, "policy": options.policy}
     settings = recipe("cifar10", epochs=1, batch_size=options.batch_size, augment=augment, **{"data.start_size": None})
     started = time.perf_counter()
     resident = ResidentImages(settings, splits, device, progress=False)
@@ -84,6 +86,7 @@ def main() -> None:
             rates[name].append(run())
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
     print(f"{hardware}, {options.workers} workers, batch {options.batch_size}, torch {torch.__version__}")
+    print(f"padded crops, flips, policy {options.policy}, erasing")
     print(f"reading {len(splits.train):,} images onto the device: {reading:.1f} s")
     median = {name: statistics.median(values) for name, values in rates.items()}
     for name, values in rates.items():

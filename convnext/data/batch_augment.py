@@ -1,4 +1,4 @@
-"""Random views of a whole batch of stored images, on their device: crop, flip and erasing.
+"""Random views of a whole batch of stored images, on their device: crop, flip, policy and erasing.
 
 They do what `convnext.data.transforms.TrainTransform` does for one image. Each image's draws are a function of (seed,
 epoch, image, repetition) alone, and the same bits on every device: see `convnext.data.draws`.
@@ -14,26 +14,31 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from convnext.config import AugmentSettings
+from convnext.data.batch_policy import BatchPolicy, Group
 from convnext.data.draws import integers, occurs, pick, quantiles, words_for
-from convnext.data.interpolation import windows
+from convnext.data.interpolation import torch_interpolate, windows
 from convnext.data.transforms import CROP_RATIO
 
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # area and height over width of a rectangle, as v2.RandomErasing
 _ATTEMPTS = 10  # at a rectangle that fits, as there and in RandomResizedCrop
 # Purposes; the number of an attempt is added.
-_DECISIONS, _AREA, _ERASING, _MIXING, _ALTERNATING = range(0, 5 * 2**8, 2**8)
+_DECISIONS, _AREA, _ERASING, _MIXING, _ALTERNATING, _POLICY = range(0, 6 * 2**8, 2**8)
 
 
 class BatchAugment:
     """Draws views of stored images, and makes them.
 
     Args:
-        settings: what to do; no policy and no colour jitter.
+        settings: what to do.
         image_size: width and height of the result in pixels.
         stored: height and width of the stored images; ``image_size`` both, unless the crop is of a random area.
         mean: channel means on a scale of 0 to 1, the colour of erased rectangles.
         seed: of all draws.
         device: where the images are.
+        together: whether random areas are resized with an operation for all images of a batch; None for no on a CPU.
+
+    Attributes:
+        policy: what is done with the images besides, which `__call__` takes as its ``changes``; or None.
     """
 
     def __init__(
@@ -44,17 +49,22 @@ class BatchAugment:
         mean: Sequence[float],
         seed: int,
         device: torch.device,
+        together: bool | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
+        fill = [round(255 * value) for value in mean]
+        self.policy: BatchPolicy | None = None
+        if settings.policy != "none" or settings.color_jitter:
+            self.policy = BatchPolicy(settings, image_size, fill, seed, _POLICY, device)
         self._crop: _Padded | _Resized
         if settings.crop == "resized":
-            self._crop = _Resized(settings.crop_scale, image_size, stored, device)
+            together = device.type != "cpu" if together is None else together
+            self._crop = _Resized(settings.crop_scale, image_size, stored, device, together)
         else:
             self._crop = _Padded(settings.crop_padding if settings.crop == "padding" else 0, image_size, device)
         # Numbers of the rows, and of the column for each value in a row.
         self._rows = torch.arange(image_size, device=device)
         self._values = self._rows.repeat_interleave(len(mean))
-        fill = [round(255 * value) for value in mean]
         self._fill = torch.tensor(fill, dtype=torch.uint8, device=device).repeat(image_size)
         self._all_bits = torch.full((), 255, dtype=torch.uint8, device=device)
         largest = image_size - 1, image_size - 1
@@ -86,18 +96,21 @@ class BatchAugment:
         of_image = torch.cat([torch.zeros_like(keys[:, :1]), keys[:, 1:]], 1)
         return (words_for(of_image, _ALTERNATING, 1, self.seed)[:, 0, :1] + keys[:, :1]) % 2
 
-    def __call__(self, pixels: Tensor, images: Tensor, views: Tensor) -> Tensor:
+    def __call__(self, pixels: Tensor, images: Tensor, views: Tensor, changes: Sequence[Group] = ()) -> Tensor:
         """Views of some of the images.
 
         Args:
             pixels: of all of them, ``(N, *stored, C)`` uint8.
             images: ``(n,)`` int64, which of them.
             views: ``(n, 9)``, of `draw`.
+            changes: of `BatchPolicy.draw`.
 
         Returns:
             ``(n, image_size, image_size, C)`` uint8.
         """
         made = self._crop(pixels, images, views[:, :4], views[:, 4].bool())
+        if self.policy is not None:
+            made = self.policy(made, changes)
         if not self.settings.random_erasing:
             return made
         top, left, height, width = views[:, 5:, None].unbind(1)
@@ -167,13 +180,20 @@ class _Padded:
 
 class _Resized:
     """Crops of random areas of images of the size ``stored``, resized (bicubic, antialiased) as
-    `convnext.data.images.Picture` does it: to the same bits, for that is arithmetic with integers."""
+    `convnext.data.images.Picture` does it: to the same bits, for that is arithmetic with integers. ``together`` with
+    an operation for all images, as a GPU needs it; or one by one, which takes a CPU a fraction of the time."""
 
     attempts = _ATTEMPTS
 
     def __init__(
-        self, scale: tuple[float, float], image_size: int, stored: tuple[int, int], device: torch.device
+        self,
+        scale: tuple[float, float],
+        image_size: int,
+        stored: tuple[int, int],
+        device: torch.device,
+        together: bool,
     ) -> None:
+        self._together = together
         low, high = (1 / value for value in reversed(CROP_RATIO))
         self._rectangles = _Rectangles(stored, stored, scale, (low, high), device)
         self._otherwise = torch.tensor(_middle(*stored), device=device)
@@ -194,8 +214,22 @@ class _Resized:
 
     def __call__(self, pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor) -> Tensor:
         """See `BatchAugment.__call__`; ``areas`` ``(n, 4)``, ``flipped`` ``(n,)``."""
+        if not self._together:
+            return self._one_by_one(pixels, images, areas, flipped)
         rows = self._resampled(pixels[images], 2, areas[:, 1], areas[:, 3], _ordered(self._positions, flipped))
         return self._resampled(rows, 1, areas[:, 0], areas[:, 2], self._positions.expand(len(images), -1))
+
+    def _one_by_one(self, pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor) -> Tensor:
+        side = len(self._positions)
+        made = torch.empty(len(images), side, side, pixels.shape[-1], dtype=torch.uint8)
+        stored, whole = pixels.numpy(), f"V{pixels.shape[-1]}"  # pixels as items, which are turned round faster
+        results = made.numpy().view(whole)
+        drawn = zip(images.tolist(), areas.tolist(), flipped.tolist(), results, strict=True)
+        for image, (top, left, height, width), turned, result in drawn:
+            view = torch_interpolate(stored[image, top : top + height, left : left + width], (side, side))
+            columns = np.ascontiguousarray(view).view(whole)
+            result[:] = columns[:, ::-1] if turned else columns
+        return made
 
     def _resampled(self, pixels: Tensor, dim: int, start: Tensor, length: Tensor, order: Tensor) -> Tensor:
         """Pixels ``(n, H, W, C)`` from ``start`` on for ``length``, both ``(n,)``, resized along a dimension; ``order``

@@ -32,12 +32,11 @@ def torch_interpolate(pixels: Pixels, size: Sequence[int] | None, scales: Sequen
     from torch.nn import functional
 
     # torch's kernel is fastest from HWC to HWC, the order in which images are decoded and batched.
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    images = torch.from_numpy(pixels[None]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     size, scales = size and list(size), scales and list(scales)
-    resized: Pixels = (
-        functional.interpolate(images, size, scales, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
-    )
-    return resized
+    resized = functional.interpolate(images, size, scales, mode="bicubic", antialias=True)
+    rows: Pixels = resized.permute(0, 2, 3, 1).numpy()[0]
+    return rows
 
 
 def numpy_interpolate(pixels: Pixels, size: Sequence[int] | None, scales: Sequence[float] | None = None) -> Pixels:

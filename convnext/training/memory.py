@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convnext.config import RunSettings
 from convnext.data.datasets.load import OWN
-from convnext.data.loading.resident import for_workers, stored_bytes
+from convnext.data.loading.resident import stored_bytes
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.errors import SettingsError
@@ -58,20 +58,26 @@ def settle_augment_on(settings: RunSettings, splits: Splits, accelerator: Accele
                 f"free: use --data.augment-on workers"
             )
         return settings
-    fit = device.type == "cuda" and go_on_device(settings, splits, free)
+    fit = device.type in ("cuda", "cpu") and go_on_device(
+        settings, splits, free, accelerator.num_processes if device.type == "cpu" else None
+    )
     everyones = accelerator.gather(torch.tensor([fit], device=device))
     settled: RunSettings = settings.replace(**{"data.augment_on": "device" if everyones.all() else "workers"})
     return settled
 
 
-def go_on_device(settings: RunSettings, splits: Splits, free: int) -> bool:
-    """Whether training images go, unasked, on a GPU with so many bytes free."""
+def go_on_device(settings: RunSettings, splits: Splits, free: int, cpu_processes: int | None = None) -> bool:
+    """Whether training images go, unasked, on a device with so many bytes free: a GPU, or a CPU that so many processes
+    share, each of which holds its own."""
+    in_array = isinstance(splits.train, ArraySource)
     return (
-        for_workers(settings.augment) is None
-        and settings.data.name != OWN  # which may give another image each time
+        settings.data.name != OWN  # which may give another image each time
         # The sizes of files are known once all are read, and areas can be drawn of images of one size alone.
-        and (settings.augment.crop != "resized" or isinstance(splits.train, ArraySource))
-        and stored_bytes(settings, splits.train) <= free * _RESIDENT_FRACTION
+        and (settings.augment.crop != "resized" or in_array)
+        # Beside a CPU that computes workers had better read files. Cached ones are no exception: what is drawn, and
+        # so the result, would depend on the cache.
+        and (cpu_processes is None or in_array)
+        and stored_bytes(settings, splits.train) * (cpu_processes or 1) <= free * _RESIDENT_FRACTION
     )
 
 

@@ -15,7 +15,6 @@ from convnext.config import DataSettings, ModelSettings, RunSettings
 from convnext.data.cache.source import open_cache
 from convnext.data.datasets.load import OWN, load_splits
 from convnext.data.datasets.own import own_splits
-from convnext.data.loading.resident import for_workers
 from convnext.data.splits import Splits
 from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
@@ -91,11 +90,6 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
         raise SettingsError(
             "patience waits for a better validation, and there is no validation split: give data.val_fraction (0.1, "
             "say), or leave patience out"
-        )
-    if settings.data.augment_on == "device" and (workers_alone := for_workers(settings.augment)):
-        raise SettingsError(
-            f"data.augment_on device: {workers_alone} is computed by workers alone: use --data.augment-on workers, or "
-            f"--augment.policy none --augment.color-jitter 0"
         )
     registry.check_image_size(model, settings.data.first_size)
     # Weights expect the normalisation that they were trained with.

@@ -178,7 +178,7 @@ def joined(made: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_views_do_not_depend_on_the_batch_or_on_where_one_starts() -> None:
-    run, splits = settings(**{"data.start_size": 8}), images(16, 16)
+    run, splits = settings(augment={"policy": "randaugment"}, **{"data.start_size": 8}), images(16, 16)
     expected = resident(run, splits)
     assert len(expected) == 9
     for step in (0, 1, 4, 8):
@@ -231,12 +231,48 @@ def test_mixing_by_element_is_drawn_for_each_image(mixup: float, cutmix: float) 
     assert resident(settings(augment={"mixup": 0.8}), splits)[0].mixing == ()
 
 
+@pytest.mark.parametrize(("height", "width"), [(33, 18), (20, 20)])
+def test_areas_resized_together_have_the_bits_of_those_resized_one_by_one(height: int, width: int) -> None:
+    augment = AugmentSettings(crop_scale=(0.05, 1.0))
+    stored = torch.from_numpy(np.stack([images(height, width).train.raw(index) for index in range(COUNT)]))
+    made = [
+        BatchAugment(augment, 16, (height, width), (0.5,) * 3, 0, CPU, together) for together in (True, False, None)
+    ]
+    views = made[0].draw(torch.tensor([[0, index, 0] for index in range(COUNT)]))
+    together, one_by_one, chosen = (augment(stored, torch.arange(COUNT), views) for augment in made)
+    assert torch.equal(together, one_by_one)
+    assert torch.equal(together, chosen)
+
+
+def test_policies_come_between_crops_and_erasing() -> None:
+    """Each image is its view without a policy, changed by what is drawn for it, and then erased."""
+    augment = AugmentSettings(policy="trivialaugment", color_jitter=0.3, random_erasing=0.7)
+    run, splits = settings(augment=augment, epochs=1), images(20, 28)
+    plain = run.replace(augment={"policy": "none", "color_jitter": 0.0, "random_erasing": 0.0})
+    erased = run.replace(augment={"policy": "none", "color_jitter": 0.0})
+    policy = BatchAugment(augment, 16, (20, 28), splits.mean, run.seed, CPU).policy
+    assert policy is not None
+    made = zip(*(resident(one, splits) for one in (run, plain, erased)), strict=True)
+    for batch, before, after in made:
+        keys = torch.tensor([[0, index, 0] for index in batch.indices.tolist()])
+        changed = policy(before.images.permute(0, 2, 3, 1).clone(), policy.draw(keys, [len(keys)])[0])
+        where = (before.images != after.images).any(1, keepdim=True)
+        wanted = torch.where(where, after.images, changed.permute(0, 3, 1, 2))
+        # A pixel that has the fill's colour by itself cannot be seen to be erased.
+        assert ((batch.images != wanted).any(1).float().mean()) < 0.002
+        assert where.any()
+
+
+POLICIES = ({"policy": "trivialaugment"}, {"policy": "randaugment", "color_jitter": 0.4})
+
+
 @pytest.mark.cuda
+@pytest.mark.parametrize("policy", [{}, *POLICIES], ids=str)
 @pytest.mark.parametrize("crop", ["none", "padding", "resized"])
 @pytest.mark.parametrize("shape", [(16, 16, 3), (33, 18, 1)])
-def test_the_gpu_makes_the_same_batches(crop: str, shape: tuple[int, int, int]) -> None:
+def test_the_gpu_makes_the_same_batches(crop: str, shape: tuple[int, int, int], policy: dict[str, object]) -> None:
     """Every bit of images, indices and what mixing draws, at sizes that grow."""
-    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"}
+    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"} | policy
     run, splits = settings(augment=augment, **{"data.start_size": 8}), images(*shape)
     made = zip(resident(run, splits), resident(run, splits, device=torch.device("cuda")), strict=True)
     for ours, theirs in made:
@@ -246,10 +282,11 @@ def test_the_gpu_makes_the_same_batches(crop: str, shape: tuple[int, int, int]) 
         assert all(torch.equal(cpu, gpu.cpu()) for cpu, gpu in pairs)
 
 
+@pytest.mark.parametrize("policy", [{}, *POLICIES], ids=str)
 @pytest.mark.parametrize("crop", ["none", "padding", "resized"])
-def test_no_batch_waits_for_the_device(crop: str) -> None:
+def test_no_batch_waits_for_the_device(crop: str, policy: dict[str, object]) -> None:
     """Once the images are there: nothing of it is read, and what goes there is not waited for."""
-    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"}
+    augment = {"crop": crop, "random_erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "mix_by": "element"} | policy
     run, splits = settings(augment=augment, **{"data.start_size": 8}), images(16, 16)
     device = torch.device("meta")  # which has no numbers
     stored = ResidentImages(run, splits, device, progress=False)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from convnext import recipe
 from convnext.config import RunSettings
+from convnext.data.cache.source import open_cache
 from convnext.data.datasets.load import OWN, load_splits
 from convnext.data.splits import Splits
 from convnext.devices import make_accelerator
@@ -22,24 +24,34 @@ from convnext.training.trainer import Trainer
 from convnext.weights.model_info import read_json
 from tests.support.killing import TINY, Point, last_line, result, run, steps
 
-ON = (*TINY, "--augment.policy", "none", "--augment.mix-by", "element", "--data.start-size", "6", "--data.augment-on")
+ON = (
+    *TINY,
+    "--augment.policy",
+    "trivialaugment",
+    "--augment.mix-by",
+    "element",
+    "--data.start-size",
+    "6",
+    "--data.augment-on",
+)
 RUN = Path("runs") / "digits"
 
 
-def test_killed_and_resumed_it_ends_as_the_run_that_was_never_stopped(tmp_path: Path) -> None:
-    """Also where the machine that it goes on on would choose otherwise, as a CPU does."""
-    whole = run([*ON, "device"], tmp_path / "whole")
+@pytest.mark.parametrize(("begun", "other"), [("device", "workers"), ("workers", "device")])
+def test_killed_and_resumed_it_ends_as_the_run_that_was_never_stopped(begun: str, other: str, tmp_path: Path) -> None:
+    """Also where the machine that it goes on on would choose otherwise, as this one does for workers."""
+    whole = run([*ON, begun], tmp_path / "whole")
     assert whole.status == 0, whole.text
-    assert "on cpu (that holds and augments the training images) in fp32" in whole.text
-    for point, choice in ((Point(3), "device"), (Point(13, signal=signal.SIGTERM), "auto"), (Point(17), "auto")):
+    assert ("on cpu (that holds and augments the training images) in fp32" in whole.text) == (begun == "device")
+    for point, choice in ((Point(3), begun), (Point(13, signal=signal.SIGTERM), "auto"), (Point(17), "auto")):
         ended = run([*ON, choice, "--save-every-steps", "2", "--resume"], tmp_path, point)
         assert ended.status in (-signal.SIGKILL, 128 + signal.SIGTERM), ended.text
     assert steps(tmp_path / RUN)[-1] == 16
     assert run([*ON, "auto", "--resume"], tmp_path).status == 0
-    assert json.loads((tmp_path / RUN / "settings.json").read_text())["data"]["augment_on"] == "device"
+    assert json.loads((tmp_path / RUN / "settings.json").read_text())["data"]["augment_on"] == begun
     assert result(tmp_path / RUN) == result(tmp_path / "whole" / RUN)
-    error = last_line(run([*ON, "workers", "--resume", RUN], tmp_path))
-    assert "data.augment_on was device, now workers" in error
+    error = last_line(run([*ON, other, "--resume", RUN], tmp_path))
+    assert f"data.augment_on was {begun}, now {other}" in error
 
 
 def older(folder: Path, settings: RunSettings) -> None:
@@ -65,25 +77,29 @@ def test_older_runs_have_their_images_from_workers(tmp_path: Path) -> None:
     assert "augment_on" not in read_settings(tmp_path / "some.json")["data"]
 
 
-@pytest.mark.parametrize("option", [("--augment.policy", "randaugment"), ("--augment.color-jitter", "0.4")])
-def test_what_workers_alone_can_do_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
-    error = last_line(run([*ON, "device", *option], tmp_path))
-    setting = option[0].removeprefix("--").replace("-", "_")
-    assert error.startswith(f"convnext: data.augment_on device: {setting} {option[1]} is computed by workers alone")
-    assert "use --data.augment-on workers" in error
-    assert not (tmp_path / "runs").exists()
-
-
 def digits(**changes: object) -> tuple[RunSettings, Splits]:
     settings = recipe("digits", **changes)
     return settings, load_splits(settings.data)
 
 
-def test_a_cpu_leaves_it_to_the_workers_unasked() -> None:
-    settings, splits = digits(device="cpu")
-    assert settings.data.augment_on == "auto"
-    settled = settle_augment_on(settings, splits, make_accelerator(settings))
-    assert settled == settings.replace(**{"data.augment_on": "workers"})
+def test_a_cpu_takes_arrays_unasked(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
+    """A quarter of what is free, shared by the processes."""
+    settings, splits = digits(device="cpu", **{"data.augment_on": "auto"})
+    accelerator = make_accelerator(settings)
+    assert settle_augment_on(settings, splits, accelerator).data.augment_on == "device"
+    needed = 1293 * 8 * 8
+    monkeypatch.setattr(memory, "available", lambda: 4 * needed - 1)
+    assert settle_augment_on(settings, splits, accelerator).data.augment_on == "workers"
+    assert go_on_device(settings, splits, 8 * needed, 2)
+    assert not go_on_device(settings, splits, 8 * needed - 1, 2)
+    data = {"name": "folder", "root": small_folder, "image_size": 8}
+    settings = recipe("digits", data=data, augment={"crop": "padding"})
+    files = load_splits(settings.data)
+    assert go_on_device(settings, files, 2**40)
+    assert not go_on_device(settings, files, 2**40, 1)
+    monkeypatch.setenv("CONVNEXT_CACHE", str(small_folder.parent / "cache"))
+    cached = replace(files, train=open_cache(files.train, 384, progress=False))
+    assert not go_on_device(settings, cached, 2**40, 1)  # what is drawn must not depend on the cache
 
 
 def test_images_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +122,11 @@ def test_a_gpu_takes_what_fits_into_a_quarter_of_its_memory() -> None:
     assert go_on_device(several, splits, 4 * 1293 * sum(size**2 for size in range(4, 9)))
 
 
-def test_a_gpu_leaves_to_workers_what_it_cannot_know_or_do(small_folder: Path) -> None:
+def test_a_gpu_leaves_to_workers_what_it_cannot_know(small_folder: Path) -> None:
     free = 2**40
     settings, splits = digits()
     assert go_on_device(settings, splits, free)
     assert not go_on_device(settings.replace(**{"data.name": OWN}), splits, free)
-    for change in ({"policy": "trivialaugment"}, {"color_jitter": 0.1}):
-        assert not go_on_device(settings.replace(augment=change), splits, free)
     settings, splits = digits(data={"name": "folder", "root": small_folder})
     assert not go_on_device(settings, splits, free)  # areas of files, whose sizes are not known
     assert go_on_device(settings.replace(augment={"crop": "padding"}), splits, free)

@@ -11,7 +11,7 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from convnext.config import AugmentSettings, RunSettings
+from convnext.config import RunSettings
 from convnext.data.batch_augment import BatchAugment, MixingDraws
 from convnext.data.batch_transforms import is_mixed
 from convnext.data.images import Picture, UnreadableImageError
@@ -26,13 +26,6 @@ from convnext.errors import DataError
 
 _READ = 256  # images that are read at a time
 _TOGETHER = 16  # batches whose views are drawn at once, since a GPU takes as long for one of them
-
-
-def for_workers(settings: AugmentSettings) -> str | None:
-    """The setting, with its value, that workers alone can compute, an image at a time; None where there is none."""
-    if settings.policy != "none":
-        return f"augment.policy {settings.policy}"
-    return f"augment.color_jitter {settings.color_jitter:g}" if settings.color_jitter else None
 
 
 def stored_sizes(settings: RunSettings, source: ImageSource, first_epoch: int = 0) -> list[tuple[int, int]]:
@@ -133,15 +126,17 @@ class ResidentImages:
 
     def _batches(self, size: int, steps: list[list[Key]]) -> Iterator[Batch]:
         readable = [[key for key in keys if key[1] not in self.unreadable] for keys in steps]
-        keys = torch.tensor([key for step in readable for key in step], dtype=torch.int64).view(-1, 3)
-        keys = send(keys, self.device)
+        named = torch.tensor([key for step in readable for key in step], dtype=torch.int64).view(-1, 3)
+        keys = send(named, self.device)
         augment, pixels = self._augment[size], self._pixels[self._stored(size)]
         counts = [len(step) for step in readable]
+        changes = augment.policy.draw(named, counts) if augment.policy else [[]] * len(counts)
         views = torch.split(augment.draw(keys), counts)
         mixing = torch.split(self._mixing(keys), counts) if self._mixing else [None] * len(counts)
-        for step, indices, drawn, mixed in zip(steps, torch.split(keys[:, 1], counts), views, mixing, strict=True):
+        images_of = torch.split(keys[:, 1], counts)
+        for step, indices, drawn, changed, mixed in zip(steps, images_of, views, changes, mixing, strict=True):
             lines = [self.unreadable[index] for _, index, _ in step if index in self.unreadable]
-            images = augment(pixels, indices, drawn).permute(0, 3, 1, 2)
+            images = augment(pixels, indices, drawn, changed).permute(0, 3, 1, 2)
             yield Batch(images, self._targets[indices], indices, lines, () if mixed is None else (mixed,))
 
 
