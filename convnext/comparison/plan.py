@@ -1,4 +1,7 @@
-"""The plan of a comparison: its contenders, each with the epochs that fit into the budget; made once, and kept."""
+"""The plan of a comparison: its contenders, each with the epochs that fit into the budget; made once, and kept.
+
+A comparison may grow by seeds, models and values of what is varied: what was planned before stays as it was.
+"""
 
 import json
 import shutil
@@ -70,7 +73,7 @@ class Plan(BaseModel):
 
 
 def read_plan(output: Path, definition: Definition) -> Plan | None:
-    """The plan of the comparison in ``output`` that goes on; None where there is none.
+    """The plan of the comparison in ``output`` that goes on, or grows; None where there is none.
 
     Raises:
         SettingsError: it is another comparison.
@@ -83,7 +86,7 @@ def read_plan(output: Path, definition: Definition) -> Plan | None:
     plan = read_json(output / FILE, Plan)
     before, now = (_compared(each) for each in (plan.definition, definition))
     if changed := [f"{name} was {_shown(before.get(name))}, now {_shown(now.get(name))}"
-                   for name in {**before, **now} if before.get(name) != now.get(name)]:  # fmt: skip
+                   for name in {**before, **now} if not _goes_on(name, before.get(name), now.get(name))]:  # fmt: skip
         raise SettingsError(f"{output} holds another comparison: {'; '.join(changed)}. Give --output a new folder")
     return plan
 
@@ -95,6 +98,17 @@ def _compared(definition: Definition) -> dict[str, Any]:
     return values | given
 
 
+def _goes_on(name: str, before: Any, now: Any) -> bool:
+    """Whether what was asked for is asked for again, and at most more."""
+    if name == "seeds":
+        return bool(before <= now)
+    if name == "models":  # the recipe's own, where none are named
+        return before == now or bool(before and set(before) <= set(now))
+    if name == "vary":
+        return all(set(values) <= set(now.get(varied, ())) for varied, values in before.items())
+    return bool(before == now)
+
+
 def _shown(value: Any) -> str:
     return json.dumps(value) if value not in (None, [], {}) else "not given"
 
@@ -104,7 +118,7 @@ def planned(
     definition: Definition, output: Path, signals: StopSignals, parallel: int, gpus: Sequence[str]
 ) -> Iterator[Plan]:
     """The plan of the comparison in ``output``, which other processes are kept out of meanwhile: read where it goes on,
-    else made and written; see `make_plan`.
+    else made, or made longer, and written; see `make_plan`.
 
     Raises:
         UserError: it is another comparison, or none that can be trained; then nothing is written.
@@ -116,15 +130,24 @@ def planned(
     output.mkdir(parents=True, exist_ok=True)
     try:
         with locked(output):
-            plan = plan or make_plan(definition, output, signals, parallel, gpus)
+            if plan is None or _compared(plan.definition) != _compared(definition):
+                plan = make_plan(definition, output, signals, parallel, gpus, plan)
             yield plan.in_use(definition.given)
     finally:
         if new and not (output / FILE).exists():
             shutil.rmtree(output)
 
 
-def make_plan(definition: Definition, output: Path, signals: StopSignals, parallel: int, gpus: Sequence[str]) -> Plan:
-    """Look at models and data, find the epochs that fit into the budget, and write the plan into ``output``.
+def make_plan(
+    definition: Definition,
+    output: Path,
+    signals: StopSignals,
+    parallel: int,
+    gpus: Sequence[str],
+    before: Plan | None = None,
+) -> Plan:
+    """Look at models and data, find the epochs that fit into the budget, and write the plan into ``output``; what the
+    plan of ``before`` has stays.
 
     Raises:
         UserError: models, settings or data that cannot be used.
@@ -133,29 +156,52 @@ def make_plan(definition: Definition, output: Path, signals: StopSignals, parall
     budget = None if definition.budget is None else Budget.parse(definition.budget)
     chosen, costs = list[Contender](), list[Cost]()
     made = contenders(definition)
+    known = {} if before is None else _known(before, made, output)
+    new = [each for each in made if each.label not in known]
     loaded = {each.settings.data: load_splits(each.settings.data) for each in made}
     if definition.learning_rates and any(splits.val is None for splits in loaded.values()):
         raise SettingsError(
             "--learning-rates are chosen on the validation split, and there is none: give --data.val-fraction 0.1, say"
         )
-    for each in made:
+    for each in new:
         _check_optimizer(each, loaded[each.settings.data])
-    paces: dict[str, Pace] = {}
-    if budget is not None and budget.unit == "seconds":
-        say(f"measuring the pace of {len(made)} contenders")
-        jobs = [Job(each.label, partial(measure_pace, each.settings)) for each in made]
-        for job, outcome in run_jobs(jobs, signals, parallel, gpus):
-            if outcome.problem is not None:
-                raise UserError(f"{job.name}: {outcome.problem}")
-            paces[job.name] = outcome.value
+    by_time = budget is not None and budget.unit == "seconds"
+    paces = _paces(new, signals, parallel, gpus) if new and by_time else {}
     for contender in made:
-        splits = loaded[contender.settings.data]
-        settings, cost = _fit(contender, splits, budget, paces.get(contender.label))
-        chosen.append(contender.model_copy(update={"settings": settings}))
+        if contender.label in known:
+            contender, cost = known[contender.label]
+        else:
+            splits = loaded[contender.settings.data]
+            settings, cost = _fit(contender, splits, budget, paces.get(contender.label))
+            contender = contender.model_copy(update={"settings": settings})
+        chosen.append(contender)
         costs.append(cost)
     plan = Plan(definition=definition, contenders=tuple(chosen), costs=tuple(costs))
     write_text(output / FILE, plan.model_dump_json(indent=2) + "\n")
     return plan
+
+
+def _known(before: Plan, made: Sequence[Contender], output: Path) -> dict[str, tuple[Contender, Cost]]:
+    """The contenders of a plan by name, with what each costs; SettingsError where one is none of those ``made`` now."""
+    known = {each.label: (each, cost) for each, cost in zip(before.contenders, before.costs, strict=True)}
+    if lost := sorted(set(known) - {each.label for each in made}):
+        raise SettingsError(
+            f"{output} holds another comparison, which has {lost[0]}: vary more of what is varied there, or give "
+            f"--output a new folder"
+        )
+    return known
+
+
+def _paces(made: Sequence[Contender], signals: StopSignals, parallel: int, gpus: Sequence[str]) -> dict[str, Pace]:
+    """How fast each contender trains here, by its name."""
+    say(f"measuring the pace of {len(made)} contenders")
+    paces: dict[str, Pace] = {}
+    jobs = [Job(each.label, partial(measure_pace, each.settings)) for each in made]
+    for job, outcome in run_jobs(jobs, signals, parallel, gpus):
+        if outcome.problem is not None:
+            raise UserError(f"{job.name}: {outcome.problem}")
+        paces[job.name] = outcome.value
+    return paces
 
 
 def _check_optimizer(contender: Contender, splits: Splits) -> None:

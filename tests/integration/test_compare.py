@@ -151,6 +151,32 @@ def test_the_trainings_do_not_wait_for_a_report(tmp_path: Path) -> None:
     assert len(cells(tmp_path)) == 2
 
 
+def test_a_comparison_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
+    """By seeds and values, under a budget that is measured once."""
+    epochs = TINY.index("--epochs")
+    limited = [*TINY[:epochs], *TINY[epochs + 2 :], "--budget", "1e9flop"]
+    begun = compare(shlex.split("compare --vary model.patch_size=2 --seeds 1 --output out") + limited, tmp_path)
+    assert begun.status == 0, begun.text
+    before, plan = results(tmp_path), json.loads((tmp_path / "out" / "comparison.json").read_text())
+    ended = compare([*PATCHES, *limited], tmp_path)
+    assert ended.status == 0, ended.text
+    found = [(cell["settings"]["model.patch_size"], cell["seed"]) for cell in cells(tmp_path)]
+    assert found == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    after = results(tmp_path)
+    assert set(before) == {SECOND}
+    assert after[SECOND] == before[SECOND]
+    grown = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert grown["contenders"][1] == plan["contenders"][0]
+    assert grown["costs"][1] == plan["costs"][0]
+    for fewer in ("--vary model.patch_size=1,2 --seeds 1", "--vary model.patch_size=2,4 --seeds 2"):
+        refused = last_line(compare(shlex.split(f"compare {fewer} --output out") + limited, tmp_path))
+        assert refused.startswith("convnext: out holds another comparison: ")
+    more = "compare --vary model.patch_size=1,2 model.kernel_size=3,5 --seeds 2 --output out"
+    refused = last_line(compare(shlex.split(more) + limited, tmp_path))
+    assert "out holds another comparison, which has convnext_tiny model.patch_size=1" in refused
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == grown
+
+
 def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -> None:
     other = compare([*PATCHES, *TINY, "--model.kernel-size", "5"], whole)
     assert last_line(other) == (
