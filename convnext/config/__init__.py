@@ -61,8 +61,9 @@ class ModelSettings(Settings):
     """Initial per-channel factor on each residual branch; None for no layer scale, 'variant' for the variant's own."""
     head_init_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on the classifier's initial weights."""
-    init: Literal["paper", "torch"] = "paper"
-    """Initial weights: the paper's (normal, 0.02) or PyTorch's default, which learns faster in short runs."""
+    init: Literal["paper", "torch", "dirac"] = "paper"
+    """Initial weights: the paper's (normal, 0.02); PyTorch's default, which learns faster in short runs; or that with
+    convolutions of pool whose first filters pass on a channel each (airbench)."""
     grn: bool | None = None
     """Global response normalization in every block, as in ConvNeXt V2."""
     stem_norm: bool | None = None
@@ -82,9 +83,12 @@ class ModelSettings(Settings):
     """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
 
     def check_stages(self) -> None:
-        """Refuse, with a SettingsError, depths and dims of different length, and two ways to shrink a feature map."""
+        """Refuse, with a SettingsError, depths and dims of different length, two ways to shrink a feature map, and
+        initial weights for convolutions that the model has not."""
         if self.overlap and self.pool:
             raise SettingsError("model.overlap and model.pool are two ways to shrink the feature map: set one of them")
+        if self.init == "dirac" and not self.pool:
+            raise SettingsError("model.init dirac is for the convolutions of model.pool: set that too (--model.pool)")
         if self.depths is not None and self.dims is not None and len(self.depths) != len(self.dims):
             raise SettingsError(
                 f"model.depths and model.dims need one entry a stage each: got {len(self.depths)} depths "
@@ -251,6 +255,8 @@ class OptimizerSettings(Settings):
     """Decay rates of AdamW's two moments."""
     momentum: Fraction = 0.9
     """Momentum (Nesterov) of SGD and Muon."""
+    norm_bias_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on the learning rate of the biases of norms (airbench)."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate from each group of layers to the one before it, for fine-tuning; 1 for none."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None

@@ -196,7 +196,8 @@ class ConvNeXt(nn.Module):
         layer_scale: initial value of ``gamma``; ``None`` for no layer scale.
         head_init_scale: factor on the initial weights of the classifier (used by the authors when fine-tuning).
         init: ``"paper"`` draws weights from a normal distribution of standard deviation 0.02, truncated, with zero
-            biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs.
+            biases; ``"torch"`` keeps PyTorch's default, which learns faster in runs of few epochs; ``"dirac"`` is that,
+            but the first filters of each convolution of ``pool`` pass on a channel each, as in airbench.
         grn: global response normalization in every block, as in V2, which has no layer scale.
         stem_norm: whether a LayerNorm follows the stem's convolution; without ``pool``.
         overlap: whether the convolutions that shrink the feature map, the stem's among them, see over the edges of
@@ -214,7 +215,8 @@ class ConvNeXt(nn.Module):
             third more time. False at first.
 
     Raises:
-        ValueError: ``depths`` and ``dims`` differ in length, an even ``kernel_size``, or both ``overlap`` and ``pool``.
+        ValueError: ``depths`` and ``dims`` differ in length, an even ``kernel_size``, both ``overlap`` and ``pool``, or
+            ``init`` dirac without ``pool``.
     """
 
     def __init__(
@@ -229,7 +231,7 @@ class ConvNeXt(nn.Module):
         stochastic_depth: float = 0.0,
         layer_scale: float | None = 1e-6,
         head_init_scale: float = 1.0,
-        init: Literal["paper", "torch"] = "paper",
+        init: Literal["paper", "torch", "dirac"] = "paper",
         grn: bool = False,
         stem_norm: bool = True,
         overlap: bool = False,
@@ -274,6 +276,8 @@ class ConvNeXt(nn.Module):
         self._init, self._head_init_scale = init, head_init_scale
         if init == "paper":
             self.apply(_init_weights)
+        elif init == "dirac":
+            _pass_on_channels([module for module in self.modules() if isinstance(module, PooledConv2d)])
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -327,6 +331,14 @@ def _downsample(in_channels: int, out_channels: int, stride: int, overlap: bool)
     if overlap:
         return nn.Conv2d(in_channels, out_channels, 2 * stride - 1, stride, padding=stride - 1)
     return nn.Conv2d(in_channels, out_channels, stride, stride)
+
+
+def _pass_on_channels(convolutions: Sequence[PooledConv2d]) -> None:
+    """Make the first filters of each the identity; ValueError where there are none."""
+    if not convolutions:
+        raise ValueError("init dirac is for the convolutions of pool: set that too")
+    for convolution in convolutions:
+        nn.init.dirac_(convolution.weight.data[: convolution.in_channels])
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from convnext.models.convnext import ConvNeXt
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
+_NORMS = nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm
 _BLOCKS_TOGETHER = 3  # blocks of a stage that share a learning rate under layer-wise decay, as in the authors' code
 
 
@@ -93,6 +94,9 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     scales = _lr_scales(model, settings.layer_decay)
+    if settings.norm_bias_lr_scale != 1:
+        biases = [f"{name}.bias" for name, module in model.named_modules() if isinstance(module, _NORMS)]
+        scales |= {name: settings.norm_bias_lr_scale * scales.get(name, 1.0) for name in biases}
 
     def groups(parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         alike: dict[tuple[bool, float], list[nn.Parameter]] = {}

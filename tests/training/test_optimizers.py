@@ -105,6 +105,26 @@ def test_layer_decay_groups_as_the_authors_do() -> None:
             assert rates[id(parameter)] == pytest.approx(0.8 ** expected[name]), name
 
 
+def test_the_biases_of_norms_have_a_learning_rate_of_their_own() -> None:
+    model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16), pool=True)
+    settings = recipe("digits").optimizer.replace(norm_bias_lr_scale=8.0, layer_decay=0.5, name="muon")
+    rates = {}
+    optimizers = make_optimizers(model, settings)
+    set_learning_rate(optimizers, 1.0)
+    for optimizer in optimizers:
+        rates |= {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    plain = make_optimizers(model, settings.replace(norm_bias_lr_scale=1.0))
+    set_learning_rate(plain, 1.0)
+    for optimizer in plain:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                rates[id(parameter)] /= group["lr"]
+    biases = {"downsample_layers.0.1.bias", "downsample_layers.1.1.bias", "norm.bias"}
+    biases |= {"stages.0.0.norm.bias", "stages.1.0.norm.bias"}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(8 if name in biases else 1), name
+
+
 def test_layer_decay_needs_a_convnext() -> None:
     settings = recipe("digits").optimizer.replace(layer_decay=0.8)
     with pytest.raises(SettingsError, match="layer_decay is for ConvNeXt, not ResNet"):
