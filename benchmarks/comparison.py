@@ -26,7 +26,7 @@ def run_of(report: dict[str, Any], scrub: dict[str, str], commit: str | None = N
     for name, group in groupby(sorted(report["cells"], key=itemgetter("contender")), key=itemgetter("contender")):
         cells = sorted(group, key=itemgetter("seed"))
         seeds |= {cell["seed"] for cell in cells}
-        numbers[f"{re.sub('[^a-z0-9]+', '_', name)}_top1"] = [cell["top1"] for cell in cells]
+        numbers[f"{re.sub('[^a-z0-9]+', '_', name.lower())}_top1"] = [cell["top1"] for cell in cells]
     several = len(seeds) > 1
     return Run(
         command=_scrubbed(how["command"], scrub),
