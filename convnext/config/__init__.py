@@ -289,6 +289,8 @@ class RunSettings(Settings):
     """Where to compute; auto takes the first of CUDA, MPS, CPU that is there."""
     channels_last: bool = True
     """Keep images in NHWC order in memory, the faster one for ConvNeXt."""
+    filters_from: Path | None = None
+    """Run or weights file: depthwise filters are drawn with the covariance of its own (Trockman et al. 2022)."""
     freeze: Annotated[int, Field(ge=0)] = 0
     """Stages, from the input on and with the stem, whose weights stay as they are; for fine-tuning."""
     compile: bool = False
@@ -324,6 +326,10 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> "RunSettings":
+        if self.filters_from is not None and self.model.weights is not None:
+            raise ValueError(
+                "filters_from is for random weights, and model.weights brings others: leave one of them out"
+            )
         if self.data.sampler == self.loss.class_weights == "balanced":
             raise ValueError("data.sampler and loss.class_weights are both balanced, which counts rare classes twice")
         if self.gradient_accumulation != "auto" and self.gradient_accumulation > self.batch_size:

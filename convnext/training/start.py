@@ -14,6 +14,7 @@ from convnext.data.transforms import EvalTransform
 from convnext.errors import DataError
 from convnext.models.convnext import Whitening
 from convnext.output import say
+from convnext.training.filters import draw_filters
 from convnext.weights.loading import start_from
 
 _WHITENED = 2000  # images: some million patches of 2x2 pixels
@@ -21,7 +22,7 @@ _WHITENED = 2000  # images: some million patches of 2x2 pixels
 
 def start(model: nn.Module, settings: RunSettings, splits: Splits, accelerator: Accelerator) -> None:
     """Give a new model the weights that the settings name, or, where they name none, what is computed from the training
-    images: the filters of `Whitening`.
+    images, the filters of `Whitening`, and what is drawn with the covariance of other filters.
 
     Raises:
         UserError: weights that cannot be had or do not fit; or none of the images that were tried can be read.
@@ -30,6 +31,8 @@ def start(model: nn.Module, settings: RunSettings, splits: Splits, accelerator: 
         note = start_from(model, settings.model, len(splits.classes), splits.classes)
         say(note or f"started from {settings.model.weights}")
         return
+    if settings.filters_from is not None:
+        say(draw_filters(model, settings.filters_from))
     for module in model.modules():
         if isinstance(module, Whitening):
             filters = distributed.from_main(accelerator, lambda: _whitening(settings, splits))
