@@ -21,8 +21,6 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize; see the class."""
-        if x.dtype == torch.bfloat16 and x.is_cpu and torch.is_grad_enabled() and self.weight.dtype == torch.float32:
-            x = x.float()  # PyTorch takes twice as long for both passes in bfloat16
         # Under the channels_last memory format both permutations are views, and no data moves.
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

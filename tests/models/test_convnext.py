@@ -7,12 +7,11 @@ import timm
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 
 from convnext import create_model
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
-from convnext.models.convnext import Block, ConvNeXt, LayerNorm2d, StochasticDepth
+from convnext.models.convnext import Block, ConvNeXt, StochasticDepth
 from convnext.models.registry import check_image_size, resolve
 from convnext.models.variants import VARIANTS
 
@@ -135,37 +134,6 @@ def test_stochastic_depth_is_torchvisions(shape: tuple[int, ...], dtype: torch.d
     assert 0 < int((results[0].flatten(1) == 0).all(1).sum()) < len(x)
     assert torch.equal(own.eval()(x), x)
     assert torch.equal(StochasticDepth(0.0)(x), x)
-
-
-def test_convolutions_that_begin_as_the_identity_pass_on_each_channel() -> None:
-    torch.manual_seed(0)
-    model = create_model("convnext_atto", 3, depths=(1, 1), dims=(8, 16), patch_size=2, pool=True, init="dirac")
-    images = torch.rand(2, 3, 16, 16)
-    for downsample, channels in zip(model.downsample_layers, (3, 8), strict=True):
-        convolution = downsample[0]
-        images = torch.rand(2, channels, 16, 16)
-        made = convolution(images) - convolution.bias[:, None, None]
-        assert torch.allclose(made[:, :channels], F.max_pool2d(images, 2), atol=1e-6)
-        assert made[:, channels:].std() > 0.05
-    with pytest.raises(ValueError, match="init dirac is for the convolutions of pool"):
-        ConvNeXt(init="dirac")
-    with pytest.raises(SettingsError, match=r"model\.init dirac is for .* model\.pool: .*--model\.pool"):
-        create_model("convnext_atto", init="dirac")
-
-
-def test_a_norm_of_half_precision_on_cpu_is_computed_in_float32() -> None:
-    norm = LayerNorm2d(8, eps=1e-6)
-    x = torch.randn(2, 8, 5, 5, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = norm(x)
-    assert y.dtype == torch.float32
-    expected = F.layer_norm(x.float().permute(0, 2, 3, 1), (8,), eps=1e-6).permute(0, 3, 1, 2)
-    assert torch.equal(y, expected)
-    y.square().sum().backward()
-    assert x.grad is not None
-    assert x.grad.dtype == torch.bfloat16
-    with torch.inference_mode():
-        assert norm.bfloat16()(x).dtype == torch.bfloat16
 
 
 def test_initial_weights() -> None:
