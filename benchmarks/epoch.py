@@ -28,6 +28,7 @@ from run_json import ROOT
 from training import bare_loop
 
 from convnext import kernels, recipe
+from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch
 from convnext.data.sources import ImageSource
 from convnext.data.splits import Splits
@@ -54,12 +55,16 @@ class Epochs:
         bare: seconds of a bare step after each epoch, the median.
         epochs: seconds of each epoch.
         steps: that each of them has.
+        settings: of the trainer.
+        images: that it trains on.
         spent: seconds of all of them in steps and in validation.
         running: whether the clock of an epoch is.
         inside: whether it is in one of these, which ask for the folder themselves.
     """
 
     steps: int
+    settings: RunSettings
+    images: int
     bare: list[float] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=lambda: {"step": 0.0, "validation": 0.0})
@@ -119,7 +124,8 @@ def measure(
 def watch(trainer: Trainer, run: Path, signals: StopSignals, rounds: int) -> Epochs:
     """Let the trainer train, and measure."""
     per_epoch = trainer.steps_per_epoch
-    seen, bare = Epochs(per_epoch - AHEAD), bare_loop(trainer, random_batch(trainer))
+    seen = Epochs(per_epoch - AHEAD, trainer.settings, len(trainer.splits.train))
+    bare = bare_loop(trainer, random_batch(trainer))
     since = 0.0
 
     def before_step() -> None:
@@ -140,6 +146,7 @@ def watch(trainer: Trainer, run: Path, signals: StopSignals, rounds: int) -> Epo
     # The instance's own, so that the class stays as it is.
     vars(trainer).update(step=timed(trainer.step, seen, "step"), predict=timed(trainer.predict, seen, "validation"))
     trainer.open(run, before_step)
+    seen.settings = trainer.settings
     try:
         with trainer.tracker:
             trainer.fit(signals)
@@ -189,31 +196,32 @@ def main() -> int:
     parser.add_argument("--augment-on", choices=["auto", "workers", "device"], help="in place of the recipe's")
     parser.add_argument("--limit", type=int, default=LIMIT, help="training images")
     parser.add_argument("--rounds", type=int, default=4, help="epochs")
-    parser.add_argument("--keep", action="store_true", help="write results/speed/<machine>/epoch-RECIPE-PRECISION")
+    parser.add_argument("--keep", action="store_true", help="write a folder in results/speed/<machine>/")
     options = parser.parse_args()
     if options.keep and (problem := uncommitted()):
         parser.error(problem)
     started = time.monotonic()
-    root, precision, augment_on = options.root, options.precision, options.augment_on
-    seen = measure(options.recipe, root, options.folder, precision, options.limit, options.rounds, augment_on)
+    asked = options.precision, options.limit, options.rounds, options.augment_on
+    seen = measure(options.recipe, options.root, options.folder, *asked)
     whole, step = statistics.mean(seen.epochs), statistics.median(seen.bare)
     spent = {name: seconds / len(seen.epochs) / whole for name, seconds in seen.spent.items()}
-    print(f"{options.recipe}, {options.precision}; {where('cpu')}; {len(seen.epochs)} epochs of {seen.steps} steps")
+    on, precision = seen.settings.data.augment_on, seen.settings.precision
+    print(f"{options.recipe}, {precision}, augmented on {on}; {where('cpu')}")
+    print(f"{len(seen.epochs)} epochs of {seen.steps} steps")
     print(f"epoch {whole:.2f} s, of which steps {spent['step']:.1%}, validation {spent['validation']:.1%}")
     print(f"bare step {1e3 * step:.1f} ms; ratio: {seen.ratio:.3f} of the bare steps' rate")
     if options.keep:
         folder = ROOT / "results" / "speed" / short_name(this_machine(uses_gpu=False))
+        milliseconds = {"ours_ms": round(1e3 * whole / seen.steps, 1), "bare_ms": round(1e3 * step, 1)}
+        data = f"recipe {options.recipe}, {seen.images:,} training images at full size"
         write_run(
-            folder / f"epoch-{options.recipe}-{precision}",
-            {
-                "ratio_bare": round(seen.ratio, 3),
-                "ours_ms": round(1e3 * whole / seen.steps, 1),
-                "bare_ms": round(1e3 * step, 1),
-            },
-            data=f"recipe {options.recipe}, {options.limit:,} training images at full size; per step of an epoch",
+            folder / f"epoch-{options.recipe}-{precision}-{on}",
+            {"ratio_bare": round(seen.ratio, 3)} | milliseconds,
+            data=f"{data}{', files in class folders' * options.folder}; per step of an epoch",
             seconds=time.monotonic() - started,
             libraries=("torch", "torchvision"),
-            note=f"{len(seen.epochs)} epochs; {torch.get_num_threads()} threads; ours by {kernels.describe()}",
+            note=f"{len(seen.epochs)} epochs, augmented on {on}; {torch.get_num_threads()} threads; ours by "
+            f"{kernels.describe()}",
             uses_gpu=False,
         )
     return 0

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict
 
 from convnext.comparison.flops import flops_by_epoch
 from convnext.config import RunSettings
-from convnext.data.loading.resident import training_batches
+from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.resizing import sizes_by_epoch
 from convnext.data.sources import ImageSource
 from convnext.errors import SettingsError
 from convnext.training.interruption import StopSignals
+from convnext.training.memory import settle_augment_on
 from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
@@ -61,6 +62,7 @@ class Pace(BaseModel):
         evaluation: seconds of the evaluation of an image.
         val: images of the validation split.
         test: images of the test split.
+        reading: seconds for reading the training images at a size before the first step, where the device holds them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +75,7 @@ class Pace(BaseModel):
     evaluation: float
     val: int
     test: int
+    reading: float = 0.0
 
     def seconds(self, settings: RunSettings) -> float:
         """Of a whole training with the settings: between the two sides a step takes as its pixels do."""
@@ -83,7 +86,8 @@ class Pace(BaseModel):
         training = sum(self.steps * (self.full_step + slope * (side**2 - last)) for side in sides)
         validations = ceil(settings.epochs / settings.eval_every) if self.val else 0
         images = self.val * validations + self.test
-        return training + self.start * (validations + 1) + self.evaluation * images
+        sizes = 1 if settings.augment.crop == "resized" else len(set(sides))  # at which training images are held
+        return self.reading * sizes + training + self.start * (validations + 1) + self.evaluation * images
 
 
 def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
@@ -96,13 +100,20 @@ def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
     splits = cached(splits, settings.data, accelerator.is_local_main_process)
     val, test = len(splits.val or ()), len(splits.test)
     evaluated = splits.test if splits.val is None or test > val else splits.val
-    steps: list[float] = []
-    data = settings.data
+    steps, reading = list[float](), list[float]()
+    data, held = settings.data, settle_augment_on(settings, splits, accelerator).data.augment_on == "device"
     for side in sorted({data.first_size, data.last_size}):
-        at_side = settings.replace(trackers=(), **{"data.train_size": side, "data.start_size": None})
+        # As many of the images as are trained on at least; a step on others takes as long.
+        changes = {"data.train_size": side, "data.start_size": None, "data.augment_on": "workers"}
+        at_side = settings.replace(trackers=(), **changes)
         trainer = Trainer(at_side, splits, accelerator)
         with tempfile.TemporaryDirectory() as folder, StopSignals(Path(folder)) as signals:
             trainer.open(Path(folder))
+            if held:
+                started = time.perf_counter()
+                trainer.resident = ResidentImages(at_side, splits, trainer.device, 0, False, _WARMUP + _LEAST)
+                seconds_an_image = (time.perf_counter() - started) / trainer.resident.images_read
+                reading.append(seconds_an_image * len(splits.train))
             steps.append(_seconds_a_step(trainer, signals, seconds))
             start, evaluation = _seconds_of_evaluation(trainer, evaluated, signals)
     return Pace(
@@ -114,6 +125,7 @@ def measure_pace(settings: RunSettings, seconds: float = 3.0) -> Pace:
         evaluation=evaluation,
         val=val,
         test=test,
+        reading=max(reading, default=0.0),
     )
 
 

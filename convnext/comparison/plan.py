@@ -22,7 +22,7 @@ from convnext.data.splits import Splits
 from convnext.errors import SettingsError, UserError
 from convnext.models import registry
 from convnext.output import say
-from convnext.runs.folder import MAY_CHANGE
+from convnext.runs.folder import MAY_CHANGE, flatten
 from convnext.storage.files import write_text
 from convnext.storage.locks import locked
 from convnext.training.interruption import StopSignals
@@ -30,6 +30,7 @@ from convnext.training.optimizers import make_optimizers
 from convnext.weights.model_info import read_json
 
 FILE = "comparison.json"
+_FITTED = {"epochs", "optimizer.warmup_epochs", "precision"}  # which the budget sets
 
 
 class Cost(BaseModel):
@@ -156,6 +157,10 @@ def make_plan(
     budget = None if definition.budget is None else Budget.parse(definition.budget)
     chosen, costs = list[Contender](), list[Cost]()
     made = contenders(definition)
+    if before is not None:  # what is varied keeps its order, of which the contenders' names are made
+        order = [*before.definition.vary, *definition.vary]
+        vary = {name: definition.vary[name] for name in dict.fromkeys(order)}
+        made = contenders(definition.model_copy(update={"vary": vary}))
     known = {} if before is None else _known(before, made, output)
     new = [each for each in made if each.label not in known]
     loaded = {each.settings.data: load_splits(each.settings.data) for each in made}
@@ -182,13 +187,24 @@ def make_plan(
 
 
 def _known(before: Plan, made: Sequence[Contender], output: Path) -> dict[str, tuple[Contender, Cost]]:
-    """The contenders of a plan by name, with what each costs; SettingsError where one is none of those ``made`` now."""
+    """The contenders of a plan by name, with what each costs; SettingsError where one is none of those ``made`` now, or
+    would be trained with other settings, as after a change of the recipe."""
     known = {each.label: (each, cost) for each, cost in zip(before.contenders, before.costs, strict=True)}
     if lost := sorted(set(known) - {each.label for each in made}):
         raise SettingsError(
             f"{output} holds another comparison, which has {lost[0]}: vary more of what is varied there, or give "
             f"--output a new folder"
         )
+    for each in made:
+        if each.label not in known:
+            continue
+        before_now = flatten(known[each.label][0].settings), flatten(each.settings)
+        for (name, old), new in zip(before_now[0].items(), before_now[1].values(), strict=True):
+            if old != new and name not in MAY_CHANGE | _FITTED:
+                raise SettingsError(
+                    f"{output} cannot grow: of {each.label} {name} was {_shown(old)}, is now {_shown(new)}. Give "
+                    f"--output a new folder"
+                )
     return known
 
 

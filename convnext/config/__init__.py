@@ -134,8 +134,8 @@ class DataSettings(Settings):
     """Keep the decoded images in one file in the cache folder, which all workers and processes share."""
     augment_on: Literal["auto", "workers", "device"] = "auto"
     """Where training images are augmented: by workers, one by one, or by the device, which then holds all of them,
-    decoded, and does whole batches; auto: by a CUDA device if they fit into a quarter of its free memory, and by a CPU
-    so for data sets that come as arrays."""
+    decoded, and does whole batches; auto: by a CUDA device, without a policy, if they fit into a quarter of its free
+    memory, and by a CPU if they are known to be of one size and take 2 GB at most."""
     cache_image_size: Positive = 384
     """Shorter side in pixels at which the cache keeps images that are larger."""
     max_pixels: Positive = MAX_PIXELS

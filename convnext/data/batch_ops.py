@@ -15,7 +15,7 @@ from torch import Tensor
 _FACTOR_BITS = 20  # of a factor behind the point
 FACTOR = 1 << _FACTOR_BITS  # 1, as the strength of an operation that blends
 _POSITION_BITS = 17  # of a position behind the point
-_WEIGHT_BITS = 8  # of an interpolation's weights
+_WEIGHT_BITS = 11  # of an interpolation's weights
 _TWENTY_SIXTH = 2**18 // 26 + 1, 18  # n // 26 is n times the first, shifted by the second, for all n below 6,656
 
 Op = Callable[[Tensor, Tensor], Tensor]

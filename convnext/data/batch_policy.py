@@ -182,7 +182,7 @@ def rounds_of(settings: AugmentSettings, image_size: int) -> list[Round]:
 
 def _magnitudes(op: str, wide: bool, bins: int, side: int) -> list[float]:
     """Of an operation, as many as there are bins, from none to the strongest; ``wide`` as in TrivialAugment."""
-    largest = {"Rotate": (30.0, 135.0), "Posterize": (4, 6), "Solarize": (255.0, 255.0)}
+    largest = {"Rotate": (30.0, 135.0), "Posterize": (4, 6), "Solarize": (1.0, 1.0)}
     largest |= dict.fromkeys(BLENDS, (0.9, 0.99)) | dict.fromkeys(("ShearX", "ShearY"), (0.3, 0.99))
     largest |= dict.fromkeys(("TranslateX", "TranslateY"), (150 / 331 * side, 32.0))
     if op not in largest:
@@ -191,8 +191,8 @@ def _magnitudes(op: str, wide: bool, bins: int, side: int) -> list[float]:
     if op == "Posterize":
         bits: list[float] = (8 - torch.arange(bins) / ((bins - 1) / strongest)).round().tolist()
         return bits
-    ends = (strongest, 0.0) if op == "Solarize" else (0.0, strongest)
-    return torch.linspace(*ends, bins).tolist()
+    magnitudes: list[float] = torch.linspace(*((1.0, 0.0) if op == "Solarize" else (0.0, strongest)), bins).tolist()
+    return magnitudes
 
 
 def _signed(op: str, magnitudes: Sequence[float]) -> tuple[float, ...]:
@@ -208,4 +208,6 @@ def _code(op: str, strength: float, moves: dict[str, list[float]]) -> int:
         return len(moves[op]) - 1
     if op in BLENDS:
         return round((1 + strength) * FACTOR)
-    return math.ceil(strength)  # no value lies between a threshold and the whole number above
+    if op == "Solarize":
+        return math.ceil(255.0 * strength)  # no value lies between a threshold and the whole number above
+    return int(strength)

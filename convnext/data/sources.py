@@ -30,6 +30,7 @@ class ImageSource(ABC):
     targets: NDArray[np.int64]  # class indices
     channels: int  # 3 or 1: what `load` returns
     in_memory: bool = False  # whether pixels lie decoded in this process: workers would gain nothing
+    one_size: bool = False  # whether all images are known to be of one size, before they are read
     # Numbers of the files that images lie in together, where reading those in turn is much faster; else None.
     groups: NDArray[np.int64] | None = None
     max_pixels: int = MAX_PIXELS  # this and the next one as in the settings
@@ -89,7 +90,7 @@ class ArraySource(ImageSource):
     images: NDArray[np.uint8]
     targets: NDArray[np.int64]
     channels: int
-    in_memory = True
+    in_memory = one_size = True
 
     def raw(self, index: int) -> Raw:
         """The pixels."""
@@ -135,6 +136,7 @@ class FileSource(ImageSource):
     channels: int
     root: Path
     left_out: LeftOut = field(default_factory=LeftOut)
+    one_size: bool = False
 
     def raw(self, index: int) -> Raw:
         """The file's bytes."""
@@ -167,6 +169,7 @@ class JoinedSource(ImageSource):
     targets: NDArray[np.int64]
     channels: int
     in_memory: bool = False
+    one_size: bool = False
 
     def _source(self, index: int) -> ImageSource:
         return self.sources[int(self.of[index])]
@@ -189,12 +192,13 @@ class JoinedSource(ImageSource):
 
 
 def join(sources: Sequence[ImageSource]) -> JoinedSource:
-    """All images of the sources, in order."""
+    """All images of the sources, in order; they are those of one data set."""
     sizes = [len(source) for source in sources]
     indices = np.concatenate([np.arange(size) for size in sizes])
     targets = np.concatenate([source.targets for source in sources])
-    of, in_memory = np.repeat(np.arange(len(sizes)), sizes), all(source.in_memory for source in sources)
-    return JoinedSource(tuple(sources), of, indices, targets, sources[0].channels, in_memory)
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    in_memory, one_size = (all(getattr(source, name) for source in sources) for name in ("in_memory", "one_size"))
+    return JoinedSource(tuple(sources), of, indices, targets, sources[0].channels, in_memory, one_size)
 
 
 def digest(*contents: bytes | NDArray[Any]) -> str:

@@ -13,8 +13,7 @@ from convnext.recipes.common import small as _small
 SETTINGS = _small.SETTINGS.replace(
     epochs=30,
     model={"depths": (2, 4, 2), "patch_size": 4, "overlap": True, "stochastic_depth": 0.05},
-    # Policies for whole batches take a third of the time; the images are 1.2 GB.
-    data={"name": "tiny-imagenet", "image_size": 64, "start_size": 48, "augment_on": "device"},
+    data={"name": "tiny-imagenet", "image_size": 64, "start_size": 48},
     augment={"crop": "resized", "crop_scale": (0.25, 1.0), "policy": "trivialaugment"},
     optimizer={"name": "muon", "lr": 4e-3, "momentum": 0.95, "warmup_epochs": 3},
 )

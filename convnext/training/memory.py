@@ -1,6 +1,7 @@
 """How many images fit into memory at once."""
 
 import gc
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from convnext.config import RunSettings
 from convnext.data.datasets.load import OWN
 from convnext.data.loading.resident import stored_bytes
-from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.errors import SettingsError
 from convnext.output import say
 from convnext.training.faults import TrainingError, no_memory
 
 _FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
-_RESIDENT_FRACTION = 0.25  # of the device's free memory that the training images may take unasked
+_RESIDENT_FRACTION = 0.25  # of a GPU's free memory that the training images may take unasked
+_RESIDENT_ON_CPU = 2**31  # bytes of a CPU's memory that they may
 _STATES = 4  # times the weights: gradient, two moments, moving average
 
 
@@ -51,6 +52,8 @@ def settle_augment_on(settings: RunSettings, splits: Splits, accelerator: Accele
     if asked == "workers":
         return settings
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available()
+    if device.type == "cpu":  # a machine's processes share its memory, and each holds all images
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if asked == "device":
         if (needed := stored_bytes(settings, splits.train)) > free:
             raise SettingsError(
@@ -58,27 +61,27 @@ def settle_augment_on(settings: RunSettings, splits: Splits, accelerator: Accele
                 f"free: use --data.augment-on workers"
             )
         return settings
-    fit = device.type in ("cuda", "cpu") and go_on_device(
-        settings, splits, free, accelerator.num_processes if device.type == "cpu" else None
-    )
-    everyones = accelerator.gather(torch.tensor([fit], device=device))
+    everyones = accelerator.gather(torch.tensor([goes_on(device.type, settings, splits, free)], device=device))
     settled: RunSettings = settings.replace(**{"data.augment_on": "device" if everyones.all() else "workers"})
     return settled
 
 
-def go_on_device(settings: RunSettings, splits: Splits, free: int, cpu_processes: int | None = None) -> bool:
-    """Whether training images go, unasked, on a device with so many bytes free: a GPU, or a CPU that so many processes
-    share, each of which holds its own."""
-    in_array = isinstance(splits.train, ArraySource)
-    return (
-        settings.data.name != OWN  # which may give another image each time
-        # The sizes of files are known once all are read, and areas can be drawn of images of one size alone.
-        and (settings.augment.crop != "resized" or in_array)
-        # Beside a CPU that computes workers had better read files. Cached ones are no exception: what is drawn, and
-        # so the result, would depend on the cache.
-        and (cpu_processes is None or in_array)
-        and stored_bytes(settings, splits.train) * (cpu_processes or 1) <= free * _RESIDENT_FRACTION
-    )
+def goes_on(device: str, settings: RunSettings, splits: Splits, free: int) -> bool:
+    """Whether training images go, unasked, on a device of that type with so many bytes free.
+
+    On a CPU that depends on the images alone, so that the same settings give the same result on every machine, unless
+    memory is short there.
+    """
+    one_size, augment = splits.train.one_size, settings.augment
+    # A user's own data may give another image each time; areas can be drawn of images of one size alone.
+    if settings.data.name == OWN or (augment.crop == "resized" and not one_size):
+        return False
+    if device == "cpu":
+        # Images of other sizes are photographs, as a rule, which workers had better read beside a CPU that computes.
+        return one_size and stored_bytes(settings, splits.train) <= min(free, _RESIDENT_ON_CPU)
+    # Whether policies are faster there than by workers, beside it, has not been measured.
+    measured = augment.policy == "none" and not augment.color_jitter
+    return device == "cuda" and measured and stored_bytes(settings, splits.train) <= free * _RESIDENT_FRACTION
 
 
 def micro_batches_that_fit(

@@ -96,6 +96,10 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     scales = _lr_scales(model, settings.layer_decay)
     if settings.norm_bias_lr_scale != 1:
         biases = [f"{name}.bias" for name, module in model.named_modules() if isinstance(module, _NORMS)]
+        if not named.keys() & set(biases):
+            raise SettingsError(
+                f"optimizer.norm_bias_lr_scale: {type(model).__name__} has no norms with biases to train: leave it out"
+            )
         scales |= {name: settings.norm_bias_lr_scale * scales.get(name, 1.0) for name in biases}
 
     def groups(parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:

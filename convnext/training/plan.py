@@ -39,7 +39,7 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
     )
     trainer = Trainer(full_size, splits, accelerator)
     if data.augment_on == "device":
-        trainer.resident = ResidentImages(full_size, splits, trainer.device)
+        trainer.resident = ResidentImages(full_size, splits, trainer.device, steps=_WARMUP + _TIMED)
     step = _seconds_a_step(trainer, accelerator)
     sizes = sizes_by_epoch(data, settings.epochs)
     work = sum((size / data.last_size) ** 2 for size in sizes)  # epochs at the full size that cost as much

@@ -95,10 +95,11 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
     # Weights expect the normalisation that they were trained with.
     if (weights := origin(model)) is not None and splits.channels == len(weights.mean):
         splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
-    root, exclude = (path and path.absolute() for path in (settings.data.root, settings.data.exclude))
+    paths = settings.data.root, settings.data.exclude, settings.filters_from
+    root, exclude, filters_from = (path and path.absolute() for path in paths)
     data = settings.data.replace(root=root, exclude=exclude, mean=splits.mean, std=splits.std)
     precision = accelerator.mixed_precision.replace("no", "fp32")
-    resolved: RunSettings = settings.replace(model=model, data=data, precision=precision)
+    resolved: RunSettings = settings.replace(model=model, data=data, precision=precision, filters_from=filters_from)
     return resolved, splits
 
 

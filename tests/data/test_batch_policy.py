@@ -10,9 +10,10 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
 
 from convnext.config import AugmentSettings
-from convnext.data.batch_ops import FACTOR
+from convnext.data.batch_ops import FACTOR, OPS
 from convnext.data.batch_policy import BatchPolicy, rounds_of
 
 CPU = torch.device("cpu")
@@ -75,8 +76,7 @@ def expected(settings: AugmentSettings) -> dict[tuple[tuple[str, float], ...], f
             if change.probability < 1:
                 walk(index + 1, before, (*choices, number), each * (1 - change.probability))
             for strength in change.strengths:
-                magnitude = strength / 255 if change.op == "Solarize" else strength
-                does = (*before, (change.op, round(magnitude, 4)))
+                does = (*before, (change.op, round(strength, 4)))
                 walk(index + 1, does, (*choices, number), each * change.probability / len(change.strengths))
 
     walk(0, (), (), 1.0)
@@ -132,6 +132,22 @@ def test_draws_are_as_frequent_as_the_rounds_say() -> None:
     rounds = rounds_of(AugmentSettings(policy="autoaugment", autoaugment="svhn"), SIDE)
     probable = [np.mean([change.probability for change in one.changes]) for one in rounds]
     assert np.mean([len(own) for own in done]) == pytest.approx(sum(probable), abs=0.04)
+
+
+@pytest.mark.parametrize("name", ["trivialaugment", "autoaugment"])
+def test_solarize_inverts_the_values_that_torchvision_inverts(name: str) -> None:
+    """At every strength; some thresholds are hardly more than whole numbers."""
+    settings = AugmentSettings(policy=name, autoaugment="svhn")
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1)
+    done = sequences(policy(settings, side=16).draw(keys(COUNT), [COUNT]), COUNT)
+    codes = sorted({code for own in done for op, code in own if op == "Solarize"})
+    rounds = rounds_of(settings, 16)
+    strengths = {s for one in rounds for change in one.changes if change.op == "Solarize" for s in change.strengths}
+    assert len(codes) == len(strengths) > 2
+    image = Image.fromarray(values[0, ..., 0].numpy())
+    for code, strength in zip(codes, sorted(strengths), strict=True):
+        made = OPS["Solarize"](values, torch.tensor([code]))[0, ..., 0]
+        assert np.array_equal(made, functional.solarize(image, 255.0 * strength)), strength
 
 
 def test_colour_jitter_draws_factors_and_an_order() -> None:

@@ -1,5 +1,6 @@
 """Training images on the device: the views of a batch are those of a plain loop over its images."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,17 @@ def test_views_do_not_depend_on_the_batch_or_on_where_one_starts() -> None:
         assert torch.equal(indices, numbers)
         assert torch.equal(pixels, others)
     assert not torch.equal(pixels, joined(resident(run.replace(batch_size=8, seed=6), splits))[0])
+
+
+def test_the_images_of_a_few_steps_can_be_read_alone() -> None:
+    run, splits = settings(augment={"policy": "randaugment"}), images(16, 16)
+    stored = ResidentImages(run, splits, CPU, step=1, progress=False, steps=2)
+    assert stored.images_read == 24
+    sampler = training_sampler(run, splits.train, 0, 1)
+    sampler.start_step = 1
+    for batch, wanted in zip(islice(stored.batches(sampler), 2), resident(run, splits, 1), strict=False):
+        assert torch.equal(batch.images, wanted.images)
+        assert torch.equal(batch.indices, wanted.indices)
 
 
 def test_processes_take_their_rows_of_each_batch() -> None:

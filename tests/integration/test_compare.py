@@ -15,6 +15,8 @@ import pytest
 from convnext.cli import main
 from convnext.comparison import report, running
 from convnext.comparison.cell import Cell
+from convnext.comparison.definition import Definition
+from convnext.comparison.plan import make_plan
 from convnext.data.loading.loader import Batch
 from convnext.runs.folder import read_metrics
 from convnext.training.interruption import StopSignals
@@ -174,7 +176,29 @@ def test_a_comparison_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     more = "compare --vary model.patch_size=1,2 model.kernel_size=3,5 --seeds 2 --output out"
     refused = last_line(compare(shlex.split(more) + limited, tmp_path))
     assert "out holds another comparison, which has convnext_tiny model.patch_size=1" in refused
-    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == grown
+    # Not after a change of the recipe, which would have been another comparison.
+    text = (tmp_path / "out" / "comparison.json").read_text()
+    assert json.loads(text) == grown
+    lr = grown["contenders"][0]["settings"]["optimizer"]["lr"]
+    (tmp_path / "out" / "comparison.json").write_text(text.replace(f'"lr": {lr}', '"lr": 0.5'))
+    more = "compare --vary model.patch_size=1,2 --seeds 3 --output out"
+    refused = last_line(compare(shlex.split(more) + limited, tmp_path))
+    assert f"out cannot grow: of convnext_tiny model.patch_size=1 optimizer.lr was 0.5, is now {lr}." in refused
+
+
+def test_what_is_varied_may_grow_in_another_order(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    varied = {"model.kernel_size": ("3", "5"), "model.patch_size": ("1",)}
+    given = {"data.workers": 0, "model.depths": [1, 1], "model.dims": [4, 8]}
+    asked = Definition(recipe="digits", given=given, vary=varied, seeds=1)
+    with StopSignals(tmp_path) as signals:
+        before = make_plan(asked, output, signals, 1, [])
+        turned = {"model.patch_size": ("1", "2"), "model.kernel_size": ("5", "3")}
+        after = make_plan(asked.model_copy(update={"vary": turned}), output, signals, 1, [], before)
+    labels = {each.label for each in after.contenders}
+    assert {each.label for each in before.contenders} < labels
+    assert len(labels) == 4
 
 
 def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,13 +13,14 @@ from convnext import recipe
 from convnext.config import RunSettings
 from convnext.data.cache.source import open_cache
 from convnext.data.datasets.load import OWN, load_splits
+from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.runs.checkpoint import read_settings, read_state
 from convnext.runs.folder import as_begun, check_same_settings
 from convnext.training import memory
-from convnext.training.memory import go_on_device, settle_augment_on
+from convnext.training.memory import goes_on, settle_augment_on
 from convnext.training.resolve import resolve_settings
 from convnext.training.trainer import Trainer
 from convnext.weights.model_info import read_json
@@ -82,24 +84,41 @@ def digits(**changes: object) -> tuple[RunSettings, Splits]:
     return settings, load_splits(settings.data)
 
 
-def test_a_cpu_takes_arrays_unasked(monkeypatch: pytest.MonkeyPatch, small_folder: Path) -> None:
-    """A quarter of what is free, shared by the processes."""
+def test_a_cpu_takes_images_of_one_size_unasked(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to two gigabytes of them, if that is free; of folds, too; and not of a folder, cached or not."""
     settings, splits = digits(device="cpu", **{"data.augment_on": "auto"})
-    accelerator = make_accelerator(settings)
-    assert settle_augment_on(settings, splits, accelerator).data.augment_on == "device"
+    assert settle_augment_on(settings, splits, make_accelerator(settings)).data.augment_on == "device"
     needed = 1293 * 8 * 8
-    monkeypatch.setattr(memory, "available", lambda: 4 * needed - 1)
-    assert settle_augment_on(settings, splits, accelerator).data.augment_on == "workers"
-    assert go_on_device(settings, splits, 8 * needed, 2)
-    assert not go_on_device(settings, splits, 8 * needed - 1, 2)
+    assert goes_on("cpu", settings, splits, needed)
+    assert not goes_on("cpu", settings, splits, needed - 1)
+    most = 2**31 // 64
+    pixels, targets = np.empty((most + 1, 8, 8), np.uint8), np.zeros(most + 1, np.int64)
+    many = ArraySource(pixels, targets, 1)
+    assert not goes_on("cpu", settings, replace(splits, train=many), 2**40)
+    assert goes_on("cpu", settings, replace(splits, train=ArraySource(pixels[1:], targets[1:], 1)), 2**40)
+    assert goes_on("cpu", settings, load_splits(settings.data.replace(folds=5)), 2**40)
+    assert goes_on("cpu", settings.replace(augment={"policy": "trivialaugment"}), splits, 2**40)
     data = {"name": "folder", "root": small_folder, "image_size": 8}
-    settings = recipe("digits", data=data, augment={"crop": "padding"})
-    files = load_splits(settings.data)
-    assert go_on_device(settings, files, 2**40)
-    assert not go_on_device(settings, files, 2**40, 1)
+    folder = recipe("digits", data=data, augment={"crop": "padding"})
+    files = load_splits(folder.data)
+    assert goes_on("cuda", folder, files, 2**40)
+    assert not goes_on("cpu", folder, files, 2**40)
     monkeypatch.setenv("CONVNEXT_CACHE", str(small_folder.parent / "cache"))
     cached = replace(files, train=open_cache(files.train, 384, progress=False))
-    assert not go_on_device(settings, cached, 2**40, 1)  # what is drawn must not depend on the cache
+    assert not goes_on("cpu", folder, cached, 2**40)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 300_000)
+    settings, splits = digits(device="cpu")
+    accelerator = make_accelerator(settings)
+    asked = settings.replace(**{"data.augment_on": "device"})
+    for choice in (settings, asked):
+        assert settle_augment_on(choice, splits, accelerator).data.augment_on == "device"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert settle_augment_on(settings, splits, accelerator).data.augment_on == "workers"
+    with pytest.raises(SettingsError, match=r"the training images take 82\.8 kB and cpu has 75\.0 kB free"):
+        settle_augment_on(asked, splits, accelerator)
 
 
 def test_images_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,22 +133,26 @@ def test_images_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gpu_takes_what_fits_into_a_quarter_of_its_memory() -> None:
     settings, splits = digits()
     needed = 1293 * 8 * 8
-    assert go_on_device(settings, splits, 4 * needed)
-    assert not go_on_device(settings, splits, 4 * needed - 1)
+    assert goes_on("cuda", settings, splits, 4 * needed)
+    assert not goes_on("cuda", settings, splits, 4 * needed - 1)
     several = settings.replace(**{"data.start_size": 4, "augment.crop": "padding"})
     assert several.epochs > 5
-    assert not go_on_device(several, splits, 4 * needed)
-    assert go_on_device(several, splits, 4 * 1293 * sum(size**2 for size in range(4, 9)))
+    assert not goes_on("cuda", several, splits, 4 * needed)
+    assert goes_on("cuda", several, splits, 4 * 1293 * sum(size**2 for size in range(4, 9)))
 
 
-def test_a_gpu_leaves_to_workers_what_it_cannot_know(small_folder: Path) -> None:
+def test_what_cannot_be_known_or_was_not_measured_is_left_to_workers(small_folder: Path) -> None:
     free = 2**40
     settings, splits = digits()
-    assert go_on_device(settings, splits, free)
-    assert not go_on_device(settings.replace(**{"data.name": OWN}), splits, free)
+    assert goes_on("cuda", settings, splits, free)
+    for device in ("cpu", "cuda", "mps"):
+        assert not goes_on(device, settings.replace(**{"data.name": OWN}), splits, free)
+    assert not goes_on("mps", settings, splits, free)
+    for change in ({"policy": "trivialaugment"}, {"color_jitter": 0.1}):
+        assert not goes_on("cuda", settings.replace(augment=change), splits, free)
     settings, splits = digits(data={"name": "folder", "root": small_folder})
-    assert not go_on_device(settings, splits, free)  # areas of files, whose sizes are not known
-    assert go_on_device(settings.replace(augment={"crop": "padding"}), splits, free)
+    assert not goes_on("cuda", settings, splits, free)  # areas of files, whose sizes are not known
+    assert goes_on("cuda", settings.replace(augment={"crop": "padding"}), splits, free)
 
 
 @pytest.mark.cuda

@@ -1,5 +1,9 @@
 """Depthwise filters drawn with the covariance of a trained network's."""
 
+import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +12,12 @@ from torch import Tensor
 
 import convnext
 from convnext import create_model, recipe
+from convnext.data.loading.loader import Batch
 from convnext.errors import SettingsError
 from convnext.models.convnext import Block, ConvNeXt
 from convnext.training.filters import draw_filters
+from convnext.training.interruption import InterruptedRunError, StopSignals
+from convnext.training.trainer import Trainer
 from convnext.weights.loading import write
 
 
@@ -62,14 +69,33 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         recipe("digits", filters_from=tmp_path, **{"model.weights": "in1k"})
 
 
-def test_a_run_begins_with_them_and_goes_on_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From a run, whose folder is not needed any more once it has begun."""
+def test_a_run_begins_with_them_and_goes_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a run, by a relative path; its folder is not needed any more once the other is under way."""
+    monkeypatch.chdir(tmp_path)
     tiny = {"depths": (1, 1), "dims": (8, 16)}
-    settings = recipe("digits", epochs=1, output=tmp_path, model=tiny, trackers=())
-    first = convnext.train(settings)
-    later = settings.replace(name="later", filters_from=first.path, epochs=2)
-    second = convnext.train(later)
-    assert f"depthwise filters are drawn with the covariance of those in {first.path}" in capsys.readouterr().err
-    other = convnext.train(later.replace(filters_from=None, name="other"))
-    loaded = [convnext.create_model(weights=str(run.path)).state_dict() for run in (second, other)]
-    assert not torch.equal(*(state["stages.0.0.dwconv.weight"] for state in loaded))
+    settings = recipe("digits", epochs=2, output=tmp_path, model=tiny, trackers=())
+    plain = convnext.train(settings)
+    later = settings.replace(filters_from=plain.path.relative_to(tmp_path), save_every_steps=5)
+    whole = convnext.train(later.replace(name="whole"))
+    assert not torch.equal(weight(plain.path), weight(whole.path))
+    take_step = Trainer.step
+
+    def step(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
+        if trainer.state.step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(trainer, batch, signals)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(InterruptedRunError):
+        convnext.train(later.replace(name="stopped"))
+    monkeypatch.setattr(Trainer, "step", take_step)
+    shutil.rmtree(plain.path)
+    stopped = tmp_path / "stopped"
+    assert json.loads((stopped / "settings.json").read_text())["filters_from"] == str(plain.path)
+    again = convnext.train(later.replace(name="stopped"), resume=True)
+    assert torch.equal(weight(again.path), weight(whole.path))
+
+
+def weight(run: Path) -> Tensor:
+    loaded: Tensor = convnext.create_model(weights=str(run)).state_dict()["stages.0.0.dwconv.weight"]
+    return loaded

@@ -108,7 +108,7 @@ def test_layer_decay_groups_as_the_authors_do() -> None:
 def test_the_biases_of_norms_have_a_learning_rate_of_their_own() -> None:
     model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16), pool=True)
     settings = recipe("digits").optimizer.replace(norm_bias_lr_scale=8.0, layer_decay=0.5, name="muon")
-    rates = {}
+    rates: dict[int, float] = {}
     optimizers = make_optimizers(model, settings)
     set_learning_rate(optimizers, 1.0)
     for optimizer in optimizers:
@@ -123,6 +123,10 @@ def test_the_biases_of_norms_have_a_learning_rate_of_their_own() -> None:
     biases |= {"stages.0.0.norm.bias", "stages.1.0.norm.bias"}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(8 if name in biases else 1), name
+    with pytest.raises(
+        SettingsError, match="norm_bias_lr_scale: Linear has no norms with biases to train: leave it out"
+    ):
+        make_optimizers(nn.Linear(2, 2), settings.replace(layer_decay=1.0))
 
 
 def test_layer_decay_needs_a_convnext() -> None:

@@ -45,6 +45,7 @@ class CachedSource(ImageSource):
 
     def __init__(self, source: ImageSource, file: CacheFile) -> None:
         self.targets, self.channels, self.groups = source.targets, source.channels, source.groups
+        self.one_size = source.one_size
         self._source, self._file, self._indices = source, file, np.arange(len(source))
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,15 @@ from convnext.config import RunSettings
 from convnext.data.batch_augment import BatchAugment, MixingDraws
 from convnext.data.batch_transforms import is_mixed
 from convnext.data.images import Picture, UnreadableImageError
-from convnext.data.loading.loader import AugmentedImages, Batch, EvalSampler, Key, TrainSampler, batches
+from convnext.data.loading.loader import (
+    AugmentedImages,
+    Batch,
+    EvalSampler,
+    Key,
+    TrainSampler,
+    batches,
+    training_sampler,
+)
 from convnext.data.progress import tracked
 from convnext.data.resizing import sizes_by_epoch
 from convnext.data.sources import ImageSource
@@ -65,8 +74,10 @@ class ResidentImages:
         device: where they go.
         step: the first that is trained.
         progress: whether to show how far the reading is, on standard error.
+        steps: of which the images are read, from that first one on; None for all. The pixels of others are undefined.
 
     Attributes:
+        images_read: how many images were read, at each size.
         unreadable: by index, the lines of the images that cannot be read, which are left out of their batches.
 
     Raises:
@@ -80,11 +91,17 @@ class ResidentImages:
         device: torch.device,
         step: int = 0,
         progress: bool = True,
+        steps: int | None = None,
     ) -> None:
         self.device, self.unreadable = device, dict[int, str]()
         self._sizes = _sizes(settings)
         source = splits.train
         first_epoch = step // (len(source) // settings.batch_size)
+        self._chosen = np.arange(len(source))
+        if steps is not None:
+            sampler = training_sampler(settings, source, 0, 1)
+            sampler.start_step = step
+            self._chosen = np.unique([index for keys in islice(sampler, steps) for _, index, _ in keys])
         self._targets = torch.from_numpy(source.targets).to(device)
         self._pixels: dict[tuple[int, int], Tensor] = {}
         for stored in stored_sizes(settings, source, first_epoch):
@@ -95,6 +112,7 @@ class ResidentImages:
         }
 
         by_element = settings.augment.mix_by == "element" and is_mixed(settings.augment)
+        self.images_read = len(self._chosen)
         self._mixing = MixingDraws(settings.augment, settings.seed, device) if by_element else None
 
     def _stored(self, size: int) -> tuple[int, int]:
@@ -105,16 +123,17 @@ class ResidentImages:
         whole = settings.augment.crop == "resized"
         transform: Transform = _Whole(*stored) if whole else EvalTransform(stored[0], margin=1)  # as a `TrainTransform`
         pixels = torch.empty(len(source), *stored, source.channels, dtype=torch.uint8, device=self.device)
-        sampler = EvalSampler(len(source), _READ)
-        images = AugmentedImages(source, [transform], seed=0)
+        chosen = torch.from_numpy(self._chosen)
+        sampler = EvalSampler(len(chosen), _READ)
+        images = AugmentedImages(source.subset(self._chosen), [transform], seed=0)
         with batches(images, sampler, settings.data.workers) as stream:
             for number, batch in enumerate(tracked(stream, len(sampler), "reading images", progress)):
-                indices = batch.indices.tolist()
-                first = _READ * number
-                missing = sorted(set(range(first, min(first + _READ, len(source)))) - set(indices))
+                read = chosen[batch.indices]
+                asked = chosen[_READ * number : _READ * (number + 1)].tolist()
+                missing = sorted(set(asked) - set(read.tolist()))
                 self.unreadable |= zip(missing, batch.unreadable, strict=True)
-                if indices:
-                    pixels[batch.indices.to(self.device)] = batch.images.permute(0, 2, 3, 1).to(self.device)
+                if len(read):
+                    pixels[read.to(self.device)] = batch.images.permute(0, 2, 3, 1).to(self.device)
         return pixels
 
     def batches(self, sampler: TrainSampler) -> Iterator[Batch]:

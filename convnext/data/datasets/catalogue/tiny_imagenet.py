@@ -1,5 +1,7 @@
 """Tiny ImageNet. Its publishers state no checksum: it is the one that several projects verify the file with."""
 
+from dataclasses import replace
+
 from convnext.data.datasets.entries import IMAGENET_TERMS, Dataset, File, Settings, register_dataset
 from convnext.data.datasets.fetching import find
 from convnext.data.datasets.listing import file_source, human_names, list_images, read_lines, subfolders, synset_names
@@ -33,7 +35,7 @@ def tiny_imagenet(entry: Dataset, settings: Settings) -> Splits:
     wnids = sorted(there.intersection(read_lines(root / "wnids.txt")))
     if len(wnids) < 2:
         raise DataError(f"{root} has {len(wnids)} of the classes that its wnids.txt lists in train/: two are needed")
-    train = list_images(root, (f"train/{wnid}/images" for wnid in wnids))
+    train = replace(list_images(root, (f"train/{wnid}/images" for wnid in wnids)), one_size=True)
     index = {wnid: target for target, wnid in enumerate(wnids)}
     annotations = [line.split("\t") for line in read_lines(root / "val" / "val_annotations.txt")]
     labelled = [(f"val/images/{line[0]}", index[line[1]]) for line in annotations if len(line) > 1 and line[1] in index]
