@@ -21,15 +21,8 @@ from convnext.data.draws import words_for
 from convnext.devices import send
 
 _SAME = "Identity"
-_RANDOM = (
-    _SAME,
-    *MATRICES,
-    *BLENDS,
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)  # of Rand- and TrivialAugment
+# Of RandAugment and TrivialAugment.
+_RANDOM = (_SAME, *MATRICES, *BLENDS, "Posterize", "Solarize", "AutoContrast", "Equalize")
 _JITTERED = "Brightness", "Contrast", "Color"
 _NAMES = (_SAME, *OPS, *MATRICES)
 _BINS, _AUTO_BINS = 31, 10  # strengths of an operation; the second of AutoAugment
