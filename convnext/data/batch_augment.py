@@ -220,13 +220,13 @@ class _Resized:
         return self._resampled(rows, 1, areas[:, 0], areas[:, 2], self._positions.expand(len(images), -1))
 
     def _one_by_one(self, pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor) -> Tensor:
-        side = len(self._positions)
-        made = torch.empty(len(images), side, side, pixels.shape[-1], dtype=torch.uint8)
+        size = len(self._positions)
+        made = torch.empty(len(images), size, size, pixels.shape[-1], dtype=torch.uint8)
         stored, whole = pixels.numpy(), f"V{pixels.shape[-1]}"  # pixels as items, which are turned round faster
         results = made.numpy().view(whole)
         drawn = zip(images.tolist(), areas.tolist(), flipped.tolist(), results, strict=True)
         for image, (top, left, height, width), turned, result in drawn:
-            view = torch_interpolate(stored[image, top : top + height, left : left + width], (side, side))
+            view = torch_interpolate(stored[image, top : top + height, left : left + width], (size, size))
             columns = np.ascontiguousarray(view).view(whole)
             result[:] = columns[:, ::-1] if turned else columns
         return made

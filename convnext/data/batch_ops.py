@@ -102,7 +102,7 @@ OPS: dict[str, Op] = BLENDS | {
 
 
 def shear_x(strength: float, _: int) -> list[float]:
-    """Where in the image a pixel comes from: two rows of an affine matrix, for a strength and an image's side."""
+    """Where in the image a pixel comes from: two rows of an affine matrix, for a strength and an image's size."""
     return [1, strength, 0, 0, 1, 0]
 
 
@@ -121,10 +121,10 @@ def translate_y(strength: float, _: int) -> list[float]:
     return [1, 0, 0, 0, 1, -int(strength)]
 
 
-def rotate(strength: float, side: int) -> list[float]:
+def rotate(strength: float, size: int) -> list[float]:
     """By degrees against the clock, around the middle."""
     cos, sin = (round(function(math.radians(strength)), 15) for function in (math.cos, math.sin))
-    middle = side / 2
+    middle = size / 2
     return [cos, -sin, middle - cos * middle + sin * middle, sin, cos, middle - sin * middle - cos * middle]
 
 
@@ -144,53 +144,53 @@ class Affine:
     Args:
         op: one of `MATRICES`.
         strengths: that it may have.
-        side: of the images.
+        size: of the images.
         fill: colour of what is outside, a value from 0 to 255 a channel.
         device: where they are.
     """
 
     def __init__(
-        self, op: str, strengths: Sequence[float], side: int, fill: Sequence[int], device: torch.device
+        self, op: str, strengths: Sequence[float], size: int, fill: Sequence[int], device: torch.device
     ) -> None:
         # Of x and y by the middles of pixels, which are counted in halves, and what is added.
         units = 2.0**_POSITION_BITS * np.array([0.5, 0.5, 1.0])
-        matrices = [np.rint(np.reshape(MATRICES[op](strength, side), (2, 3)) * units) for strength in strengths]
+        matrices = [np.rint(np.reshape(MATRICES[op](strength, size), (2, 3)) * units) for strength in strengths]
         self._matrices = torch.from_numpy(np.array(matrices)).int().to(device)
-        self._middles = 2 * torch.arange(side, dtype=torch.int32, device=device) + 1
+        self._middles = 2 * torch.arange(size, dtype=torch.int32, device=device) + 1
         self._fill = torch.tensor(fill, dtype=torch.int32, device=device)
-        self._side = side
+        self._size = size
         self._across, self._down = op in _ACROSS, op in _DOWN
 
     def __call__(self, pixels: Tensor, numbers: Tensor) -> Tensor:
-        """Images ``(n, side, side, C)`` uint8, each by the strength with that number, ``(n,)``."""
+        """Images ``(n, size, size, C)`` uint8, each by the strength with that number, ``(n,)``."""
         by_x, by_y, offset = self._matrices[numbers].unbind(2)
         along_x = by_x[:, :, None] * self._middles
         along_y = by_y[:, :, None] * self._middles + offset[:, :, None]
-        x, y = (along_x[:, :, None] + along_y[..., None]).unbind(1)  # (n, side, side) each: where a pixel comes from
-        end = self._side << _POSITION_BITS
+        x, y = (along_x[:, :, None] + along_y[..., None]).unbind(1)  # (n, size, size) each: where a pixel comes from
+        end = self._size << _POSITION_BITS
         inside = (x >= 0) & (x < end) & (y >= 0) & (y < end)
         points = pixels.reshape(-1, pixels.shape[-1])
-        starts = torch.arange(len(pixels), dtype=torch.int32, device=pixels.device)[:, None, None] * self._side**2
+        starts = torch.arange(len(pixels), dtype=torch.int32, device=pixels.device)[:, None, None] * self._size**2
 
         def along_row(start: Tensor) -> Tensor:
             return self._between(
                 x, self._across, lambda column: points.index_select(0, (start + column).flatten()).view_as(pixels).int()
             )
 
-        made = self._between(y, self._down, lambda row: along_row(row * self._side + starts))
+        made = self._between(y, self._down, lambda row: along_row(row * self._size + starts))
         made >>= _WEIGHT_BITS * (self._across + self._down)
         # Outside is the fill; multiplying is faster than `torch.where`.
         return (self._fill + (made - self._fill) * inside[..., None]).to(torch.uint8)
 
     def _between(self, position: Tensor, interpolated: bool, values_at: Callable[[Tensor], Tensor]) -> Tensor:
-        """Values at positions ``(n, side, side)``; where they are interpolated, times 2 to the `_WEIGHT_BITS`."""
+        """Values at positions ``(n, size, size)``; where they are interpolated, times 2 to the `_WEIGHT_BITS`."""
         from_middle = position - (1 << (_POSITION_BITS - 1))
         first = from_middle >> _POSITION_BITS
-        before = values_at(first.clamp(0, self._side - 1))
+        before = values_at(first.clamp(0, self._size - 1))
         if not interpolated:
             return before
         weight = (from_middle >> (_POSITION_BITS - _WEIGHT_BITS)) & (2**_WEIGHT_BITS - 1)
-        behind = values_at((first + 1).clamp_(0, self._side - 1))
+        behind = values_at((first + 1).clamp_(0, self._size - 1))
         return behind.sub_(before).mul_(weight[..., None]).add_(before << _WEIGHT_BITS)
 
 

@@ -173,11 +173,11 @@ def rounds_of(settings: AugmentSettings, image_size: int) -> list[Round]:
     return rounds
 
 
-def _magnitudes(op: str, wide: bool, bins: int, side: int) -> list[float]:
+def _magnitudes(op: str, wide: bool, bins: int, size: int) -> list[float]:
     """Of an operation, as many as there are bins, from none to the strongest; ``wide`` as in TrivialAugment."""
     largest = {"Rotate": (30.0, 135.0), "Posterize": (4, 6), "Solarize": (1.0, 1.0)}
     largest |= dict.fromkeys(BLENDS, (0.9, 0.99)) | dict.fromkeys(("ShearX", "ShearY"), (0.3, 0.99))
-    largest |= dict.fromkeys(("TranslateX", "TranslateY"), (150 / 331 * side, 32.0))
+    largest |= dict.fromkeys(("TranslateX", "TranslateY"), (150 / 331 * size, 32.0))
     if op not in largest:
         return [0.0] * bins
     strongest = largest[op][wide]

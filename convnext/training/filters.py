@@ -35,10 +35,10 @@ def draw_filters(model: nn.Module, path: Path) -> str:
         raise SettingsError(f"filters_from is for ConvNeXt, not {type(model).__name__}: leave it out")
     theirs = _filters_by_stage(path)
     stages = [[block for block in stage.modules() if isinstance(block, Block)] for stage in model.stages]
-    side = stages[0][0].dwconv.kernel_size[0]
-    if (other := round(theirs[0].shape[1] ** 0.5)) != side:
+    size = stages[0][0].dwconv.kernel_size[0]
+    if (other := round(theirs[0].shape[1] ** 0.5)) != size:
         raise SettingsError(
-            f"filters_from: those in {path} are of {other} x {other} and the model's of {side} x {side}: set "
+            f"filters_from: those in {path} are of {other} x {other} and the model's of {size} x {size}: set "
             f"model.kernel_size to {other}, or take another network's"
         )
     for number, blocks in enumerate(stages):
@@ -46,7 +46,7 @@ def draw_filters(model: nn.Module, path: Path) -> str:
         root = _root(theirs[round(fraction * (len(theirs) - 1))])
         for block in blocks:
             weight = block.dwconv.weight
-            drawn = torch.randn(len(weight), side * side) @ root
+            drawn = torch.randn(len(weight), size * size) @ root
             weight.data.copy_(drawn.view(weight.shape))
     return f"depthwise filters are drawn with the covariance of those in {path}"
 
@@ -56,13 +56,13 @@ def _filters_by_stage(path: Path) -> list[Tensor]:
     file = weights_file(path)
     extract = read_convnext(file)
     tensors = convert(extract.tensors, "official", extract.layout)
-    found: dict[int, list[Tensor]] = {}
+    by_stage: dict[int, list[Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("stages.") and name.endswith(".dwconv.weight"):
-            found.setdefault(int(name.split(".")[1]), []).append(tensor.flatten(1))
-    if not found:
+            by_stage.setdefault(int(name.split(".")[1]), []).append(tensor.flatten(1))
+    if not by_stage:
         raise CheckpointError(f"{file} has no depthwise filters")
-    return [torch.cat(found[stage]) for stage in sorted(found)]
+    return [torch.cat(by_stage[stage]) for stage in sorted(by_stage)]
 
 
 def _root(filters: Tensor) -> Tensor:
