@@ -1,8 +1,9 @@
 """The operations of RandAugment and its kind for a batch of 8-bit images, in whole numbers: the same bits everywhere.
 
-They do what Pillow does to one image (`PIL.ImageOps`, `PIL.ImageEnhance`, bilinear affine transforms) to a grey level:
-its factors and positions are floating-point numbers, and here multiples of 2**-20 and 2**-17. A pixel on the very
-edge of what an affine transform sees may count as outside there and not here, or the other way round.
+torchvision's take one strength for a whole batch. These take one for each image, and do what Pillow does
+(`PIL.ImageOps`, `PIL.ImageEnhance`, bilinear affine transforms) to a grey level: its factors and positions are
+floating-point numbers, and here multiples of 2**-20 and 2**-17. A pixel on the very edge of what an affine transform
+sees may count as outside there and not here, or the other way round.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 _FACTOR_BITS = 20  # of a factor behind the point
 FACTOR = 1 << _FACTOR_BITS  # 1, as the strength of an operation that blends
@@ -79,16 +81,8 @@ def autocontrast(pixels: Tensor, _: Tensor) -> Tensor:
 
 def equalize(pixels: Tensor, _: Tensor) -> Tensor:
     """Each channel's values spread so that all are about equally frequent."""
-    count, channels = len(pixels), pixels.shape[-1]
-    values = pixels.flatten(1, 2).long()
-    histogram = torch.zeros(count, 256, channels, dtype=torch.int64, device=pixels.device)
-    histogram.scatter_add_(1, values, torch.ones((), dtype=torch.int64, device=pixels.device).expand_as(values))
-    largest = histogram.gather(1, values.amax(1, keepdim=True))  # how many pixels have the largest value
-    step = (values.shape[1] - largest) // 255
-    below = histogram.cumsum(1) - histogram
-    spread = (step // 2 + below).div(step.clamp(min=1), rounding_mode="floor").clamp(0, 255)
-    levels = torch.arange(256, device=pixels.device)[:, None]
-    return _look_up(pixels, torch.where(step > 0, spread, levels))
+    spread: Tensor = functional.equalize_image(pixels.permute(0, 3, 1, 2))
+    return spread.permute(0, 2, 3, 1).contiguous()
 
 
 BLENDS: dict[str, Op] = {"Brightness": brightness, "Contrast": contrast, "Color": color, "Sharpness": sharpness}
@@ -207,8 +201,3 @@ def _blend(other: Tensor, pixels: Tensor, factors: Tensor) -> Tensor:
     """``factors`` of the image and the rest of the ``other``, int32; factors above 1 go away from the other."""
     blended = other + (((pixels - other) * factors[:, None, None, None]) >> _FACTOR_BITS)
     return blended.clamp_(0, 255).to(torch.uint8)
-
-
-def _look_up(pixels: Tensor, table: Tensor) -> Tensor:
-    """New values for old ones by a table ``(n, 256, C)``."""
-    return table.to(torch.uint8).gather(1, pixels.flatten(1, 2).long()).view_as(pixels)

@@ -1,8 +1,8 @@
 """Depthwise filters that begin as a trained network's look: drawn with the covariance of its own.
 
-Trained depthwise filters are smooth and strongest in the middle, whatever the network. Filters drawn from a normal
-distribution with their covariance are so from the first step on, in a network of other depths and widths, too
-(Trockman, Willmott and Kolter 2022, arXiv:2210.03651, section 3).
+The covariance of trained depthwise filters has a structure that serves networks of other depths and widths, too:
+filters drawn from a normal distribution with it have that from the first step on (Trockman, Willmott and Kolter 2022,
+arXiv:2210.03651).
 """
 
 from pathlib import Path

@@ -35,7 +35,7 @@ def tiny_imagenet(entry: Dataset, settings: Settings) -> Splits:
     wnids = sorted(there.intersection(read_lines(root / "wnids.txt")))
     if len(wnids) < 2:
         raise DataError(f"{root} has {len(wnids)} of the classes that its wnids.txt lists in train/: two are needed")
-    train = replace(list_images(root, (f"train/{wnid}/images" for wnid in wnids)), one_size=True)
+    train = list_images(root, (f"train/{wnid}/images" for wnid in wnids))
     index = {wnid: target for target, wnid in enumerate(wnids)}
     annotations = [line.split("\t") for line in read_lines(root / "val" / "val_annotations.txt")]
     labelled = [(f"val/images/{line[0]}", index[line[1]]) for line in annotations if len(line) > 1 and line[1] in index]
@@ -43,4 +43,5 @@ def tiny_imagenet(entry: Dataset, settings: Settings) -> Splits:
         raise DataError(f"{root / 'val' / 'val_annotations.txt'} names no image of the classes in train/")
     val = file_source(root, *zip(*labelled, strict=True))
     names = human_names(wnids, synset_names(root))
-    return make_splits(names, {"train": train, "val": val}, settings.test_fraction)
+    sources = {name: replace(source, one_size=True) for name, source in (("train", train), ("val", val))}
+    return make_splits(names, sources, settings.test_fraction)
