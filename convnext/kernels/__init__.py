@@ -1,6 +1,6 @@
 """Faster arithmetic for training on CPU, in C.
 
-Two things are slow there with PyTorch's own operations, and are replaced in a model by `install`:
+Three things are slow there with PyTorch's own operations, and are replaced in a model by `install`:
 
 - The weight gradient of a depthwise convolution takes 10 to 15 times as long as the convolution, and longer in
   bfloat16: `depthwise_conv2d`.
@@ -9,6 +9,7 @@ Two things are slow there with PyTorch's own operations, and are replaced in a m
   all of it for some rows, then for the next. The matrix products are oneDNN's or the BLAS's that PyTorch has:
   `convnext.kernels.products` chooses. For the gradient it keeps the branch's input and, where that is faster than to
   compute it again, the first product.
+- The gradient of max-pooling behind a convolution is written twice, and keeps positions of eight bytes: `max_pool2d`.
 
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model
@@ -31,6 +32,7 @@ from convnext.kernels.modules import (
     remove,
     usable,
 )
+from convnext.kernels.pooling import max_pool2d
 
 __all__ = [
     "DepthwiseConv2d",
@@ -42,6 +44,7 @@ __all__ = [
     "install",
     "installed",
     "is_kept",
+    "max_pool2d",
     "mlp",
     "release",
     "remove",

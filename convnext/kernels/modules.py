@@ -16,34 +16,40 @@ from convnext.kernels.build import library
 from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
 from convnext.kernels.held import HeldBlock
 from convnext.kernels.mlp import computed_in, mlp, multiplies
+from convnext.kernels.pooling import MOST_SIDE, max_pool2d
 
 _DTYPES = {torch.float32, torch.bfloat16}
-# What `_Block` computes, by name: this room may not import models. A class that overrides it is left alone.
+# What `_Block` and `_PooledConv2d` compute, by name: this room may not import models. A class that overrides it is left
+# alone.
 _BLOCK_FORWARD = ("convnext.models.convnext", "Block.forward")
+_POOLED_FORWARD = ("convnext.models.convnext", "PooledConv2d.forward")
 _STOCHASTIC_DEPTH = ("convnext.models.convnext", "StochasticDepth")
 
 
 def install(model: nn.Module) -> None:
     """Let the model train faster on CPU, by our kernels where they apply and by PyTorch's operations elsewhere.
 
-    Convolutions of any model that are depthwise or of patches, and the blocks of `convnext.models.convnext`, get other
-    classes, which compute the same. Under autocast on CPU depthwise ones stay in float32 where no kernel applies:
-    PyTorch's gradient of their weights takes three times as long in bfloat16. Modules on other devices, subclasses with
-    a forward of their own, and what is already installed are left as they are.
+    Convolutions of any model that are depthwise or of patches, and the blocks and pooled convolutions of
+    `convnext.models.convnext`, get other classes, which compute the same. Under autocast on CPU depthwise ones stay in
+    float32 where no kernel applies: PyTorch's gradient of their weights takes three times as long in bfloat16. Modules
+    on other devices, subclasses with a forward of their own, and what is already installed are left as they are.
 
     Args:
         model: on the device where it will train; it is changed in place.
     """
     for module in model.modules():
+        if not all(p.is_cpu for p in module.parameters()):
+            continue
         forward = type(module).forward
-        if type(module) is nn.Conv2d and module.weight.is_cpu and _is_depthwise(module):
+        computed = forward.__module__, forward.__qualname__
+        if type(module) is nn.Conv2d and _is_depthwise(module):
             module.__class__ = DepthwiseConv2d
-        elif type(module) is nn.Conv2d and module.weight.is_cpu and _is_of_patches(module):
+        elif type(module) is nn.Conv2d and _is_of_patches(module):
             module.__class__ = PatchConv2d
-        elif (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
-            p.is_cpu for p in module.parameters()
-        ):
+        elif computed == _BLOCK_FORWARD:
             module.__class__ = block_class(_Block, type(module))
+        elif computed == _POOLED_FORWARD:
+            module.__class__ = block_class(_PooledConv2d, type(module))
 
 
 def remove(model: nn.Module) -> None:
@@ -56,7 +62,7 @@ def remove(model: nn.Module) -> None:
 
 def installed(model: nn.Module) -> bool:
     """Whether any module of the model has been changed by `install`."""
-    return any(isinstance(module, DepthwiseConv2d | PatchConv2d | _Block) for module in model.modules())
+    return any(isinstance(module, DepthwiseConv2d | PatchConv2d | _Faster) for module in model.modules())
 
 
 def hold(model: nn.Module) -> None:
@@ -132,8 +138,34 @@ def _is_half_with_gradient(x: Tensor, weight: Tensor) -> bool:
     return computed_in(x) == torch.bfloat16 and _has_dtypes(x, weight)
 
 
-class _Block(nn.Module):
-    """Comes before the block's own class in the order of inheritance, so that ``super()`` is that."""
+class _Faster(nn.Module):
+    """Comes before a module's own class in the order of inheritance, so that ``super()`` is that."""
+
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        # The class is made at run time, and cannot be imported by name.
+        state = {name: value for name, value in vars(self).items() if name != "_held"}
+        return empty_block, type(self).__bases__, state
+
+
+class _PooledConv2d(_Faster, nn.Conv2d):
+    """A convolution and max-pooling, whose gradient PyTorch writes twice."""
+
+    pooling: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, D, H / pooling, W / pooling)``, rounded down."""
+        y = self._conv_forward(x, self.weight, self.bias)
+        return max_pool2d(y, self.pooling) if self._is_computed(y) else F.max_pool2d(y, self.pooling)
+
+    def _is_computed(self, y: Tensor) -> bool:
+        """Whether the kernel computes that here and now; compiles it when it first does."""
+        wanted = y.is_cpu and torch.is_grad_enabled() and y.requires_grad and not _is_recorded(y)
+        fits = y.dtype in _DTYPES and y.ndim == 4 and y.numel() > 0 and min(y.shape[2:]) >= self.pooling <= MOST_SIDE
+        return wanted and fits and library() is not None
+
+
+class _Block(_Faster):
+    """A ConvNeXt block."""
 
     dwconv: nn.Conv2d
     norm: nn.LayerNorm
@@ -177,11 +209,6 @@ class _Block(nn.Module):
         fits = x.is_cpu and x.dtype in _DTYPES and x.ndim == 4 and x.shape[1] == self.dwconv.groups and x.numel() > 0
         return None if not fits or _is_listened_to(self) else held
 
-    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
-        # The class is made at run time, and cannot be imported by name.
-        state = {name: value for name, value in vars(self).items() if name != "_held"}
-        return empty_block, (_Block, _plain_class(type(self))), state
-
 
 _block_classes: dict[tuple[type, type], type[nn.Module]] = {}
 
@@ -204,7 +231,7 @@ def _plain_class(kind: type[nn.Module]) -> type[nn.Module]:
     """The class of a module without kernels."""
     if kind in (DepthwiseConv2d, PatchConv2d):
         return nn.Conv2d
-    plain: type[nn.Module] = kind.__bases__[1] if issubclass(kind, _Block) else kind
+    plain: type[nn.Module] = kind.__bases__[1] if issubclass(kind, _Faster) else kind
     return plain
 
 

@@ -122,8 +122,9 @@ def test_the_kernels_compute_only_where_they_are_installed(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("compiled")
-def test_copies_and_stored_models_have_them_too() -> None:
-    model, images = small_model(stochastic_depth=0.3)
+@pytest.mark.parametrize("pool", [False, True])
+def test_copies_and_stored_models_have_them_too(pool: bool) -> None:
+    model, images = small_model(stochastic_depth=0.3, pool=pool)
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
