@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from convnext.comparison.definition import Definition
     from convnext.comparison.plan import Plan
 
-_OUTPUT = Path("comparison")
+_OUTPUT, _OF_RUNS = Path("comparison"), Path("comparison-of-runs")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class _Compare:
     parallel: int | None = None
     """Trainings at a time; None for one a GPU where there are several, else one."""
     report: tuple[Path, ...] = ()
-    """Train nothing, but write the report anew: of a comparison's folder, or of runs."""
+    """Train nothing, but write the report anew: of a comparison's folder, into it; or of runs, into --output
+    (comparison-of-runs)."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -142,13 +143,20 @@ def _report_on(options: _Compare, given: set[str]) -> int:
     from convnext.comparison.existing import cells_of_runs
     from convnext.comparison.plan import FILE
 
-    if extra := sorted(given):
+    defaults = _Compare(options.settings)
+    names = [field.name for field in fields(_Compare) if field.name not in ("settings", "report")]
+    own = [name for name in names if getattr(options, name) != getattr(defaults, name)]
+    if extra := [*(name.replace("_", "-") for name in own), *sorted(given)]:
         raise SettingsError(f"--report trains nothing: leave --{extra[0]} out")
+    output = options.settings.output
     if len(options.report) == 1 and (options.report[0] / FILE).exists():
-        cells, output = cells_of_comparison(options.report[0]), options.report[0]
+        cells = cells_of_comparison(options.report[0])
+        output = options.report[0] if output == _OUTPUT else output
     else:
-        cells, output = cells_of_runs(options.report), _OUTPUT
-    output = options.settings.output if options.settings.output != _OUTPUT else output
+        cells = cells_of_runs(options.report)
+        output = _OF_RUNS if output == _OUTPUT else output
+        if (output / FILE).exists():
+            raise SettingsError(f"{output} holds the report of another comparison: give --output a folder for this one")
     if not any(cell.run for cell in cells):
         raise UserError(f"no run of {', '.join(map(str, options.report))} is finished: there is nothing to report")
     _write_report(cells, output)

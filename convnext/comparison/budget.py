@@ -25,6 +25,7 @@ from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "flop": 1}
+WARMUP = "optimizer.warmup_epochs"
 _MOST_EPOCHS = 10_000
 _WARMUP, _LEAST = 2, 4  # steps before the clock starts, and least that it measures
 _EVALUATED = 1024  # images, at most, on which an evaluation is measured
@@ -165,14 +166,18 @@ def flops(settings: RunSettings, num_classes: int, images: int) -> float:
     return sum(flops_by_epoch(settings, num_classes, images))
 
 
-def fitted(settings: RunSettings, amount: float, cost: Callable[[RunSettings], float]) -> RunSettings:
+def fitted(
+    settings: RunSettings, amount: float, cost: Callable[[RunSettings], float], keep_warmup: bool = False
+) -> RunSettings:
     """The settings with as many epochs as cost no more than ``amount``, at least one, and with a warm-up that is as
-    large a fraction of them as before."""
+    large a fraction of them as before, or that stays as it is."""
 
     def with_epochs(epochs: int) -> RunSettings:
-        warmup = settings.optimizer.warmup_epochs * epochs / settings.epochs
-        changed: RunSettings = settings.replace(epochs=epochs, **{"optimizer.warmup_epochs": warmup})
-        return changed
+        changed: RunSettings = settings.replace(epochs=epochs)
+        if keep_warmup:
+            return changed
+        scaled: RunSettings = changed.replace(**{WARMUP: settings.optimizer.warmup_epochs * epochs / settings.epochs})
+        return scaled
 
     fit = bisect_right(range(1, _MOST_EPOCHS + 1), amount, key=lambda epochs: cost(with_epochs(epochs)))
     return with_epochs(max(1, fit))

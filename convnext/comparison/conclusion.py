@@ -24,13 +24,21 @@ def conclude(
     if not others:
         alone = f"{best.name} alone has finished, with {percent(best.top1)} top-1"
         return [f"{alone}: there is nothing to compare it with yet."]
-    better = [other for other in others if pairs[best.name, other.name].significant]
-    alike = [other for other in others if other not in better]
+    surely = [other for other in others if pairs[best.name, other.name].significant]
+    alike = [other for other in others if other not in surely]
+    # By the seeds that both have, which are not all by whose mean it comes first.
+    better = [other for other in surely if pairs[best.name, other.name].difference > 0]
     lines = []
     if better:
         each = [f"{other.name} by {_interval(pairs[best.name, other.name])}" for other in better]
         chance = "which is more" if len(better) == 1 else "each of which is more"
         lines.append(f"{best.name} is better than {_joined(each)}, {chance} than chance.")
+    lines += [
+        f"{best.name} has the higher mean of all its seeds, but of the seeds that both have {other.name} is better by "
+        f"{_interval(pairs[best.name, other.name], -1)}, which is more than chance."
+        for other in surely
+        if other not in better
+    ]
     if alike:
         names = _joined([other.name for other in alike], "or")
         each = [
@@ -41,18 +49,18 @@ def conclude(
         several = f" (after Holm's correction for {len(pairs)} comparisons)" if len(pairs) > 1 else ""
         lines.append(f"Between {best.name} and {names} no difference was shown: {'; '.join(each)}{several}.")
     lines += [line for other in others if (line := _cost(best, other))][:1]
-    return [*lines, _scope(contenders)]
+    return [*lines, _scope(contenders, [pair.seeds for pair in pairs.values()])]
 
 
-def _scope(contenders: Sequence[Result]) -> str:
-    """What the claim is about, by how many times each was trained."""
-    seeds = [len(contender.repeats) for contender in contenders]
+def _scope(contenders: Sequence[Result], seeds: Sequence[int]) -> str:
+    """What the claims are about, by the seeds of each pair, which are those that both of the two have."""
     if min(seeds) == 1:
+        some = "" if max(seeds) == 1 else " in common, as some pairs have,"
         return (
-            "With one seed this is about these trained weights only: trained again, with another seed, another may "
-            "come out ahead."
+            f"With one seed{some} this is about these trained weights only: trained again, with another seed, another "
+            f"may come out ahead."
         )
-    more = "" if min(seeds) == max(seeds) else " or more"
+    more = "" if all(len(contender.repeats) == min(seeds) for contender in contenders) else " or more"
     return f"The claim is about models trained anew in this way: each was trained with {min(seeds)}{more} seeds."
 
 
@@ -85,8 +93,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def _interval(pair: Pair) -> str:
-    return f"{points(pair.difference)} ({_number(pair.low)} to {_number(pair.high)})"
+def _interval(pair: Pair, sign: int = 1) -> str:
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    return f"{points(sign * pair.difference)} ({_number(low)} to {_number(high)})"
 
 
 def _joined(texts: Sequence[str], word: str = "and") -> str:

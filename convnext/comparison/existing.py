@@ -7,11 +7,12 @@ from typing import Any
 from convnext.comparison.cell import Cell
 from convnext.config import RunSettings
 from convnext.errors import CheckpointError
-from convnext.runs.folder import MAY_CHANGE, flatten, is_finished
+from convnext.runs.folder import CHANGES_RESULT, MAY_CHANGE, flatten, is_finished
 from convnext.weights.model_info import read_json
 
 # What tells the runs of one contender apart, and what follows from the data or the machine.
-_NOT_VARIED = MAY_CHANGE | {"recipe", "seed", "model.name", "data.fold", "data.mean", "data.std", "data.augment_on"}
+_NOT_VARIED = MAY_CHANGE - CHANGES_RESULT
+_NOT_VARIED |= {"recipe", "seed", "model.name", "data.fold", "data.mean", "data.std", "data.augment_on"}
 _NOT_VARIED |= {"gradient_accumulation"}
 
 

@@ -56,6 +56,7 @@ class Measured:
         info: how its weights are used.
         versions: of the libraries it was trained with, and the commit, where there was one.
         fingerprint: a digest of the images it was tested on, with their order and labels.
+        trained_on: a digest of the images it was trained on, likewise.
         indices: ``(N,)``, of the tested images in their split.
         targets: ``(N,)`` class indices.
         logits: ``(N, K)``.
@@ -74,6 +75,7 @@ class Measured:
     info: ModelInfo
     versions: Mapping[str, str]
     fingerprint: str
+    trained_on: str
     indices: NDArray[np.int64]
     targets: NDArray[np.int64]
     logits: Tensor
@@ -180,6 +182,7 @@ def measure(run: Path, device: str = "auto") -> Measured:
         info=info,
         versions=read_object(folder / "training.json").get("versions", {}),
         fingerprint=prints["test"],
+        trained_on=prints["train"],
         indices=known["test.indices"].numpy(),
         targets=targets.numpy(),
         logits=logits,

@@ -14,23 +14,25 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from convnext.comparison.budget import Budget, Pace, fitted, flops, measure_pace
+from convnext.comparison.budget import WARMUP, Budget, Pace, fitted, flops, measure_pace
 from convnext.comparison.definition import Contender, Definition, contenders
 from convnext.comparison.running import Job, run_jobs
 from convnext.data.datasets.load import load_splits
 from convnext.data.splits import Splits
+from convnext.devices import pick_device
 from convnext.errors import SettingsError, UserError
 from convnext.models import registry
 from convnext.output import say
-from convnext.runs.folder import MAY_CHANGE, flatten
+from convnext.runs.folder import CHANGES_RESULT, MAY_CHANGE, flatten
 from convnext.storage.files import write_text
 from convnext.storage.locks import locked
 from convnext.training.interruption import StopSignals
 from convnext.training.optimizers import make_optimizers
+from convnext.training.precision import cpu_precision
 from convnext.weights.model_info import read_json
 
 FILE = "comparison.json"
-_FITTED = {"epochs", "optimizer.warmup_epochs", "precision"}  # which the budget sets
+_FITTED = {"epochs", WARMUP}  # which the budget sets
 
 
 class Cost(BaseModel):
@@ -68,7 +70,7 @@ class Plan(BaseModel):
 
     def in_use(self, given: Mapping[str, Any]) -> "Plan":
         """The plan with what is ``given`` of how and where to compute, which may change when a comparison goes on."""
-        changes = {name: value for name, value in given.items() if name in MAY_CHANGE}
+        changes = {name: value for name, value in given.items() if name in MAY_CHANGE - CHANGES_RESULT}
         changed = (each.model_copy(update={"settings": each.settings.replace(**changes)}) for each in self.contenders)
         return self.model_copy(update={"contenders": tuple(changed)})
 
@@ -95,7 +97,7 @@ def read_plan(output: Path, definition: Definition) -> Plan | None:
 def _compared(definition: Definition) -> dict[str, Any]:
     """What must not change when a comparison goes on, by the name of its option."""
     values = definition.model_dump(mode="json")
-    given = {name: value for name, value in values.pop("given").items() if name not in MAY_CHANGE}
+    given = {name: value for name, value in values.pop("given").items() if name not in MAY_CHANGE - CHANGES_RESULT}
     return values | given
 
 
@@ -160,7 +162,8 @@ def make_plan(
     if before is not None:  # what is varied keeps its order, of which the contenders' names are made
         order = [*before.definition.vary, *definition.vary]
         vary = {name: definition.vary[name] for name in dict.fromkeys(order)}
-        made = contenders(definition.model_copy(update={"vary": vary}))
+        definition = definition.model_copy(update={"vary": vary})
+        made = contenders(definition)
     known = {} if before is None else _known(before, made, output)
     new = [each for each in made if each.label not in known]
     loaded = {each.settings.data: load_splits(each.settings.data) for each in made}
@@ -177,7 +180,8 @@ def make_plan(
             contender, cost = known[contender.label]
         else:
             splits = loaded[contender.settings.data]
-            settings, cost = _fit(contender, splits, budget, paces.get(contender.label))
+            keep_warmup = WARMUP in {**definition.given, **contender.varied}
+            settings, cost = _fit(contender, splits, budget, paces.get(contender.label), keep_warmup)
             contender = contender.model_copy(update={"settings": settings})
         chosen.append(contender)
         costs.append(cost)
@@ -190,6 +194,7 @@ def _known(before: Plan, made: Sequence[Contender], output: Path) -> dict[str, t
     """The contenders of a plan by name, with what each costs; SettingsError where one is none of those ``made`` now, or
     would be trained with other settings, as after a change of the recipe."""
     known = {each.label: (each, cost) for each, cost in zip(before.contenders, before.costs, strict=True)}
+    may_change = MAY_CHANGE - CHANGES_RESULT | {"precision"} | (_FITTED if before.definition.budget else set())
     if lost := sorted(set(known) - {each.label for each in made}):
         raise SettingsError(
             f"{output} holds another comparison, which has {lost[0]}: vary more of what is varied there, or give "
@@ -200,7 +205,7 @@ def _known(before: Plan, made: Sequence[Contender], output: Path) -> dict[str, t
             continue
         before_now = flatten(known[each.label][0].settings), flatten(each.settings)
         for (name, old), new in zip(before_now[0].items(), before_now[1].values(), strict=True):
-            if old != new and name not in MAY_CHANGE | _FITTED:
+            if old != new and name not in may_change:
                 raise SettingsError(
                     f"{output} cannot grow: of {each.label} {name} was {_shown(old)}, is now {_shown(new)}. Give "
                     f"--output a new folder"
@@ -231,8 +236,11 @@ def _check_optimizer(contender: Contender, splits: Splits) -> None:
             raise SettingsError(f"{contender.label}: {error}") from None
 
 
-def _fit(contender: Contender, splits: Splits, budget: Budget | None, pace: Pace | None) -> tuple[Any, Cost]:
-    """The contender's settings with the epochs that fit, and what a training then costs."""
+def _fit(
+    contender: Contender, splits: Splits, budget: Budget | None, pace: Pace | None, keep_warmup: bool
+) -> tuple[Any, Cost]:
+    """The contender's settings with the epochs that fit and the precision of all its trainings, wherever they go on,
+    and what a training then costs."""
     settings, classes = contender.settings, len(splits.classes)
     resolved = registry.resolve(settings.model, splits.channels)
 
@@ -243,8 +251,10 @@ def _fit(contender: Contender, splits: Splits, budget: Budget | None, pace: Pace
     if pace is not None:
         settings = settings.replace(precision=pace.precision)  # a shorter training may not choose another
     if budget is not None:
-        settings = fitted(settings, budget.amount, cost_of)
+        settings = fitted(settings, budget.amount, cost_of, keep_warmup)
         fraction = cost_of(settings) / budget.amount
+    if settings.precision == "auto" and pick_device(settings.device) == "cpu":
+        settings = settings.replace(precision=cpu_precision(settings.replace(model=resolved), splits))
     parameters, multiply_adds = registry.cost(resolved, settings.data.image_size, classes)
     costs = {"parameters": parameters, "gflops": 2e-9 * multiply_adds, "training": operations(settings)}
     return settings, Cost(**costs, pace=pace, budget=fraction)

@@ -31,6 +31,7 @@ from convnext.storage.files import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_DRAWN = 60  # differences; a picture of thousands has more pixels than can be drawn
 _PAGE = Path(__file__).with_name("page")
 
 
@@ -220,15 +221,18 @@ def _sections(findings: Findings, speeds: Mapping[str, float], output: Path) -> 
     if not findings.results:
         return [Section("Trainings", [every])], []
     best, *others = findings.results
-    sections = [
-        Section("Results", [tables.quality(findings.results), tables.cost(findings.results, speeds, machine()), every])
-    ]
+    costs, settings = tables.cost(findings.results, speeds, machine()), tables.trained_with(findings.results)
+    sections = [Section("Results", [tables.quality(findings.results), costs, settings, every])]
     if others:
+        drawn = {
+            names: pair for names, pair in findings.pairs.items() if len(findings.pairs) <= _DRAWN or best.name in names
+        }
         intervals = [
             plots.Interval(a, b, pair.difference, pair.low, pair.high, bool(pair.significant))
-            for (a, b), pair in findings.pairs.items()
+            for (a, b), pair in drawn.items()
         ]
         caption = "Differences with 95 % intervals. Filled: significant after Holm's correction."
+        caption += "" if len(drawn) == len(findings.pairs) else f" Of the pairs, those with {best.name}."
         picture = _picture(plots.differences(intervals), "differences", caption, output)
         sections.append(Section("Differences", [picture, tables.differences(findings.pairs, findings.detectable)]))
     if all(run.points for result in findings.results for run in result.runs):

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from convnext.comparison.cell import Cell
 from convnext.comparison.measured import Measured
-from convnext.comparison.statistics import Pair, detectable_difference, holm, paired_difference
+from convnext.comparison.statistics import (
+    Pair,
+    detectable_difference,
+    enough_resamples,
+    holm,
+    paired_difference,
+)
 from convnext.errors import DataError, SettingsError
 from convnext.evaluation.calibration import expected_calibration_error
 from convnext.evaluation.metrics import Report, compute_report
@@ -137,9 +143,14 @@ def names(cells: Sequence[Cell]) -> list[str]:
     called = []
     for cell in cells:
         rows = [other.settings for other in cells if other.model == cell.model]
-        keys = [key for key in cell.settings if len({json.dumps(row.get(key), default=str) for row in rows}) > 1]
+        keys = [key for key in cell.settings if len({_asked(row, key) for row in rows}) > 1]
         called.append(" ".join([cell.model, *(f"{key}={_text(cell.settings[key])}" for key in keys)]))
     return called
+
+
+def _asked(settings: Mapping[str, object], key: str) -> str | None:
+    """A setting's value, which may be None, as text; None where it is not among the settings."""
+    return json.dumps(settings[key], default=str) if key in settings else None
 
 
 def _text(value: object) -> str:
@@ -155,7 +166,7 @@ def gather(cells: Sequence[Cell], measured: Sequence[Measured | None]) -> list[R
 
     Raises:
         SettingsError: two runs of a contender with one seed and fold.
-        DataError: runs that were tested on different images.
+        DataError: runs that were tested on different images, or of one contender trained on different ones.
     """
     folds = sorted({cell.fold for cell in cells}, key=lambda fold: -1 if fold is None else fold)
     grouped: dict[str, dict[tuple[int, int | None], Measured]] = {}
@@ -170,12 +181,25 @@ def gather(cells: Sequence[Cell], measured: Sequence[Measured | None]) -> list[R
         runs[key] = run
     whole = []
     for name, runs in grouped.items():
+        _check_same_training(name, runs)
         seeds = [seed for seed in sorted({seed for seed, _ in runs}) if all((seed, fold) in runs for fold in folds)]
         if seeds:
             repeats = (Repeat(seed, tuple(runs[seed, fold] for fold in folds)) for seed in seeds)
             whole.append(Result(name, tuple(repeats)))
     _check_same_images(whole)
     return sorted(whole, key=lambda contender: -contender.top1)
+
+
+def _check_same_training(name: str, runs: Mapping[tuple[int, int | None], Measured]) -> None:
+    """That seeds of a contender differ in nothing but the seed."""
+    first: dict[int | None, Measured] = {}
+    for (_, fold), run in runs.items():
+        other = first.setdefault(fold, run)
+        if other.trained_on != run.trained_on:
+            raise DataError(
+                f"{other.run} and {run.run} are both of {name} and were trained on different images, so they are no "
+                f"seeds of one contender: leave one of them out, or train it again on the same images"
+            )
 
 
 def _check_same_images(whole: Sequence[Result]) -> None:
@@ -204,10 +228,11 @@ def pairwise(
     """Each two results, in their order, by their names: how they differ, as one family of tests; and the smallest true
     difference that is likely to be significant, as Holm's first step asks it."""
     pairs, detectable = dict[tuple[str, str], Pair](), dict[tuple[str, str], float]()
-    confidence = 1 - (1 - CONFIDENCE) / max(1, math.comb(len(results), 2))
+    family = max(1, math.comb(len(results), 2))
+    confidence, resamples = 1 - (1 - CONFIDENCE) / family, enough_resamples(family, 1 - CONFIDENCE)
     for a, b in combinations(results, 2):
         ours, theirs = zip(*common_seeds(a, b), strict=True)
         both = a.correct(ours), b.correct(theirs)
-        pairs[a.name, b.name] = paired_difference(*both, confidence=CONFIDENCE)
+        pairs[a.name, b.name] = paired_difference(*both, confidence=CONFIDENCE, resamples=resamples)
         detectable[a.name, b.name] = detectable_difference(*both, confidence=confidence)
     return dict(zip(pairs, holm(list(pairs.values()), 1 - CONFIDENCE), strict=True)), detectable

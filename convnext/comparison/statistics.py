@@ -23,6 +23,7 @@ from convnext.errors import SettingsError
 
 THESE_WEIGHTS = "these trained weights, on images like these"
 TRAINED_ANEW = "models trained anew, on images like these"
+_RESAMPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Pair:
 
 
 def paired_difference(
-    correct_a: ArrayLike, correct_b: ArrayLike, *, confidence: float = 0.95, resamples: int = 20_000, seed: int = 0
+    correct_a: ArrayLike, correct_b: ArrayLike, *, confidence: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
 ) -> Pair:
     """The difference of two contenders' accuracies, with its interval and p.
 
@@ -142,6 +143,12 @@ def _p(draws: NDArray[np.float64]) -> float:
     """Twice the smaller fraction of draws on the other side of 0; never 0, for the draws are finite."""
     smaller = min((draws <= 0).sum(), (draws >= 0).sum())
     return float(min(1, 2 * (smaller + 1) / (len(draws) + 1)))
+
+
+def enough_resamples(pairs: int, alpha: float = 0.05) -> int:
+    """Draws with which the smallest p that `paired_difference` can give is half of what `holm` asks first of so many
+    pairs: with fewer, none of a large family could ever be significant."""
+    return max(_RESAMPLES, round(4 * pairs / alpha))
 
 
 def holm(pairs: Sequence[Pair], alpha: float = 0.05) -> list[Pair]:

@@ -12,6 +12,7 @@ from convnext.comparison.measured import BATCH, Measured
 from convnext.comparison.results import Repeat, Result
 from convnext.comparison.statistics import Pair
 from convnext.output import counted
+from convnext.runs.folder import CHANGES_RESULT, MAY_CHANGE, flatten
 
 _MANY = 10  # rows that Markdown shows of a long table
 
@@ -71,6 +72,41 @@ def quality(results: Sequence[Result]) -> Table:
     return Table("How good", columns, rows, note)
 
 
+_ALWAYS = ("epochs", "optimizer.name", "optimizer.lr", "batch_size", "precision")
+# What tells runs apart, and models, whose own settings are their names'.
+_LEFT_OUT = MAY_CHANGE - CHANGES_RESULT | {"recipe", "seed", "data.fold", "data.mean", "data.std"}
+
+
+def trained_with(results: Sequence[Result]) -> Table:
+    """The settings of each contender that are not alike in all of them, or that a reader looks for."""
+    values = [[flatten(run.settings) for run in result.runs] for result in results]
+    texts = [{name: _of_all(runs, name) for name in runs[0]} for runs in values]
+    models = {runs[0]["model.name"] for runs in values}
+
+    def is_shown(name: str) -> bool:
+        own = name in _LEFT_OUT or (name.startswith("model.") and len(models) > 1)
+        return name in _ALWAYS or (not own and len({text[name] for text in texts}) > 1)
+
+    names = list(filter(is_shown, texts[0]))
+    rows = [
+        [Entry(result.name), *(Entry(text[name]) for name in names)]
+        for result, text in zip(results, texts, strict=True)
+    ]
+    note = "Every other setting is the same for all; those of the model are left out where the models differ."
+    return Table("What each was trained with", ["contender", *names], rows, note)
+
+
+def _of_all(runs: Sequence[Mapping[str, object]], name: str) -> str:
+    """A setting's value in each of a contender's runs, once where it is one."""
+    return " / ".join(dict.fromkeys(_setting(run[name]) for run in runs))
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
 def cost(results: Sequence[Result], speeds: Mapping[str, float], machine: str) -> Table:
     """What the contenders cost."""
     rows = []
@@ -113,10 +149,14 @@ def differences(pairs: Mapping[tuple[str, str], Pair], detectable: Mapping[tuple
         ]
         for (a, b), pair in pairs.items()
     ]
-    first = next(iter(pairs.values()))
+    images = next(iter(pairs.values())).images
+    claims: dict[str, list[str]] = {}
+    for (a, b), pair in pairs.items():
+        claims.setdefault(pair.claim, []).append(f"{a} against {b}")
+    about = "; ".join(claim if len(claims) == 1 else f"{claim}: {', '.join(each)}" for claim, each in claims.items())
     note = (
-        f"Of top-1, in percentage points, over the same {first.images:,} test images, with 95 % intervals; about "
-        f"{first.claim}. Significant: at 5 %, after Holm's correction for {counted(len(pairs), 'comparison')}. Could "
+        f"Of top-1, in percentage points, over the same {images:,} test images, with 95 % intervals; about "
+        f"{about}. Significant: at 5 %, after Holm's correction for {counted(len(pairs), 'comparison')}. Could "
         f"be seen: the smallest true difference that has a chance of 80 % to be significant."
     )
     return Table(

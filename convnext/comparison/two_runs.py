@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext.comparison.statistics import Pair, holm, paired_difference
+from convnext.comparison.statistics import Pair, enough_resamples, holm, paired_difference
 from convnext.errors import DataError
 from convnext.evaluation.evaluator import SplitLogits, Subject
 from convnext.evaluation.metrics import ranked
@@ -48,7 +48,10 @@ def compare_two(subjects: Sequence[Subject], predictions: Sequence[SplitLogits])
     right = [_right(each)[some] for each, some in zip(predictions, rows, strict=True)]
     targets = first.source.targets[common]
     present = np.unique(targets)
-    pairs = holm([paired_difference(*(each[targets == label] for each in right)) for label in present])
+    resamples = enough_resamples(len(present))
+    pairs = holm(
+        [paired_difference(*(each[targets == label] for each in right), resamples=resamples) for label in present]
+    )
     named = {classes[label]: pair for label, pair in zip(present, pairs, strict=True)}
     ordered = sorted(named.items(), key=lambda item: (-abs(item[1].difference), item[1].p))
     return TwoRuns(paired_difference(*right), dict(ordered))

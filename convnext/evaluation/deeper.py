@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from convnext.data.sources import ImageSource
+from convnext.data.sources import ImageSource, JoinedSource
 from convnext.errors import SettingsError, reason
 from convnext.evaluation.calibration import Calibration, calibrate
 from convnext.evaluation.corruptions import SEVERITIES, CorruptedSource
@@ -26,10 +26,12 @@ def calibration_of(subject: Subject, predictions: SplitLogits) -> Calibration:
         SettingsError: the images are those of the validation split, or have them among them.
     """
     fitting = subject.split("val")
-    if subject.stem.startswith(("val", "all")) or fitting.fingerprint() == subject.source.fingerprint():
+    joined = subject.source.sources if isinstance(subject.source, JoinedSource) else ()
+    if fitting.fingerprint() in {source.fingerprint() for source in (subject.source, *joined)}:
+        alone = fitting.fingerprint() == subject.split("test").fingerprint()
+        remedy = "train with a data.val_fraction, which this run has not" if alone else "choose --split test"
         raise SettingsError(
-            "--calibration fits the temperature on the validation split, so that it cannot be measured there: choose "
-            "--split test"
+            f"--calibration fits the temperature on the validation split, so that it cannot be measured there: {remedy}"
         )
     fitted = subject.logits(fitting, subject.info)
     calibration = calibrate(predictions.logits, predictions.targets, fitted.logits, fitted.targets)

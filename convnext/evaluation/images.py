@@ -87,6 +87,8 @@ def _of_split(run: Path, splits: Splits, split: str, root: Path | None, recorded
     now = splits.fingerprints()
     same = all(now[name] == recorded.get(name) for name in names)
     called = splits.test_name if split == "test" else split
+    if split == "val" and splits.test_name == "val" and splits.val is not splits.test:
+        called = "held-out"  # of the training images, where the report of "val" is that of the test
     if not same and root is None:
         raise DataError(
             f"the {called} images of {run} have changed since its training, so training images may be among them: "

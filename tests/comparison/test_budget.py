@@ -45,6 +45,7 @@ def test_as_many_epochs_as_fit_and_a_warm_up_of_as_large_a_fraction() -> None:
     assert chosen.warmup_epochs == 1.0
     assert PACE.seconds(chosen) <= 52.0 < PACE.seconds(chosen.replace(epochs=11))
     assert fitted(settings, 3.0, PACE.seconds).epochs == 1  # though it takes longer
+    assert fitted(settings, 52.0, PACE.seconds, keep_warmup=True).optimizer.warmup_epochs == 4
 
 
 def test_the_pace_is_that_of_real_steps() -> None:

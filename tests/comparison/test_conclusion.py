@@ -41,6 +41,19 @@ def test_one_seed_is_about_these_weights_only(measured: Measured) -> None:
     assert "each was trained with 2 or more seeds" in mixed
 
 
+def test_who_wins_by_the_seeds_that_both_have_is_said(measured: Measured) -> None:
+    many, one = contender("many", measured, [0.5, 0.99, 0.99]), contender("one", measured, [0.8])
+    text = concluded(many, one)
+    assert text.startswith(
+        "many has the higher mean of all its seeds, but of the seeds that both have one is better by 30.0 points ("
+    )
+    assert "many is better" not in text
+    assert "-" not in text
+    assert "With one seed this is about these trained weights only" in text
+    text = concluded(many, one, contender("three", measured, [0.4, 0.5, 0.45]))
+    assert "With one seed in common, as some pairs have, this is about these trained weights only" in text
+
+
 def test_five_contenders_are_each_compared_with_the_best(measured: Measured) -> None:
     accuracies = {"a": 0.95, "b": 0.6, "c": 0.5, "d": 0.4, "e": 0.945}
     text = concluded(*(contender(name, measured, [value] * 3) for name, value in accuracies.items()))

@@ -33,6 +33,13 @@ def test_what_varies_are_the_settings_in_which_they_differ(digits_run: convnext.
     assert cells_of_runs(runs) == cells
 
 
+def test_what_changes_the_result_of_a_finished_run_is_varied_too(digits_run: convnext.Run, tmp_path: Path) -> None:
+    for patience in (None, 3):
+        run = Path(shutil.copytree(digits_run.path, tmp_path / f"run-{patience}", symlinks=True))
+        write_settings(run, digits_run.settings.replace(patience=patience, **{"data.workers": patience}))
+    assert [cell.settings for cell in cells_of_runs([tmp_path])] == [{"patience": 3}, {"patience": None}]
+
+
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no run and has none"):
         cells_of_runs([tmp_path])

@@ -102,6 +102,7 @@ def test_seeds_are_put_together(cells: list[Cell], better: Path, tmp_path: Path)
     assert report["contenders"][0]["top1"]["std"] == pytest.approx(0)
     assert report["missing"] == ["small, seed 1: not done yet"]
     assert report["pairs"][0]["seeds"] == 1  # seed 0 is the one that both have
+    assert "With one seed this is about these trained weights only" in report["conclusion"]
 
 
 def test_runs_with_one_seed_or_other_images_are_refused(cells: list[Cell], tmp_path: Path) -> None:
@@ -110,6 +111,32 @@ def test_runs_with_one_seed_or_other_images_are_refused(cells: list[Cell], tmp_p
     other = convnext.train(convnext.recipe("digits", epochs=1, output=tmp_path, **{"data.test_fraction": 0.3}))
     with pytest.raises(DataError, match=r"were tested on different images \(360 and 540\)"):
         write_report([cells[0], Cell("other", run=other.path)], tmp_path)
+
+
+def test_settings_that_differ_are_shown(cells: list[Cell], better: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(better, tmp_path / "run", symlinks=True)
+    settings = json.loads((run / "settings.json").read_text())
+    settings["optimizer"]["weight_decay"] = 0.25
+    settings["precision"] = "bf16"
+    settings["data"]["workers"] = 7  # which changes nothing
+    (run / "settings.json").write_text(json.dumps(settings))
+    (run / "comparison.safetensors").unlink()
+    write_report([cells[0], Cell("other", run=run), replace(cells[0], seed=1, run=run)], tmp_path / "report")
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    table = markdown.split("What each was trained with")[1].split("\n\n")[1].splitlines()
+    head, rows = table[0].split(" | "), {line.split(" | ")[0]: line.split(" | ") for line in table[2:]}
+    other, both = (next(row for name, row in rows.items() if word in name) for word in ("other", "a"))
+    assert other[head.index("precision")] == "bf16"
+    assert both[head.index("precision")] == "fp32 / bf16"
+    assert "0.25" in other[next(i for i, name in enumerate(head) if "weight" in name and "decay" in name)]
+    assert not any("workers" in name for name in head)
+
+
+def test_seeds_that_were_trained_on_different_images_are_refused(cells: list[Cell], tmp_path: Path) -> None:
+    settings = convnext.recipe("digits", epochs=1, seed=1, output=tmp_path, **{"data.val_fraction": 0.3})
+    other = convnext.train(settings)
+    with pytest.raises(DataError, match=r"are both of small and were trained on different images"):
+        write_report([cells[1], Cell("small", seed=1, run=other.path)], tmp_path)
 
 
 def test_a_run_that_cannot_be_measured_is_missing(cells: list[Cell], better: Path, tmp_path: Path) -> None:
@@ -137,3 +164,4 @@ def test_a_contender_is_called_by_what_varies() -> None:
         "net depths=1,2",
         "net depths=3,4",
     ]
+    assert names([Cell("net"), Cell("net", {"ema_decay": None})]) == ["net", "net ema_decay=None"]

@@ -14,7 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from contenders import results
 
 from convnext.comparison import paired_difference
-from convnext.comparison.statistics import THESE_WEIGHTS, TRAINED_ANEW, Pair, detectable_difference, holm
+from convnext.comparison.statistics import (
+    THESE_WEIGHTS,
+    TRAINED_ANEW,
+    Pair,
+    detectable_difference,
+    enough_resamples,
+    holm,
+)
 from convnext.errors import SettingsError
 
 _TIMES = 1000
@@ -123,6 +130,12 @@ def test_more_images_and_seeds_detect_smaller_differences() -> None:
 
 def _pairs(chances: Sequence[float]) -> list[Pair]:
     return [Pair(0.1, 0.0, 0.2, p, 100, 3, 0.95, TRAINED_ANEW) for p in chances]
+
+
+@pytest.mark.parametrize("pairs", [1, 501, 1000])
+def test_of_a_large_family_too_a_clear_difference_is_significant(pairs: int) -> None:
+    clear = paired_difference([True] * 400, [False] * 400, resamples=enough_resamples(pairs))
+    assert all(pair.significant for pair in holm([clear] * pairs))
 
 
 def test_holm() -> None:

@@ -18,6 +18,7 @@ from convnext.comparison.cell import Cell
 from convnext.comparison.definition import Definition
 from convnext.comparison.plan import make_plan
 from convnext.data.loading.loader import Batch
+from convnext.errors import SettingsError
 from convnext.runs.folder import read_metrics
 from convnext.training.interruption import StopSignals
 from convnext.training.trainer import Trainer
@@ -33,6 +34,7 @@ SECOND, STEP = "convnext_tiny-model.patch_size=2-seed0", 4  # which training is 
 def quick_report(cells: Sequence[Cell], output: Path, missing: Sequence[str] = ()) -> None:
     """What these tests want to know of a report, of which drawing is the most part."""
     values = [{**vars(cell), "run": cell.run and str(cell.run)} for cell in cells]
+    output.mkdir(exist_ok=True)
     (output / "report.json").write_text(json.dumps({"cells": values, "missing": list(missing)}))
 
 
@@ -196,9 +198,14 @@ def test_what_is_varied_may_grow_in_another_order(tmp_path: Path) -> None:
         before = make_plan(asked, output, signals, 1, [])
         turned = {"model.patch_size": ("1", "2"), "model.kernel_size": ("5", "3")}
         after = make_plan(asked.model_copy(update={"vary": turned}), output, signals, 1, [], before)
-    labels = {each.label for each in after.contenders}
-    assert {each.label for each in before.contenders} < labels
-    assert len(labels) == 4
+        labels = {each.label for each in after.contenders}
+        assert {each.label for each in before.contenders} < labels
+        assert len(labels) == 4
+        more = asked.model_copy(update={"vary": turned, "seeds": 2})
+        again = make_plan(more, output, signals, 1, [], after)
+        assert [each.label for each in again.contenders] == [each.label for each in after.contenders]
+        with pytest.raises(SettingsError, match=r"epochs was 40, is now 2"):  # which no budget has chosen
+            make_plan(more.model_copy(update={"given": {**given, "epochs": 2}}), output, signals, 1, [], again)
 
 
 def test_a_folder_of_something_else_is_left_alone(whole: Path, tmp_path: Path) -> None:
@@ -289,6 +296,11 @@ def test_a_report_on_runs_by_hand(whole: Path, tmp_path: Path) -> None:
     runs = sorted((whole / "out" / "runs").iterdir())
     ended = compare(["compare", "--report", *map(str, runs), "--output", str(tmp_path)], tmp_path)
     assert ended.status == 0, ended.text
+    ended = compare(["compare", "--report", *map(str, runs), "--output", str(whole / "out")], tmp_path)
+    assert "out holds the report of another comparison: give --output a folder for this one" in last_line(ended)
+    ended = compare(["compare", "--report", *map(str, runs)], tmp_path)
+    assert ended.status == 0, ended.text
+    assert (tmp_path / "comparison-of-runs" / "report.json").exists()
     (tmp_path / "out").symlink_to(tmp_path)
     shown = {(cell["settings"]["model.patch_size"], cell["seed"]): Path(cell["run"]).name for cell in cells(tmp_path)}
     assert shown == {
@@ -318,6 +330,8 @@ def test_a_report_on_runs_by_hand(whole: Path, tmp_path: Path) -> None:
         ("--recipe cifar10", "needs its folder: give --data.root DIR"),
         ("--report nowhere", "nowhere is no run and has none"),
         ("--report nowhere --seed 1", "--report trains nothing: leave --seed out"),
+        ("--report nowhere --seeds 2", "--report trains nothing: leave --seeds out"),
+        ("--report nowhere --one-at-a-time --models resnet18", "--report trains nothing: leave --models out"),
     ],
 )
 def test_a_mistake_is_one_line(args: str, problem: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

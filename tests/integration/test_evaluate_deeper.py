@@ -12,6 +12,7 @@ import convnext
 from convnext.cli import main
 from convnext.comparison import paired_difference
 from convnext.evaluation.evaluator import open_run
+from tests.support.dataset_archives import tiny_imagenet
 
 
 @pytest.fixture
@@ -82,6 +83,8 @@ def test_an_exported_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert exported["corruptions"]["contrast"] == pytest.approx(trained["corruptions"]["contrast"], abs=0.04)
     assert main(["evaluate", str(run), str(file)]) == 0
     assert "do not differ significantly" in capsys.readouterr().out
+    assert main(["evaluate", str(file), "--split", "all", "--calibration"]) == 2
+    assert "choose --split test" in capsys.readouterr().err
     assert main(["evaluate", str(file), "--sizes", "6"]) == 2
     assert "takes images of one size here" in capsys.readouterr().err
 
@@ -112,6 +115,25 @@ def test_two_runs_on_other_images(run: Path, small_folder: Path, capsys: pytest.
     assert "are evaluated on other images or classes" in capsys.readouterr().err
     assert main(["evaluate", str(small), "--calibration"]) == 2
     assert "there is no 'val' split" in capsys.readouterr().err
+
+
+def test_data_that_is_tested_on_its_validation_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is held out of the training images is another split, and its report another file."""
+    for name, content in tiny_imagenet().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    data = {"data.name": "tiny-imagenet", "data.root": tmp_path, "data.val_fraction": 0.3, "data.workers": 0}
+    run = convnext.train(convnext.recipe("digits", epochs=1, batch_size=2, output=tmp_path / "runs", **data)).path
+    tested = (run / "val_report.json").read_bytes()
+    assert main(["evaluate", str(run), "--split", "val"]) == 0
+    assert (run / "val_report.json").read_bytes() == tested
+    assert json.loads((run / "held-out_report.json").read_text())["count"] != json.loads(tested)["count"]
+    assert main(["evaluate", str(run), "--calibration"]) == 0
+    assert (run / "val_calibration.json").exists()
+    capsys.readouterr()
+    for split in ("val", "all"):
+        assert main(["evaluate", str(run), "--calibration", "--split", split]) == 2
+        assert "choose --split test" in capsys.readouterr().err
 
 
 def test_the_model_is_the_same_for_every_split_and_size(run: Path) -> None:

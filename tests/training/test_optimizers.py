@@ -216,6 +216,8 @@ def test_muon_needs_linear_layers() -> None:
         SettingsError, match="muon is for linear layers, and ResNet has none of them to train: use adamw"
     ):
         make_optimizers(create_model("resnet18"), recipe("digits").optimizer.replace(name="muon"))
+    with pytest.raises(SettingsError, match="EfficientNet has none of them"):  # its classifier is called classifier
+        make_optimizers(create_model("timm:efficientnet_b0"), recipe("digits").optimizer.replace(name="muon"))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion-mnist", "tiny-imagenet"])
