@@ -67,17 +67,19 @@ def main(args: Sequence[str]) -> int:
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
     else:
-        _print(rows, options["threads"])
+        _print(rows, options["threads"], options["device"])
     return 0
 
 
-def _print(rows: "Sequence[Row]", threads: int | None) -> None:
+def _print(rows: "Sequence[Row]", threads: int | None, device: str) -> None:
     import torch
 
+    from convnext.devices import pick_device
     from convnext.storage.measurements import cpu_name
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
-    show(f"{device}, {counted(threads or torch.get_num_threads(), 'thread')}")
+    where = pick_device(device)
+    name = torch.cuda.get_device_name() if where == "cuda" else cpu_name() + (" (mps)" if where == "mps" else "")
+    show(f"{name}, {counted(threads or torch.get_num_threads(), 'thread')}")
     peers = [row.images_per_second for row in rows if (row.model, row.backend) == ("timm", "eager")]
     table = Table("model", "backend", "precision", "images/s", "batch", "p50", "p95", "top-1", "timm's best eager = 1")
     for row in rows:

@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from convnext.commands.terminal import parse
-from convnext.output import show
+from convnext.output import say, show
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class _Convert:
     target: tyro.conf.Positional[Path]
     """New file: .safetensors, or .pth, .pt or .bin."""
     to: Literal["official", "isotropic", "torchvision", "timm", "transformers"] = "official"
-    """Layout to write; that of the source is recognised."""
+    """Layout to write; that of the source is recognised. Of a model that the library does not build a line warns."""
     weights_key: str | None = None
     """Which weights of a file that has several, such as state_dict; None takes the moving average (EMA) if there is."""
     checkpoint: Literal["last", "best"] | None = None
@@ -37,7 +37,10 @@ def main(args: Sequence[str]) -> int:
     weights = files.read_convnext(source, options.weights_key)
     converted = layouts.convert(weights.tensors, options.to, weights.layout)
     loading.write(converted, options.target, options.to)
-    bare = "head.weight" not in layouts.convert(weights.tensors, "official", weights.layout)
+    official = layouts.convert(weights.tensors, "official", weights.layout)
+    if facts := layouts.not_built(official, options.to):
+        say(f"the weights are in its layout, but {options.to} builds no ConvNeXt with {', '.join(facts)}")
+    bare = "head.weight" not in official
     notes = weights.notes + ["there is no classifier in it"] * bare
     show("; ".join([f"{options.target}: {len(converted)} tensors, from {weights.layout} to {options.to}", *notes]))
     return 0

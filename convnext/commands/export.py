@@ -27,7 +27,8 @@ class _Export:
     checkpoint: Literal["last", "best"] | None = None
     """Which weights; None takes the last, or of a run with patience the best."""
     include_preprocessing: Flag = False
-    """Take uint8 RGB images of any size (N, H, W, 3), and resize, crop and normalise them inside."""
+    """Take uint8 images of any size (N, H, W, C), RGB or grey as the model's, and resize, crop and normalise them
+    inside."""
     max_drop: float = 0.3
     """Points of top-1 on the test split that a precision below fp32 may cost; inf takes any, also without labels."""
     push: str | None = None
@@ -44,6 +45,8 @@ def main(args: Sequence[str]) -> int:
     from convnext.inference.export.export import export
     from convnext.storage import hub
 
+    if options.public and options.push is None:
+        raise SettingsError("--public is of the repository that --push makes: give --push owner/name, or leave it out")
     if options.push is not None:
         if options.format != "hub":
             raise SettingsError(f"--push is for --format hub, and the format is {options.format}")

@@ -1,10 +1,11 @@
 """``convnext inspect``: what a checkpoint holds."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -44,7 +45,8 @@ def main(args: Sequence[str]) -> int:
     chosen, stored = inspection.find(options.folder, options.checkpoint or "last")
     contents = inspection.read(chosen)
     if options.json:
-        print(json.dumps(contents.as_dict() | {"checkpoints": [one.as_dict() for one in stored]}))
+        values = contents.as_dict() | {"checkpoints": [one.as_dict() for one in stored]}
+        print(json.dumps(_finite(values), allow_nan=False))
         return 0
     rows = Table("checkpoint", "condition", "size", "links")
     for one in stored:
@@ -57,6 +59,15 @@ def main(args: Sequence[str]) -> int:
     for problem in contents.problems:
         show(f"note: {problem}")
     return 0
+
+
+def _finite(value: Any) -> Any:
+    """JSON values with null for numbers that JSON has none of: a loss may be infinite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _show_exported(file: Path, as_json: bool) -> int:

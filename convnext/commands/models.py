@@ -38,6 +38,12 @@ def main(args: Sequence[str]) -> int:
     options = parse(_Models, args, "models")
     if options.throughput and options.name is None:
         raise SettingsError("throughput is measured for one model: convnext models NAME --throughput")
+    if options.name is not None and options.library is not None:
+        name = options.name.rpartition(":")[2]
+        raise SettingsError(
+            f"--library lists a library's models, and {options.name} is one model: give {options.library}:{name}, or "
+            f"leave it out"
+        )
     if options.name is not None:
         _show_model(options.name, options.image_size, options.throughput)
     elif options.library is not None:

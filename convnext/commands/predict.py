@@ -130,12 +130,14 @@ def _writers(
         chosen = (options.explain_class, options.explain_method, options.explain_stage)
         yield results.explanations(options.explain, lambda picture: explain(predictor.backend, picture, *chosen))
     if options.json:
-        yield predictions.json_list(options.top_k or 5)
+        printed = predictions.json_list(options.top_k or 5)
     elif options.csv:
-        yield predictions.csv_rows(options.top_k or 5)
+        printed = predictions.csv_rows(options.top_k or 5)
     else:
         class_names = predictor.info.classes
-        yield predictions.table(paths, class_names, options.top_k or (5 if len(paths) <= predictions.FEW else 1))
+        printed = predictions.table(paths, class_names, options.top_k or (5 if len(paths) <= predictions.FEW else 1))
+    files = (options.embed, options.save_picture, options.contact_sheet, options.explain)
+    yield predictions.while_read(printed) if any(file is not None for file in files) else printed
 
 
 def _predict(

@@ -6,13 +6,13 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from rich.cells import cell_len
 
 from convnext.inference.predictor import Result
 from convnext.inference.results import Writer
-from convnext.output import counted, escaped, few, show
+from convnext.output import abandon_output, counted, escaped, few, show
 
 FEW = 10
 """Images of which a table shows several classes each; of more it shows the best and counts."""
@@ -90,3 +90,30 @@ def csv_rows(top_k: int) -> Iterator[Writer]:
         sys.stdout.flush()
 
     yield write
+
+
+@contextmanager
+def while_read(printed: AbstractContextManager[Writer]) -> Iterator[Writer]:
+    """The same for as long as somebody reads standard output: once its reader, such as `head`, has gone, nothing is
+    printed, and the files that were asked for, too, are written nevertheless."""
+    with ExitStack() as stack:
+        print_result: Writer = lambda *_: None  # noqa: E731
+        with _reader_may_go():
+            print_result = stack.enter_context(printed)
+
+        def write(path: str, result: Result) -> None:
+            with _reader_may_go():
+                print_result(path, result)
+
+        yield write
+        with _reader_may_go():
+            stack.close()
+            sys.stdout.flush()
+
+
+@contextmanager
+def _reader_may_go() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        abandon_output()

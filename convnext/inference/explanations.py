@@ -1,5 +1,7 @@
 """Where a model looked in an image for a class, by `captum`. Importing it is cheap: no torch."""
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +13,8 @@ from PIL import Image
 
 from convnext.data.images import Picture
 from convnext.errors import SettingsError, did_you_mean
-from convnext.inference.backends import Backend, Images, normalized
-from convnext.inference.preparation import prepare
+from convnext.inference.backends import Backend, Images, check_logits, normalized
+from convnext.inference.preparation import prepare, prepare_reduced
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ _STEPS = 32  # of integrated gradients, from the mean colour to the image
 _AT_ONCE = 16  # images in a batch
 _LISTED = 20  # classes that an error names
 _NEIGHBOURS = 16  # squares that an image is as wide as, over which integrated gradients, noise by itself, are summed
+
+
+class StoppedError(Exception):
+    """An explanation that was given up before it was done."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,22 @@ def explain(
     class_name: str | None = None,
     method: Method = "grad-cam",
     stage: int = -1,
+    stop: threading.Event | None = None,
 ) -> Explanation:
-    """Where a backend's model looked for a class in an image: see `convnext.inference.predictor.Predictor.explain`."""
+    """Where a backend's model looked for a class in an image: see `convnext.inference.predictor.Predictor.explain`.
+
+    Raises:
+        StoppedError: another thread has set ``stop``, which is looked at before each pass of the model.
+    """
     check(backend, class_name, method, stage)
     info, pixels = backend.info, prepare(picture, backend)
-    logits = backend(pixels[None])[0].astype(np.float64)
+    logits = _pass(backend, pixels[None], stop)[0].astype(np.float64)
+    check_logits(backend, logits[None])
     target = int(logits.argmax()) if class_name is None else info.classes.index(class_name)
     words: str = method
     if method == "occlusion":
-        evidence = _occlusion(backend, pixels, target)
+        reduced = prepare_reduced(picture, backend) if backend.preprocessing else pixels  # it takes dozens of passes
+        evidence = _occlusion(lambda images: _pass(backend, images, stop), backend, reduced, target)
     else:
         model: nn.Module = backend.model  # type: ignore[attr-defined]
         images = _tensor(pixels, info, model)
@@ -98,7 +111,7 @@ def explain(
             chosen = _stage(model, images, stage)
             evidence, words = _grad_cam(model, chosen, images, target), f"{method}, {chosen.name}"
         else:
-            evidence = _integrated_gradients(model, images, target)
+            evidence = _integrated_gradients(lambda x: _pass(model, x, stop), images, target)
     odds = np.exp(logits - logits.max())
     image = picture.decode()
     return Explanation(
@@ -149,6 +162,13 @@ def available(backend: Backend) -> tuple[list[Method], int]:
         if not count:
             methods.remove("grad-cam")
     return methods, count
+
+
+def _pass(model: Callable[[Any], Any], images: Any, stop: threading.Event | None) -> Any:
+    """A pass of the model; StoppedError in place of it where ``stop`` is set."""
+    if stop is not None and stop.is_set():
+        raise StoppedError
+    return model(images)
 
 
 def _centred(logits: "Tensor") -> "Tensor":
@@ -218,7 +238,7 @@ def _with_fixed_scale(norm: Any, inputs: "tuple[Tensor, ...]", output: "Tensor")
     return result
 
 
-def _integrated_gradients(model: "nn.Module", images: "Tensor", target: int) -> "Tensor":
+def _integrated_gradients(model: Callable[["Tensor"], "Tensor"], images: "Tensor", target: int) -> "Tensor":
     """What each pixel with its neighbours adds to the class's logit, on the way from an image of the mean colour."""
     from captum.attr import IntegratedGradients
     from torch.nn.functional import avg_pool2d
@@ -230,14 +250,17 @@ def _integrated_gradients(model: "nn.Module", images: "Tensor", target: int) -> 
     return avg_pool2d(evidence.detach()[0].sum(0, keepdim=True), width, 1, width // 2)[0]
 
 
-def _occlusion(backend: Backend, pixels: Images, target: int) -> "Tensor":
-    """By how much the class's logit falls, on average, when a square of the mean colour lies over a pixel."""
+def _occlusion(
+    compute: Callable[[Images], NDArray[np.float32]], backend: Backend, pixels: Images, target: int
+) -> "Tensor":
+    """By how much the class's logit falls, on average, when a square of the mean colour lies over a pixel; ``compute``
+    is the backend."""
     import torch
     from captum.attr import Occlusion
 
     def logits(images: "Tensor") -> "Tensor":
         pixels = images.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
-        return _centred(torch.from_numpy(backend(pixels)))
+        return _centred(torch.from_numpy(compute(pixels)))
 
     height, width, channels = pixels.shape
     window = -(-min(height, width) // _WINDOWS)

@@ -17,13 +17,13 @@ from PIL import Image
 
 from convnext.data.images import Picture, UnreadableImageError
 from convnext.errors import SettingsError
-from convnext.inference.backends import Backend, Images, logits_of, mirrored, open_file
+from convnext.inference.backends import Backend, Images, check_logits, logits_of, mirrored, open_file
 from convnext.inference.explanations import Explanation, Method, explain
 from convnext.inference.files import expand, is_url
 from convnext.inference.preparation import prepare
 from convnext.runs import checkpoint as checkpoints
 from convnext.storage.hub import fetch_model
-from convnext.weights.files import exported_file
+from convnext.weights.files import exported_file, refuse_checkpoint
 from convnext.weights.model_info import ModelInfo
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Predictor:
                 file or folder of `convnext export`; or, downloaded once, such a folder on the Hugging Face Hub,
                 ``"hf:owner/name"``, or a model and its released weights, ``"convnext_tiny:in1k"``.
             checkpoint: the run's: ``"last"`` or ``"best"``; None for the last, or the best of a run with `patience`.
-            device: where to compute.
+            device: where to compute; an exported file for ONNX Runtime or OpenVINO computes on the CPU.
             model: where the weights go, if the run trained a module of one's own.
             trust: whether an exported file may run code, which opening a ``.pt2`` can do.
             backend: what computes a run or released weights, on the CPU in fp32: ``"eager"`` (PyTorch, as does None),
@@ -120,6 +120,7 @@ class Predictor:
 
         Raises:
             CheckpointError: no such run or checkpoint, or a damaged one.
+            SettingsError: a checkpoint or module for what is no run, or a device that the backend does not compute on.
             UserError: no such released weights, or they cannot be fetched.
         """
         name, _, tag = str(run).partition(":")
@@ -127,7 +128,12 @@ class Predictor:
             run, tag = fetch_model(tag), ""
         is_released = bool(tag) and not Path(run).exists()
         if not is_released and (file := exported_file(Path(run))):
+            refuse_checkpoint(checkpoint, file, "an exported file")
+            if model is not None:
+                raise SettingsError(f"a module of one's own is of a run, and {file} is an exported file: leave it out")
             return cls(open_file(file, device, trust, backend=backend))
+        if is_released:
+            refuse_checkpoint(checkpoint, run, "released weights")
         origin = str(run) if is_released else checkpoints.find(Path(run), checkpoint)
         if backend is not None:
             from convnext.inference.runtimes import open_runtime
@@ -155,6 +161,7 @@ class Predictor:
         Raises:
             SettingsError: no image, such as an array of floats, of which nobody knows the scale.
             UnreadableImageError: the image cannot be fetched or decoded.
+            CheckpointError: the model's logits are no numbers.
         """
         (result,) = self._results([self._prepare(image, 0)], top_k, flip, features=False)
         return result.classes
@@ -310,6 +317,7 @@ class Predictor:
     def _ranked(self, logits: NDArray[np.float32], top_k: int) -> list[list[Prediction]]:
         if top_k < 1:
             raise SettingsError(f"top_k: must be at least 1, got {top_k}")
+        check_logits(self.backend, logits)
         odds = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = odds / odds.sum(1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]  # of equal ones the first, as a report counts

@@ -52,7 +52,8 @@ class _Weights:
             return checkpoints.load_model(self.origin)
         from convnext.inference.released import released
 
-        return released(*self.origin.split(":"))
+        name, _, tag = self.origin.partition(":")
+        return released(name, tag)
 
     def folder(self) -> Path:
         """Of what is kept of these weights, as this version exports them."""
@@ -93,6 +94,7 @@ def open_runtime(origin: Path | str, backend: str, device: str = "auto") -> Expo
     Raises:
         SettingsError: no such backend, one that is not installed, or one that does not compute on the device.
         CheckpointError: the weights cannot be read, or their export is not what they are.
+        UserError: the model cannot be exported.
     """
     check_name(backend)
     if backend == "eager":
@@ -143,10 +145,11 @@ def _make(weights: _Weights, backend: str, folder: Path) -> None:
     from convnext.inference.export.acceptance import Examination
     from convnext.inference.export.evidence import gather_evidence
     from convnext.inference.export.export import FORMATS
-    from convnext.inference.export.formats import Source
+    from convnext.inference.export.formats import Source, check_size
 
-    say(f"exporting for {backend}, once: into {folder}")
     model, info = weights.load()
+    check_size(model, "fp32")
+    say(f"exporting for {backend}, once: into {folder}")
     format = FORMATS[_FORMATS[backend]]
     about = ExportInfo(
         version=version("convnext"), precision="fp32", preprocessing=False, licence="", model=info, data=DataSettings()

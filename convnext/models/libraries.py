@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from convnext.errors import SettingsError, UserError
+from convnext.errors import SettingsError, UserError, did_you_mean
 
 
 def names(library: str) -> list[str]:
-    """The classifiers of ``timm`` or ``torchvision``; UserError where the library is not installed."""
+    """The classifiers of ``timm`` or ``torchvision``; SettingsError for another library, UserError where it is not
+    installed."""
+    if library not in ("timm", "torchvision"):
+        raise SettingsError(f"no library is called {library!r}: {did_you_mean(library, ('timm', 'torchvision'))}")
     if library == "timm":
         return list(_timm().list_models())
     from torchvision import models

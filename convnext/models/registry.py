@@ -259,7 +259,8 @@ def check_image_size(settings: ModelSettings, image_size: int) -> None:
         libraries.check_image_size(library, own_name, image_size)
     elif settings.patch_size is not None and settings.name in (*VARIANTS, *_files()):
         stages = len(settings.depths or (0, 0, 0, 0))
-        smallest = settings.patch_size * 2 ** (stages - 1) + settings.whitening
+        # Whitening of stride 1 takes a pixel from each side of the image, as `ConvNeXt` has it.
+        smallest = settings.patch_size * 2 ** (stages - 1) + (settings.whitening and settings.patch_size % 4 != 0)
         if image_size < smallest:
             raise SettingsError(
                 f"images of {image_size} px are too small for the {stages} stages of {settings.name} behind a stem of "

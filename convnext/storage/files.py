@@ -1,6 +1,7 @@
 """Files that are either complete or not there."""
 
 import hashlib
+import json
 import os
 import re
 import stat
@@ -8,7 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convnext.errors import SettingsError
+from convnext.errors import CheckpointError, SettingsError, reason
+
+DIGESTS = "sha256.json"
+"""The file of a checkpoint's folder that says what is in each of the others."""
 
 
 @contextmanager
@@ -78,6 +82,26 @@ def digest(path: Path, kind: str = "sha256", report: Callable[[int, int | None],
             if report is not None:
                 report(done, size)
     return hasher.hexdigest()
+
+
+def check_whole(folder: Path, *names: str) -> None:
+    """Refuse, with a CheckpointError, files of a checkpoint that are not what was written, as `DIGESTS` in its folder
+    says; those of format 1, and those that were copied without the others, have no digests to tell by."""
+    table = folder / DIGESTS
+    if not table.exists():
+        return
+    try:
+        digests = json.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {table}: {reason(error)}") from None
+    if not isinstance(digests, dict):
+        raise CheckpointError(f"cannot read {table}: it is no table of digests")
+    for path in (folder / name for name in names):
+        if path.is_file() and digest(path) != digests.get(path.name):
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {DIGESTS} beside it; use another checkpoint, copy "
+                f"this one again, or remove {DIGESTS} to use it as it is"
+            )
 
 
 def sync(path: Path) -> None:

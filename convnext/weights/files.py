@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from convnext.errors import CheckpointError, SettingsError, did_you_mean, reason
 from convnext.output import few
-from convnext.weights.catalogue import AUTO, SUFFIXES, WEIGHTS, is_weights_file
+from convnext.storage.files import check_whole
+from convnext.weights.catalogue import SUFFIXES, WEIGHTS, is_weights_file
 from convnext.weights.model_info import ModelInfo, read_json
 
 if TYPE_CHECKING:  # what reads no tensors does not wait for torch
@@ -63,7 +64,8 @@ def checkpoint_folder(path: Path, name: str | None = None) -> Path:
     if not path.is_dir():
         if (repository := str(path).removeprefix("hf:")) != str(path):
             raise CheckpointError(
-                f"predict alone takes {path}: get it with hf download {repository} --local-dir DIR, and give DIR"
+                f"predict, serve and benchmark alone take {path}: get it with hf download {repository} --local-dir "
+                f"DIR, and give DIR"
             )
         raise CheckpointError(f"{'file' if path.suffix in EXPORTED else 'run folder'} {path} is not there")
     runs = sorted(str(folder.parent) for folder in path.glob("*/checkpoints"))
@@ -86,6 +88,18 @@ def exported_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
+def refuse_checkpoint(name: str | None, subject: object, kind: str) -> None:
+    """Refuse, with a SettingsError, a ``name`` of a run's checkpoint for what is no run, and has one set of weights.
+
+    Args:
+        name: the checkpoint's; None where nobody chose one.
+        subject: what the user named.
+        kind: what that is, as ``"an exported file"``.
+    """
+    if name is not None:
+        raise SettingsError(f"--checkpoint is of a run, and {subject} is {kind}: leave it out")
+
+
 def _refuse_exported(path: Path) -> None:
     if file := exported_file(path):
         raise CheckpointError(
@@ -94,15 +108,21 @@ def _refuse_exported(path: Path) -> None:
         )
 
 
+def weights_path(weights: str | None) -> Path | None:
+    """The file or folder that ``model.weights`` names, which may be gone; None where it names none."""
+    return Path(weights) if weights is not None and is_weights_file(weights) else None
+
+
 def weights_file(path: Path, name: str | None = None) -> Path:
     """The file with the weights that ``path`` means: itself, or where it is a folder that of a run's checkpoint, as of
-    `checkpoint_folder`. CheckpointError where there is none."""
+    `checkpoint_folder`. CheckpointError where there is none; SettingsError for a checkpoint of a file."""
     if path.is_dir():
         return checkpoint_folder(path, name) / _WEIGHTS
     if path.suffix in EXPORTED:
         _refuse_exported(path)
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: it is {'no file' if path.exists() else 'not there'}")
+    refuse_checkpoint(name, path, "one file of weights")
     return path
 
 
@@ -110,7 +130,10 @@ def model_info(file: Path) -> ModelInfo | None:
     """How the weights in a `weights_file` are used, as the ``model.json`` beside it has it; None where it is not from a
     run. CheckpointError where that cannot be read."""
     info = file.with_name(_INFO)
-    return read_json(info, ModelInfo) if file.name == _WEIGHTS and info.is_file() else None
+    if file.name != _WEIGHTS or not info.is_file():
+        return None
+    check_whole(info.parent, _INFO)
+    return read_json(info, ModelInfo)
 
 
 def run_info(weights: str) -> ModelInfo | None:
@@ -120,9 +143,8 @@ def run_info(weights: str) -> ModelInfo | None:
         SettingsError: there is nothing of that name.
         CheckpointError: it is a folder without a checkpoint, or a damaged one.
     """
-    if weights == AUTO or not is_weights_file(weights):
+    if (path := weights_path(weights)) is None:
         return None
-    path = Path(weights)
     if path.exists():
         return model_info(weights_file(path))
     if path.suffix in SUFFIXES:  # a run that goes on needs it no more
@@ -151,6 +173,8 @@ def read_own(path: Path, state: "dict[str, Tensor]", key: str | None = None) -> 
 def _explained(path: Path, reading: "Callable[[], Extract]") -> "Extract":
     from safetensors import SafetensorError
 
+    if path.name == _WEIGHTS:  # of a run's checkpoint, which has digests
+        check_whole(path.parent, _WEIGHTS)
     try:
         return reading()
     except CheckpointError as error:

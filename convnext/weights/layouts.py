@@ -162,6 +162,11 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
     if strangers := [name for name, official in names.items() if official is None]:
         raise CheckpointError(f"layout {source} has no {few(strangers)}: give the layout that the weights are in")
     official = {new: _reshape(tensors[old], new, "official") for old, new in names.items() if new is not None}
+    scales = [name for name, tensor in official.items() if tensor.ndim == 1 and name.endswith(".weight")]
+    if bare := [name for name in scales if f"{name.removesuffix('weight')}bias" not in official]:
+        raise CheckpointError(
+            f"no layout holds norms without a bias, such as RMSNorm ({few(bare)}): choose a model with layer norms"
+        )
 
     model = "convnextv2." if any(".grn." in name for name in official) else "convnext."
     stem_norm = official.get("downsample_layers.0.1.weight")
@@ -184,6 +189,31 @@ def convert(tensors: dict[str, Tensor], to: str, source: str | None = None) -> d
         )
     width = None if stem_norm is None else stem_norm.numel()
     return {new: _reshape(official[old], old, to, width) for old, new in targets[to].items() if new is not None}
+
+
+def not_built(official: dict[str, Tensor], layout: str) -> list[str]:
+    """What the model of these weights, under official names, has that the library of a layout builds no ConvNeXt with:
+    the layout holds the weights, and their user has to write the model."""
+    blocks = {name: tensor for name, tensor in official.items() if name.startswith("stages.")}
+    kernels = {tensor.shape[-1] for name, tensor in blocks.items() if name.endswith(".dwconv.weight")}
+    hidden = [tensor.shape for name, tensor in blocks.items() if name.endswith(".pwconv1.weight")]
+    ratios = {shape[0] / shape[1] for shape in hidden}
+    stages, patch = len({name.split(".")[1] for name in blocks}), official["downsample_layers.0.0.weight"].shape[-1]
+    scaled, is_v2 = "stages.0.0.gamma" in official, any(".grn." in name for name in official)
+    facts = [
+        (("timm",), stages != 4, f"{stages} stages"),
+        (("torchvision", "transformers"), kernels != {7}, f"kernels of {_listed(kernels)} pixels"),
+        (("torchvision", "timm", "transformers"), ratios != {4.0}, f"an MLP ratio of {_listed(ratios)}"),
+        (("torchvision",), patch != 4, f"a stem of {patch} x {patch} pixels"),
+        (("timm",), patch not in (1, 3, 4), f"a stem of {patch} x {patch} pixels"),
+        (("torchvision",), not scaled, "blocks without layer scale"),
+        (("transformers",), scaled and is_v2, "layer scale beside GRN"),
+    ]
+    return [fact for layouts, holds, fact in facts if layout in layouts and holds]
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    return " and ".join(f"{number:g}" for number in sorted(numbers))
 
 
 def _to_official(name: str, layout: str) -> str | None:

@@ -1,19 +1,24 @@
 """What `convnext benchmark` prints, on models that take no time; how fast they are is asserted nowhere."""
 
 import json
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import convnext
 from convnext.cli import main
-from convnext.errors import UserError
+from convnext.errors import SettingsError, UserError
 from convnext.inference.benchmark.measuring import in_child
+from convnext.inference.benchmark.subject import entries, find_subject
 from convnext.inference.export.export import export
 from convnext.output import counted
+from convnext.storage.measurements import cpu_name
 
 KEYS = ["model", "backend", "precision", "batch", "images_per_second", "p50_ms", "p95_ms", "top1"]
 QUICK = ["--seconds", "0.01", "--rounds", "1", "--batch-sizes", "4"]
@@ -80,6 +85,21 @@ def test_an_exported_file_is_measured_where_it_runs(
     assert rows[0]["top1"] > 0.8
 
 
+def test_speed_stays_where_top1_cannot_be_had(
+    digits_run: convnext.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(digits_run.path, tmp_path / "digits", symlinks=True))
+    weights = run / "checkpoints" / "last" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["head.bias"][3] = math.nan
+    save_file(tensors, weights)
+    (weights.parent / "sha256.json").unlink()
+    rows, said = measured([str(run), "--models", "ours", "--backends", "eager", "--images", "8"], capfd)
+    assert {(row["precision"], row["top1"]) for row in rows} == {("fp32", None), ("bf16", None)}
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert "no top-1 of ours eager fp32: backend eager: the model's logits are no numbers" in said
+
+
 def test_the_table_has_the_machine_and_the_ratio_to_timm(capfd: pytest.CaptureFixture[str]) -> None:
     words = ["resnet18", "--image-size", "32", "--models", "timm", "--backends", "eager", "--precisions", "fp32"]
     assert main(["benchmark", *words, *QUICK]) == 0
@@ -113,6 +133,23 @@ def test_what_cannot_be_measured_is_one_line(words: list[str], message: str, cap
     assert output.out == ""
     assert message in output.err
     assert len(output.err.splitlines()) == 1
+
+
+def test_the_machine_is_the_one_that_computed(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a graphics card, which --device cpu leaves alone
+    words = ["resnet18", "--image-size", "32", "--models", "ours", "--backends", "eager", "--precisions", "fp32"]
+    assert main(["benchmark", *words, *QUICK, "--device", "cpu"]) == 0
+    assert capfd.readouterr().out.startswith(f"{cpu_name()}, ")
+
+
+def test_where_the_cpu_alone_computes_the_error_says_so() -> None:
+    subject = find_subject("resnet18", image_size=32)
+    with pytest.raises(SettingsError, match="nothing is left to measure: give --device cpu, or ask for other --models"):
+        entries(subject, ["ours"], ["onnxruntime", "openvino"], ["fp32"], "cuda")
+    with pytest.raises(SettingsError, match="nothing is left to measure: ask for other --models"):
+        entries(subject, ["timm"], ["onnxruntime"], ["fp32"], "cuda")
 
 
 def test_a_process_that_dies_is_an_error_of_its_own() -> None:

@@ -6,6 +6,8 @@ import re
 import resource
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +20,15 @@ import convnext
 from convnext.cli import main
 from convnext.config import DataSettings, ModelSettings
 from convnext.data.images import Picture
-from convnext.errors import CheckpointError, SettingsError
+from convnext.errors import CheckpointError, SettingsError, UserError
 from convnext.inference.backends import ExportInfo, logits_of, open_file
 from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.export import onnx_file, openvino_file
 from convnext.inference.export.acceptance import Examination, Export
 from convnext.inference.export.export import FORMATS, export
-from convnext.inference.export.formats import Source
+from convnext.inference.export.formats import Source, check_size
 from convnext.inference.exported import evaluate_file
-from convnext.inference.preparation import prepare
+from convnext.inference.preparation import prepare, prepare_reduced
 from convnext.models import registry
 from convnext.weights.model_info import ModelInfo
 
@@ -101,7 +103,9 @@ def test_preprocessing_inside_gives_what_evaluation_does(name: str, source: Sour
         coarse = random.integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), np.uint8)
         picture = Picture(coarse.repeat(4, 0).repeat(4, 1)[:height, :width].copy(), 3)
         expected = logits_of(eager, [prepare(picture, eager)])
-        np.testing.assert_allclose(logits_of(exported, [prepare(picture, exported)]), expected, atol=0.03, rtol=0)
+        for inside in (prepare, prepare_reduced):
+            np.testing.assert_allclose(logits_of(exported, [inside(picture, exported)]), expected, atol=0.03, rtol=0)
+        assert min(prepare_reduced(picture, exported).shape[:2]) <= 37  # of which 32 are the middle
 
 
 def test_a_batch_may_have_any_size_and_other_images_are_refused(run: Path) -> None:
@@ -141,6 +145,7 @@ def test_files_that_cannot_be_used_are_one_line(run: Path, tmp_path: Path) -> No
         (["--format", "onx"], "no export format is called 'onx': did you mean onnx"),
         (["--precision", "bf16"], "no bf16 on the CPU: choose --precision fp32, fp16 or int8, or openvino"),
         (["--format", "torch", "--precision", "int8"], "torch has no int8 export"),
+        (["--format", "hub", "--public"], "--public is of the repository that --push makes: give --push owner/name"),
         (["--output", "model.pt"], "model.pt: a file of this format ends in .onnx"),
         (["--output", "nowhere/model.onnx"], "folder nowhere is not there: make it first"),
     ],
@@ -153,6 +158,32 @@ def test_what_cannot_be_written_is_one_line(
     assert main(["export", str(run), *words]) == 2
     assert message in capfd.readouterr().err.replace("\n", " ")
     assert sorted(run.rglob("*")) == files
+
+
+class Branching(torch.nn.Module):
+    """A model that has no graph."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
+def test_a_model_without_a_graph_is_one_line_and_no_file(name: str, source: Source, tmp_path: Path) -> None:
+    described = source.info.model_copy(update={"preprocessing": False})
+    writer = import_module(f"convnext.inference.export.{FORMATS[name].module}")
+    with pytest.raises(UserError, match=r"^torch\.export cannot take this model: [^\n]*; choose --format hub[^\n]*$"):
+        writer.write(replace(source, model=Branching(), info=described), tmp_path / f"model{FORMATS[name].suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_too_large_for_a_graph_is_refused() -> None:
+    with torch.device("meta"):
+        large, larger = torch.nn.Linear(30_000, 20_000), torch.nn.Linear(60_000, 20_000)
+    check_size(large, "fp16")
+    with pytest.raises(UserError, match=r"has 2\.40 GB of weights, .* choose --format onnx --precision fp16, --format"):
+        check_size(large, "fp32")
+    with pytest.raises(UserError, match=r"has 2\.40 GB of weights, .* choose --format torch or hub, or backend eager"):
+        check_size(larger, "fp16")
 
 
 @pytest.fixture
@@ -190,12 +221,17 @@ def test_logits_that_are_no_numbers_do_not_pass(run: Path, tmp_path: Path) -> No
     tensors["head.bias"][3] = math.nan
     save_file(tensors, folder / "model.safetensors")
     (folder / "sha256.json").unlink()
-    for name, suffix in (("onnx", ".onnx"), ("hub", "")):
-        with pytest.raises(CheckpointError, match=r"differ.* nan"):
-            export(run, name, output=tmp_path / f"model{suffix}")
+    for name, precision, suffix in (("onnx", "fp32", ".onnx"), ("onnx", "fp16", ".onnx"), ("hub", "fp32", "")):
+        with pytest.raises(CheckpointError, match=r"was not written: the source's logits are no numbers"):
+            export(run, name, precision=precision, output=tmp_path / f"model{suffix}", max_drop=math.inf)  # type: ignore[arg-type]
     assert not list(tmp_path.glob("model*"))
     with pytest.raises(SettingsError, match="max-drop: must be a number, or inf, got nan"):
         export(run, precision="fp16", max_drop=math.nan)
+    tensors["head.bias"][3] = 1e6  # more than fp16 has
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"was not written: its logits are no numbers .*another --precision"):
+        export(run, precision="fp16", output=tmp_path / "model.onnx", max_drop=math.inf)
+    assert not list(tmp_path.glob("model*"))
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("onnx", ".onnx"), ("hub", "")])

@@ -8,6 +8,7 @@ import pytest
 
 import convnext
 from convnext.cli import main
+from convnext.errors import SettingsError
 from convnext.inference.backends import read_info
 from convnext.inference.export.export import export
 from convnext.weights.files import exported_file
@@ -38,6 +39,12 @@ def test_a_folder_that_holds_one_exported_file_is_that_file(
     shutil.copy(file, several / "other.onnx")
     assert main(["predict", str(several), image]) == 2
     assert f"{several} has 2 exported files: give one, digits.xml, other.onnx" in capfd.readouterr().err
+
+
+def test_a_module_of_ones_own_is_not_for_an_exported_file(exported: Path, digits_run: convnext.Run) -> None:
+    module = convnext.Predictor.load(digits_run.path).model
+    with pytest.raises(SettingsError, match=r"a module of one's own is of a run, and .*digits\.xml is an exported"):
+        convnext.Predictor.load(exported, model=module)
 
 
 def test_a_run_is_a_run_with_exported_files_in_it(digits_run: convnext.Run, exported: Path, tmp_path: Path) -> None:
@@ -72,6 +79,17 @@ def test_a_program_is_inspected_without_being_opened(
         ("train digits --model.weights {file} --epochs 1", "{file} is an exported file already"),
         ("inspect {file} --checkpoint best", "--checkpoint is of a run, and {file} is an exported file"),
         ("evaluate {file} --checkpoint best", "--checkpoint is of a run, and {file} is an exported file"),
+        ("predict {file} image.png --checkpoint last", "--checkpoint is of a run, and {file} is an exported file"),
+        ("serve {folder} --checkpoint best --port 0", "--checkpoint is of a run, and {file} is an exported file"),
+        ("benchmark {file} --checkpoint best", "--checkpoint is of a run, and {file} is an exported file"),
+        ("predict convnext_tiny:in1k image.png --checkpoint best", "convnext_tiny:in1k is released weights"),
+        ("export convnext_tiny:in1k --checkpoint best", "convnext_tiny:in1k is released weights"),
+        ("benchmark convnext_tiny:in1k --checkpoint best", "convnext_tiny:in1k is released weights"),
+        ("benchmark convnext_tiny --checkpoint best", "convnext_tiny is a model's name: leave it out"),
+        ("convert {weights} new.pth --checkpoint best", "{weights} is one file of weights: leave it out"),
+        ("predict {file} image.png --device cuda", "{file} computes on the CPU, not on cuda: leave the device out"),
+        ("evaluate {file} --device mps", "{file} computes on the CPU, not on mps: leave the device out"),
+        ("serve {file} --device cuda --port 0", "{file} computes on the CPU, not on cuda: leave the device out"),
         ("evaluate {folder}/other.onnx", "file {folder}/other.onnx is not there"),
         (
             "predict {runs} image.png",
@@ -89,7 +107,12 @@ def test_what_cannot_be_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"folder": exported, "file": exported / "digits.xml", "runs": digits_run.path.parent}
+    names = {
+        "folder": exported,
+        "file": exported / "digits.xml",
+        "runs": digits_run.path.parent,
+        "weights": digits_run.path / "checkpoints" / "last" / "model.safetensors",
+    }
     assert main(command.format(**names).split()) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1

@@ -1,6 +1,7 @@
 """Folders for the Hugging Face Hub: timm, transformers and this package read the same logits from them."""
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -116,6 +117,39 @@ def test_the_card_says_what_the_hub_and_its_readers_ask(folder: Path, four_stage
     written = "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
     assert str(four_stages.path.parent) not in written
     assert json.loads((folder / "training.json").read_text())["settings"]["epochs"] == 1
+
+
+def test_the_card_has_numbers_of_these_weights_and_of_the_test_split_alone(
+    four_stages: convnext.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(four_stages.path, tmp_path / "run", symlinks=True)
+    report = run / "test_report.json"
+    trained_on = (run / "checkpoints" / "last" / "model.safetensors").stat().st_mtime + 1
+    os.utime(run / "checkpoints" / "last" / "model.safetensors", (trained_on, trained_on))
+    os.utime(report, (trained_on - 1, trained_on - 1))
+    assert main(["export", str(run), "--format", "hub", "--output", str(tmp_path / "older")]) == 0
+    assert f"{report} is older than the weights, so the card has no numbers" in capfd.readouterr().err
+    report.rename(run / "val_report.json")
+    os.utime(run / "val_report.json")
+    assert main(["export", str(run), "--format", "hub", "--output", str(tmp_path / "validation")]) == 0
+    for name in ("older", "validation"):
+        text = (tmp_path / name / "README.md").read_text()
+        assert "It has not been measured on a test split." in text
+        assert "model-index" not in text
+
+
+def test_the_card_names_the_split_that_stands_in_for_a_test(small_folder: Path, tmp_path: Path) -> None:
+    (small_folder / "test").rename(small_folder / "val")
+    model = {"depths": (1, 1), "dims": (8, 16)}
+    data = {"root": small_folder, "image_size": 16, "workers": 0}
+    settings = convnext.recipe("folder", epochs=1, batch_size=16, output=tmp_path, trackers=(), model=model, data=data)
+    run = convnext.train(settings)
+    assert run.test_name == "val"
+    export(run.path, "hub", output=tmp_path / "hub")
+    _, front, text = (tmp_path / "hub" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["model-index"][0]["results"][0]["dataset"]["split"] == "val"
+    assert "| images of the val split | top-1 |" in text
+    assert f"| {run.report.count} | {100 * run.report.top1:.2f} % |" in text
 
 
 def source_of(settings: ModelSettings, licence: str = "", **others: Any) -> Source:
@@ -319,5 +353,7 @@ def test_a_damaged_folder_is_refused_and_an_edited_card_is_not(
 def test_what_is_on_the_hub_is_for_predict(capfd: pytest.CaptureFixture[str]) -> None:
     for command in ("evaluate", "export", "inspect"):
         assert main([command, "hf:owner/birds"]) == 2
-        line = "predict alone takes hf:owner/birds: get it with hf download owner/birds --local-dir DIR, and give DIR"
-        assert capfd.readouterr().err == f"convnext: {line}\n"
+        assert capfd.readouterr().err == (
+            "convnext: predict, serve and benchmark alone take hf:owner/birds: get it with hf download owner/birds "
+            "--local-dir DIR, and give DIR\n"
+        )

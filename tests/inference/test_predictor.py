@@ -1,6 +1,8 @@
 """Predictions from a run's folder alone."""
 
 import io
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import convnext
+from convnext.cli import main
 from convnext.data.datasets.load import load_splits
 from convnext.data.images import UnreadableImageError
-from convnext.errors import DataError, SettingsError
+from convnext.errors import CheckpointError, DataError, SettingsError
 from convnext.inference.files import expand, is_url
 
 
@@ -81,6 +85,39 @@ def test_any_size_and_mode_is_accepted(digits_run: convnext.Run) -> None:
     digit = load_splits(digits_run.settings.data).test.load(0)
     large = Image.fromarray(np.asarray(digit)).resize((200, 200), Image.Resampling.BICUBIC)
     assert predictor(large.convert("CMYK"), top_k=1)[0].class_name == predictor(digit, top_k=1)[0].class_name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_one_line(
+    value: float, digits_run: convnext.Run, digits_images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(digits_run.path / "checkpoints" / "last" / name, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["head.bias"][3] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    image = str(next((digits_images / "test" / "7").iterdir()))
+    for words in ([], ["--json"], ["--embed", str(tmp_path / "features.npy")]):
+        assert main(["predict", str(tmp_path), image, *words]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "backend eager: the model's logits are no numbers (NaN or infinite) for 1 of 1 images" in err
+    assert not list(tmp_path.glob("features*"))
+    with pytest.raises(CheckpointError, match="logits are no numbers"):
+        convnext.Predictor.load(tmp_path).explain(image, "7")
+
+
+def test_a_class_that_cannot_be_has_a_probability_of_zero(digits_run: convnext.Run, digits_images: Path) -> None:
+    predictor = convnext.Predictor.load(digits_run.path)
+
+    def never_3(_module: torch.nn.Module, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.masked_fill(torch.arange(10) == 3, -math.inf)
+
+    predictor.model.register_forward_hook(never_3)
+    best = predictor(next((digits_images / "test" / "3").iterdir()), top_k=10)
+    assert best[-1] == ("3", 0.0)
+    assert sum(one.probability for one in best) == pytest.approx(1)
 
 
 def test_an_unreadable_image_does_not_stop_the_others(

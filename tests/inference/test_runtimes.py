@@ -134,6 +134,23 @@ def test_an_export_that_is_not_its_source_is_an_error_and_left_out_by_auto(
 
 
 @pytest.mark.usefixtures("cache")
+def test_auto_leaves_out_what_a_model_cannot_be_exported_for(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("an operation that ONNX lacks\nand its traceback")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    assert convnext.Predictor.load(run, backend="auto").backend.name == "eager"
+    error = capfd.readouterr().err
+    for name in RUNTIMES:
+        assert f"backend {name} is left out: torch.onnx cannot take this model: an operation that ONNX lacks;" in error
+    assert main(["export", str(run)]) == 2
+    assert "convnext: torch.onnx cannot take this model" in capfd.readouterr().err
+    assert not list(run.glob("*.onnx"))
+
+
+@pytest.mark.usefixtures("cache")
 def test_the_export_predicts_without_pytorch(run: Path, digits_images: Path) -> None:
     program = (
         "import sys, convnext; from pathlib import Path\n"
@@ -165,6 +182,7 @@ def test_what_cannot_be_is_one_line(run: Path, capfd: pytest.CaptureFixture[str]
         (["evaluate", str(file), "--backend", "eager"], "is for backend onnxruntime, not eager"),
         (["evaluate", str(run), "--backend", "onnxruntime", "--data.workers", "1"], "--data.workers is of PyTorch"),
         (["predict", str(run), str(file), "--backend", "openvno"], "not 'openvno': did you mean openvino?"),
+        (["predict", "convnext_tiny:in1k:x", str(file), "--backend", "onnxruntime"], "'in1k:x': did you mean in1k"),
     ):
         assert main(words) == 2
         assert message in capfd.readouterr().err

@@ -351,6 +351,14 @@ async def test_a_fault_of_ours_is_one_line(predictor: convnext.Predictor) -> Non
         assert 'status="500"' in (await client.get("/metrics")).text
 
 
+async def test_logits_that_are_no_numbers_are_one_line(predictor: convnext.Predictor) -> None:
+    predictor.model.register_forward_hook(lambda _module, _inputs, logits: logits * float("nan"))
+    async with asked(predictor) as client:
+        for path in ("/predict", "/explain"):
+            response = await client.post(path, content=encoded(), headers=PNG)
+            assert detail(response, 500) == "internal error: CheckpointError; the server's log has more"
+
+
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST"])
 async def test_names_that_the_server_has(host: str, predictor: convnext.Predictor) -> None:
     hosts = frozenset({"localhost", "127.0.0.1", "::1"})

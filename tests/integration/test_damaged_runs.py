@@ -86,7 +86,10 @@ DAMAGES: dict[str, Callable[[Path, Draw], object]] = {
 def check_commands(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command ends well, or with one line; the other run is listed as ever."""
     image = run.parent / "image.png"
-    commands = (["inspect", run], ["predict", run, image], ["evaluate", run], ["train", "--resume", run])
+    commands = (
+        *(["inspect", run], ["predict", run, image], ["evaluate", run], ["train", "--resume", run]),
+        ["convert", run, run.parent / "new.safetensors"],
+    )
     for command in (["runs", run.parent, "--json"], *commands, ["runs", run.parent, "--json"]):
         status = main([str(word) for word in command])
         output = capsys.readouterr()
@@ -100,6 +103,25 @@ def check_commands(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
             rows = {Path(row["path"]).name: row["status"] for row in json.loads(output.out)}
             assert rows["whole"] == "finished"
             assert "damaged" in rows or not (run / "settings.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_weights_that_are_not_what_was_written_are_taken_nowhere(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, image = run / LAST / name, run.parent / "image.png"
+    damaged = bytearray(path.read_bytes())
+    damaged[-20] ^= 1  # which leaves it readable
+    path.write_bytes(damaged)
+    train = ["train", "digits", "--epochs", "1", "--output", str(run.parent / "more"), "--model.weights"]
+    commands = [["predict", str(run), str(image)], [*train, str(run)], [*train, str(run / LAST / "model.safetensors")]]
+    if name == "model.safetensors":  # the rest is of no use to a conversion
+        commands += [["convert", str(source), str(run.parent / "new.pth")] for source in (run, run / LAST, path)]
+    for command in commands:
+        capsys.readouterr()
+        assert main(command) == 2
+        assert f"{path} is damaged: its SHA-256 is not the one in sha256.json" in capsys.readouterr().err
+    assert not (run.parent / "new.pth").exists()
 
 
 @pytest.mark.parametrize("name", FILES)

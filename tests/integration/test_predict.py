@@ -165,6 +165,21 @@ def test_results_come_as_they_are_made(run: str, folder: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv", "--top-k=5"])
+def test_files_are_written_whoever_reads_standard_output(form: str, run: str, folder: Path, tmp_path: Path) -> None:
+    images = list(map(str, folder.iterdir()))
+    files = ["--embed", str(tmp_path / "features.npy"), "--contact-sheet", str(tmp_path / "sheet.png")]
+    command = [sys.executable, "-m", "convnext", "predict", run, *images * 2, form, *files]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert len(np.load(tmp_path / "features.npy")) == 2 * len(images)
+    assert Image.open(tmp_path / "sheet.png").width > 100
+
+
 def test_one_form_of_output(run: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", run, str(folder), "--json", "--csv"]) == 2
     assert capfd.readouterr().err == "convnext: --json and --csv: choose one\n"

@@ -12,7 +12,7 @@ from convnext import create_model
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError
 from convnext.models.convnext import Block, ConvNeXt, StochasticDepth
-from convnext.models.registry import check_image_size, resolve
+from convnext.models.registry import build, check_image_size, resolve
 from convnext.models.variants import VARIANTS
 
 
@@ -178,6 +178,24 @@ def test_unknown_names_and_impossible_shapes_are_refused() -> None:
     model = create_model("convnext_tiny", 3, depths=(1, 1), dims=(8, 16))
     with pytest.raises(ValueError, match="smaller than the model takes: 8"):
         model(torch.randn(1, 3, 4, 32))
+
+
+@pytest.mark.parametrize("depths", [(1,), (1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("whitening", [False, True])
+def test_the_smallest_images_are_known_before_the_model_is_built(
+    depths: tuple[int, ...], patch_size: int, whitening: bool
+) -> None:
+    settings = resolve(
+        ModelSettings(depths=depths, dims=(8, 16, 32)[: len(depths)], patch_size=patch_size, whitening=whitening)
+    )
+    model = build(settings, 2).eval()
+    assert isinstance(model, ConvNeXt)
+    smallest = model.smallest
+    check_image_size(settings, smallest)
+    assert model(torch.zeros(1, 3, smallest, smallest)).shape == (1, 2)
+    with pytest.raises(SettingsError, match=f"which need {smallest} px"):
+        check_image_size(settings, smallest - 1)
 
 
 def test_the_table_lists_what_can_be_built() -> None:

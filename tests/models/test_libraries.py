@@ -14,7 +14,7 @@ from convnext.cli import main
 from convnext.config import ModelSettings
 from convnext.errors import SettingsError, UserError
 from convnext.models import libraries
-from convnext.models.registry import check_image_size, find, resolve
+from convnext.models.registry import check_image_size, find, list_models, resolve
 
 
 @pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:shufflenet_v2_x0_5"])
@@ -69,6 +69,12 @@ def test_channels_and_stochastic_depth(name: str, has_depth: bool) -> None:
     if not has_depth:
         with pytest.raises(SettingsError, match=r"model\.stochastic_depth: .* has no such setting"):
             create_model(name, stochastic_depth=0.2)
+
+
+def test_a_library_that_there_is_not_has_no_models() -> None:
+    for name in ("tim", "keras"):
+        with pytest.raises(SettingsError, match=f"no library is called '{name}': (did you mean timm|known: timm, )"):
+            list_models(name)  # type: ignore[arg-type]
 
 
 def test_stochastic_depth_of_torchvision_rises_to_its_setting() -> None:

@@ -156,6 +156,8 @@ def test_tables_of_other_sizes_and_of_libraries(capfd: pytest.CaptureFixture[str
     assert "0.34" in line
     assert main(["models", "--library", "torchvision"]) == 0
     assert "torchvision:resnext50_32x4d" in capfd.readouterr().out.split()
+    assert main(["models", "resnet50", "--library", "timm"]) == 2
+    assert "and resnet50 is one model: give timm:resnet50, or leave it out" in capfd.readouterr().err
 
 
 def test_weights_of_other_models_are_files_under_their_own_names(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convnext import create_model
 from convnext.errors import CheckpointError
 from convnext.models.convnext import ConvNeXt
-from convnext.weights.layouts import LAYOUTS, convert, detect_layout
+from convnext.weights.layouts import LAYOUTS, convert, detect_layout, not_built
 
 V1_LAYOUTS = ("official", "torchvision", "timm", "transformers")
 V2_LAYOUTS = ("official", "timm", "transformers")
@@ -225,6 +225,30 @@ def test_timm_variants_of_another_architecture_are_refused(name: str) -> None:
         weights = timm.create_model(name).state_dict()
     with pytest.raises(CheckpointError, match=r"no known layout .*\(timm but for these\); known layouts: official, "):
         convert(weights, "official")
+
+
+@pytest.mark.parametrize("name", ["convnext_atto_rms", "convnext_zepto_rms"])
+def test_norms_without_a_bias_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        weights = timm.create_model(name).state_dict()
+    for layout in LAYOUTS:
+        with pytest.raises(CheckpointError, match=r"no layout holds norms without a bias, such as RMSNorm \(down"):
+            convert(weights, layout)
+
+
+def test_what_a_library_does_not_build_is_named() -> None:
+    assert not any(not_built(on_meta("convnext_atto").state_dict(), layout) for layout in LAYOUTS)
+    settings = {"depths": (1, 1, 1), "dims": (8, 16, 24), "kernel_size": 3, "mlp_ratio": 2, "patch_size": 2}
+    odd = {name: x for name, x in on_meta("convnext_atto", **settings).state_dict().items() if ".gamma" not in name}
+    kernels, ratio, stem = "kernels of 3 pixels", "an MLP ratio of 2", "a stem of 2 x 2 pixels"
+    assert {layout: not_built(odd, layout) for layout in V1_LAYOUTS} == {
+        "official": [],
+        "torchvision": [kernels, ratio, stem, "blocks without layer scale"],
+        "timm": ["3 stages", ratio, stem],
+        "transformers": [kernels, ratio],
+    }
+    scaled = on_meta("convnextv2_atto", layer_scale=1e-6).state_dict()
+    assert [not_built(scaled, layout) for layout in V2_LAYOUTS] == [[], [], ["layer scale beside GRN"]]
 
 
 def test_unknown_names_and_layouts() -> None:

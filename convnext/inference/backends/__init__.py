@@ -127,6 +127,17 @@ def logits_of(backend: Backend, images: Sequence[Images], flip: bool = False) ->
     return backend(np.stack(images))
 
 
+def check_logits(backend: Backend, logits: NDArray[Any]) -> None:
+    """Refuse, with a CheckpointError, logits ``(N, K)`` that no probabilities come of: NaN, or infinite ones."""
+    bad = int((~np.isfinite(logits.max(1))).sum())  # of which -inf beside finite ones is none: a probability of 0
+    if bad:
+        where = getattr(backend, "path", f"backend {backend.name}")
+        raise CheckpointError(
+            f"{where}: the model's logits are no numbers (NaN or infinite) for {bad} of {len(logits)} images: its "
+            f"training diverged, or its arithmetic overflows: take another checkpoint, or export it again in fp32"
+        )
+
+
 def mirrored(images: Sequence[Images]) -> list[Images]:
     """The mirror images of ``(H, W, C)`` images."""
     return [np.ascontiguousarray(image[:, ::-1]) for image in images]
@@ -139,18 +150,22 @@ def open_file(
 
     Args:
         path: the file.
-        device: where PyTorch computes, for a ``.pt2``; the others compute on the CPU.
+        device: where PyTorch computes, for a ``.pt2``; the others compute on the CPU, and take no other.
         trust: whether the file may run code, which opening a ``.pt2`` can do.
         threads: of ONNX Runtime and OpenVINO; None for as many as they choose. PyTorch has its own of the process.
         backend: the one that the user asked for, which has to be the file's; None or ``"auto"`` for any.
 
     Raises:
         CheckpointError: no file of `convnext export`, or a damaged one.
-        SettingsError: the package that runs it is not installed; another backend; or a ``.pt2`` that is not trusted.
+        SettingsError: the package that runs it is not installed; another backend; a device that the file does not
+            compute on; or a ``.pt2`` that is not trusted.
     """
     module, package = _BY_SUFFIX[path.suffix]
-    if backend not in (None, "auto", own := package.replace("torch", "eager")):
+    own = package.replace("torch", "eager")
+    if backend not in (None, "auto", own):
         raise SettingsError(f"{path} is for backend {own}, not {backend}: leave the backend out, or take the run")
+    if own != "eager" and device not in ("auto", "cpu"):
+        raise SettingsError(f"{path} computes on the CPU, not on {device}: leave the device out, or take the run")
     if importlib.util.find_spec(package) is None:
         raise SettingsError(f"{path} needs {package}, which is not installed: pip install 'convnext[export]'")
     opener = importlib.import_module(f"{__name__}.{module}").open_file

@@ -24,7 +24,7 @@ from convnext.inference.backends import Images
 from convnext.inference.benchmark.measuring import FORMAT_OF, Environment, classes_of, in_child, measure, write
 from convnext.inference.benchmark.subject import Entry, Subject, entries, find_subject
 from convnext.inference.export.checks import pictures
-from convnext.inference.preparation import prepare
+from convnext.inference.preparation import prepare_reduced
 from convnext.output import counted, say
 
 _CALIBRATION = 300  # images of a run that int8 is calibrated on; random ones are fewer: speed alone is meant
@@ -155,11 +155,11 @@ def _load(subject: Subject, count: int, root: Path | None, wanted: Sequence[Entr
 
 
 def _labelled(subject: Subject, source: ImageSource, count: int) -> tuple[list[Images], list[int]]:
-    """Up to ``count`` readable images, spread evenly over ``source``, and their labels."""
+    """Up to ``count`` readable images, spread evenly over ``source``, and their labels; none is larger than need be."""
     images, labels = list[Images](), list[int]()
     for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist():
         try:
-            images.append(prepare(source.picture(index), subject))
+            images.append(prepare_reduced(source.picture(index), subject))
             labels.append(int(source.targets[index]))
         except UnreadableImageError:  # training and evaluation name it
             continue
@@ -207,14 +207,20 @@ def _measure(
 def _correct(
     subject: Subject, measured: Iterable[Entry], environment: Environment, loaded: _Pictures, batch_size: int
 ) -> dict[Entry, float]:
-    """The fraction of the test images that each entry with the subject's weights names."""
+    """The fraction of the test images that each entry with the subject's weights names; an entry that cannot is left
+    out, with a line."""
     whole = len(loaded.test) // batch_size * batch_size or len(loaded.test)  # one size is compiled
     images, labels = loaded.test[:whole], np.array(loaded.labels[:whole])
     ours = [entry for entry in measured if entry.model == "ours" and whole]
-    return {
-        entry: float((in_child(classes_of, subject, entry, environment, images, batch_size) == labels).mean())
-        for entry in tracked(ours, len(ours), "top-1")
-    }
+    top1: dict[Entry, float] = {}
+    for entry in tracked(ours, len(ours), "top-1"):
+        try:
+            named = in_child(classes_of, subject, entry, environment, images, batch_size)
+        except UserError as error:  # its speed has been measured
+            say(f"no top-1 of {entry}: {error}")
+        else:
+            top1[entry] = float((named == labels).mean())
+    return top1
 
 
 def _rows(times: Mapping[Entry, Mapping[int, list[float]]], top1: Mapping[Entry, float]) -> list[Row]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from convnext.config import DataSettings
 from convnext.devices import keep_freed_memory
 from convnext.errors import UserError, reason
-from convnext.inference.backends import Backend, ExportInfo, Images, logits_of, open_file
+from convnext.inference.backends import Backend, ExportInfo, Images, check_logits, logits_of, open_file
 from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.benchmark.subject import Entry, Subject
 from convnext.inference.export.export import FORMATS
@@ -120,10 +120,15 @@ def _passes(backend: Backend, images: Images, seconds: float) -> list[float]:
 def classes_of(
     subject: Subject, entry: Entry, environment: Environment, images: list[Images], batch_size: int
 ) -> NDArray[np.int64]:
-    """The most probable class of each image, ``(N,)``."""
+    """The most probable class of each image, ``(N,)``; CheckpointError where logits are no numbers."""
     backend = _open(subject, entry, environment)
     starts = range(0, len(images), batch_size)
-    return np.concatenate([logits_of(backend, images[start : start + batch_size]).argmax(1) for start in starts])
+    logits: NDArray[np.float32] = np.concatenate(
+        [logits_of(backend, images[start : start + batch_size]) for start in starts]
+    )
+    check_logits(backend, logits)
+    named: NDArray[np.int64] = logits.argmax(1)
+    return named
 
 
 def _open(subject: Subject, entry: Entry, environment: Environment) -> Backend:

@@ -19,7 +19,7 @@ from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.storage.hub import fetch_model
-from convnext.weights.files import exported_file
+from convnext.weights.files import exported_file, refuse_checkpoint
 from convnext.weights.model_info import ModelInfo, read_json
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class Subject:
         """With its weights, or random ones where it has none, on the CPU."""
         if self.checkpoint:
             return checkpoints.load_model(self.checkpoint)[0]
-        if _tag(self.name):
-            return released(*self.name.split(":"))[0]
+        if tag := _tag(self.name):
+            return released(self.name.partition(":")[0], tag)[0]
         torch.manual_seed(0)
         return registry.build(self.info.model, len(self.info.classes))
 
@@ -112,18 +112,21 @@ def find_subject(name: str, checkpoint: str | None = None, image_size: int = 224
     if file := exported_file(path):
         if file.suffix == ".pt2":
             raise SettingsError(f"{file}: of a .pt2 measure the run that it was made from; files are .onnx and .xml")
+        refuse_checkpoint(checkpoint, file, "an exported file")
         export = open_file(file).export
         return Subject(name, export.model, None, file, export.precision, export.preprocessing, export.data)
     if path.exists():
         folder = checkpoints.find(path, checkpoint)
         return Subject(name, read_json(folder / "model.json", ModelInfo), folder, data=home(folder)[1].data)
     if tag := _tag(name):
+        refuse_checkpoint(checkpoint, name, "released weights")
         return Subject(name, released(name.partition(":")[0], tag)[1])
     try:
         settings = registry.resolve(ModelSettings(name=name))
     except SettingsError as error:
         hint = str(error) if ":" in name else did_you_mean(name, registry.list_models())
         raise SettingsError(f"{name} is no run or exported file that is there, and no model's name: {hint}") from None
+    refuse_checkpoint(checkpoint, name, "a model's name")
     registry.check_image_size(settings, image_size)
     classes = tuple(map(str, range(1000)))
     return Subject(
@@ -162,7 +165,9 @@ def entries(
     say(*(f"left out: {why}" for why in dict.fromkeys(filter(None, obstacles.values()))))
     possible = [entry for entry, why in obstacles.items() if why is None]
     if not possible:
-        raise SettingsError("nothing is left to measure: ask for other --models, --backends or --precisions")
+        on_cpu = any(peers.get(entry.model) is None and _obstacle(subject, entry, "cpu") is None for entry in wanted)
+        remedy = "give --device cpu, or ask" if on_cpu else "ask"
+        raise SettingsError(f"nothing is left to measure: {remedy} for other --models, --backends or --precisions")
     return possible
 
 

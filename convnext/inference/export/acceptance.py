@@ -5,6 +5,7 @@ other images, of the validation split or, where there is none, of the training s
 of images that chose nothing but when to stop.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +129,15 @@ class Examination:
         own, files = (checks.pictures(self.evidence.compared, each, _COMPARED) for each in (eager, exported))
         if not own:
             raise DataError(f"none of the {self.evidence.title} can be read, so there is nothing to compare on")
-        return checks.compare(eager, exported, list(zip(own, files, strict=True)))
+        comparison = checks.compare(eager, exported, list(zip(own, files, strict=True)))
+        if not math.isfinite(comparison.difference):
+            whose, remedy = "its", "choose another --precision"
+            if not math.isfinite(comparison.scale):
+                whose, remedy = "the source's", "its training diverged: choose another --checkpoint"
+            raise CheckpointError(
+                f"{self.path} was not written: {whose} logits are no numbers (NaN or infinite): {remedy}"
+            )
+        return comparison
 
     def _same_logits(self, eager: Backend, exported: Backend) -> Export:
         comparison = self._compared(eager, exported)

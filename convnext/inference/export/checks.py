@@ -23,7 +23,7 @@ class Comparison:
     Attributes:
         images: how many.
         difference: the largest between two logits; NaN where one is none.
-        scale: the largest of the source's logits.
+        scale: the largest of the source's logits; NaN where one is none.
         other_class: images whose most probable class is another.
     """
 
@@ -55,8 +55,9 @@ def compare(source: Backend, exported: Backend, images: list[tuple[Images, Image
                 expected = logits_of(source, [one for one, _ in batch])
                 actual = logits_of(exported, [other for _, other in batch])
                 # Unlike Python's max, NumPy's keeps a NaN.
-                difference = float(np.maximum(difference, np.abs(expected - actual).max()))
-                scale = max(scale, float(np.abs(expected).max()))
+                with np.errstate(invalid="ignore"):
+                    difference = float(np.maximum(difference, np.abs(expected - actual).max()))
+                scale = float(np.maximum(scale, np.abs(expected).max()))
                 other_class += int((expected.argmax(1) != actual.argmax(1)).sum())
     return Comparison(len(images), difference, scale, other_class)
 

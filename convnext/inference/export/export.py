@@ -17,13 +17,14 @@ from convnext.inference.backends.eager import EagerBackend
 from convnext.inference.export import checks
 from convnext.inference.export.acceptance import Examination, Export
 from convnext.inference.export.evidence import Evidence, gather_evidence
-from convnext.inference.export.formats import Source
+from convnext.inference.export.formats import Source, check_size
 from convnext.inference.released import released
+from convnext.output import say
 from convnext.runs import checkpoint as checkpoints
 from convnext.runs.folder import home
 from convnext.storage.files import check_new
 from convnext.weights.catalogue import WEIGHTS, find
-from convnext.weights.files import usual_checkpoint
+from convnext.weights.files import refuse_checkpoint, usual_checkpoint
 from convnext.weights.model_info import ModelInfo
 
 
@@ -69,7 +70,7 @@ class _Origin:
     data: DataSettings | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     settings: RunSettings | None = None
-    report: Path | None = None
+    checkpoint: Path | None = None
 
     def describe(self, precision: Precision, preprocessing: bool) -> ExportInfo:
         """What a file says of itself."""
@@ -121,6 +122,7 @@ def export(
     chosen = find_format(format)
     path = Path(output) if output else origin.folder / _file_name(origin.name, precision, include_preprocessing, chosen)
     check_target(path, chosen)
+    _check_size(origin.model, format, precision)
     evidence = gather_evidence(origin.info, origin.data, None if root is None else Path(root), origin.fingerprints)
     check_measurable(evidence, precision, max_drop)
     info = origin.describe(precision, include_preprocessing)
@@ -128,7 +130,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder) / path.name
         calibration = _calibration(evidence, precision, origin)
-        source = Source(origin.model, info, calibration, origin.settings, origin.report)
+        source = Source(origin.model, info, calibration, origin.settings, *_report(origin, evidence, format))
 
         def write_and_open(float_layers: tuple[str, ...]) -> Backend:
             described = info.model_copy(update={"float_layers": float_layers})
@@ -168,6 +170,7 @@ def _calibration(evidence: Evidence, precision: Precision, origin: _Origin) -> l
 def _origin(run: str, checkpoint: str | None) -> _Origin:
     name, _, tag = run.partition(":")
     if tag and name != "hf" and not Path(run).exists():
+        refuse_checkpoint(checkpoint, run, "released weights")
         return _Origin(*released(name, tag), find(name, tag).licence, Path(), f"{name}-{tag}")
     folder = checkpoints.find(Path(run), checkpoint)
     model, info = checkpoints.load_model(folder)
@@ -176,15 +179,32 @@ def _origin(run: str, checkpoint: str | None) -> _Origin:
     is_released = weights is not None and weights in WEIGHTS.get(info.model.name, {})
     licence = find(info.model.name, weights).licence if weights and is_released else ""
     fingerprints = checkpoints.read_fingerprints(folder)
-    report = _report(home_folder, folder)
-    return _Origin(model, info, licence, home_folder, "model", settings.data, fingerprints, settings, report)
+    return _Origin(model, info, licence, home_folder, "model", settings.data, fingerprints, settings, folder)
 
 
-def _report(run: Path, checkpoint: Path) -> Path | None:
-    """The run's report on its test split, of that checkpoint; None where there is none."""
+def _check_size(model: nn.Module, format: str, precision: Precision) -> None:
+    """Refuse, with a UserError, a model that is too large for its format, before there is work to lose."""
+    if format in ("onnx", "openvino"):
+        check_size(model, precision if format == "onnx" else "fp32")  # OpenVINO's begins as one of fp32
+
+
+def _report(origin: _Origin, evidence: Evidence, format: str) -> tuple[Path | None, str]:
+    """For the card of a folder for the Hub the run's report on what it is tested on, of the very weights, and what that
+    split is called; None where there is none."""
+    run, checkpoint, split = origin.folder, origin.checkpoint, "test"
+    if format != "hub" or checkpoint is None:
+        return None, split
+    splits, recorded = evidence.splits, origin.fingerprints.get("test")
+    if splits is not None and splits.test_name == "val" and splits.test.fingerprint() == recorded:
+        split = "val"  # the run's data has no other split to test on
     usual = run == checkpoint or checkpoint.resolve() == (run / "checkpoints" / usual_checkpoint(run)).resolve()
-    names = (f"{split}{'' if usual else f'-{checkpoint.name}'}_report.json" for split in ("test", "val"))
-    return next((path for name in names if (path := run / name).is_file()), None)
+    path = run / f"{split}{'' if usual else f'-{checkpoint.name}'}_report.json"
+    if not path.is_file():
+        return None, split
+    if path.stat().st_mtime < (checkpoint / "model.safetensors").stat().st_mtime:
+        say(f"{path} is older than the weights, so the card has no numbers: convnext evaluate makes it anew")
+        return None, split
+    return path, split
 
 
 def _file_name(stem: str, precision: str, preprocessing: bool, chosen: Format) -> str:

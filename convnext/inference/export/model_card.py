@@ -64,7 +64,7 @@ def _front_matter(source: Source, timm_problem: str | None, report: dict[str, An
         facts["datasets"] = [name]
     if report:
         metrics = [{"type": "accuracy", "value": report["top1"]}, {"type": "f1", "value": report["macro_f1"]}]
-        dataset = {"name": name or "images of its own", "type": name or "imagefolder", "split": "test"}
+        dataset = {"name": name or "images of its own", "type": name or "imagefolder", "split": source.tested_on}
         result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
         facts["metrics"] = ["accuracy", "f1"]
         facts["model-index"] = [{"name": _title(source), "results": [result]}]
@@ -76,7 +76,7 @@ def _numbers(source: Source, report: dict[str, Any]) -> list[str]:
     if report:
         top1, top5 = (f"{100 * report[key]:.2f} %" for key in ("top1", "top5"))
         return [
-            "| images of the test split | top-1 | top-5 | macro-F1 | cross-entropy |\n"
+            f"| images of the {source.tested_on} split | top-1 | top-5 | macro-F1 | cross-entropy |\n"
             "| --- | --- | --- | --- | --- |\n"
             f"| {report['count']:,} | {top1} | {top5} | {report['macro_f1']:.4f} | {report['loss']:.4f} |"
         ]

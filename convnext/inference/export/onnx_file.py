@@ -12,7 +12,7 @@ from onnxscript import optimizer
 
 from convnext.errors import SettingsError
 from convnext.inference.backends import METADATA, ExportInfo
-from convnext.inference.export.formats import Source, capture
+from convnext.inference.export.formats import Source, capture, check_size, explained
 from convnext.inference.export.layers import layer_names
 from convnext.inference.export.onnx_preprocessing import preprocessing
 from convnext.storage.files import writing
@@ -38,13 +38,18 @@ def write(source: Source, path: Path) -> None:
 
 
 def graph(source: Source) -> onnx.ModelProto:
-    """The model from normalised float32 ``images`` to ``logits``, for any batch size."""
+    """The model from normalised float32 ``images`` to ``logits``, for any batch size; UserError where it has no such
+    graph, or is too large for one."""
+    check_size(source.model, source.info.precision)
     captured = capture(source)
-    program = torch.onnx.export(captured, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
-    assert program is not None
-    # The exporter folds small constants alone; NNCF fails where an operation stands between a weight and its layer.
-    optimizer.optimize(program.model, input_size_limit=_ANY, output_size_limit=_ANY)
-    model: onnx.ModelProto = copy.deepcopy(program.model_proto)
+    with explained("torch.onnx"):
+        program = torch.onnx.export(
+            captured, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
+        )
+        assert program is not None
+        # The exporter folds small constants alone; NNCF fails where an operation stands between a weight and its layer.
+        optimizer.optimize(program.model, input_size_limit=_ANY, output_size_limit=_ANY)
+        model: onnx.ModelProto = copy.deepcopy(program.model_proto)
     _name_layers(model, layer_names(captured))
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -10,7 +10,7 @@ from openvino import opset13 as ops
 from convnext.errors import SettingsError
 from convnext.inference.backends import METADATA
 from convnext.inference.export import onnx_file
-from convnext.inference.export.formats import RESIZING, Source
+from convnext.inference.export.formats import RESIZING, Source, explained
 from convnext.weights.model_info import ModelInfo
 
 
@@ -20,7 +20,8 @@ def write(source: Source, path: Path) -> None:
         raise SettingsError("openvino would resize in bf16, too: leave --include-preprocessing out, or choose fp16")
     plain = Source(source.model, source.info.model_copy(update={"precision": "fp32"}), source.calibration)
     graph = onnx_file.graph(plain)
-    model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
+    with explained("openvino"):
+        model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
     names = {output: node.name for node in graph.graph.node for output in node.output}
     for operation in model.get_ops():  # the last is called as its output
         operation.set_friendly_name(names.get(operation.get_friendly_name(), operation.get_friendly_name()))

@@ -66,9 +66,12 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting = deque[_Waiting]()
         self._decoded_now = 0  # images that are being decoded
+        self._stops = set[threading.Event]()  # of the explanations under way
 
     def close(self) -> None:
-        """End the threads, after what they do now."""
+        """End the threads, after what they do now: a batch, or of an explanation one pass of the model."""
+        for stop in list(self._stops):
+            stop.set()
         for pool in (self._decoding, self._computing):
             pool.shutdown(cancel_futures=True)
 
@@ -97,8 +100,9 @@ class Engine:
         Raises:
             SettingsError: no such class, method or stage.
             UnreadableImageError: the image cannot be read.
-            BusyError: the queue is full, or the time is over.
+            BusyError: the queue is full, or the time is over; the thread that computes is soon free then.
         """
+        stop = threading.Event()
 
         def draw(explanation: Explanation) -> bytes:
             png = io.BytesIO()
@@ -108,12 +112,17 @@ class Engine:
         async def work() -> tuple[Explanation, bytes]:
             picture = await self._run(self._decoding, lambda: self._picture(upload))
             explanation = await self._run(
-                self._computing, lambda: explain(self.predictor.backend, picture, class_name, method, stage)
+                self._computing, lambda: explain(self.predictor.backend, picture, class_name, method, stage, stop)
             )
             return explanation, await self._run(self._decoding, lambda: draw(explanation))
 
         with self._taking(self.limits.max_batch):
-            return await self._in_time(work())
+            self._stops.add(stop)
+            try:
+                return await self._in_time(work())
+            finally:  # where the time is over, or the client or the server gone, nobody waits for the rest
+                stop.set()
+                self._stops.discard(stop)
 
     @contextmanager
     def _taking(self, count: int) -> Iterator[None]:

@@ -5,6 +5,7 @@ const AT_ONCE = 4; // more would only fill the server's queue
 const ATTEMPTS = 6; // at a server that is busy
 const LONGEST_PAUSE = 10; // seconds between them, whatever the server asks for
 const PATIENCE = 120_000; // milliseconds for one answer
+const OVER = "no answer within"; // how the server says that the time for one answer was over
 const LASTING = [413, 415, 422]; // statuses of what would be refused again
 
 /** An error in words; a lasting one comes again however often one asks. */
@@ -15,7 +16,8 @@ export class Failure extends Error {
   }
 }
 
-/** What `read` makes of the response. Before each new attempt at a busy server, `onBusy` is called. */
+/** What `read` makes of the response. Before each new attempt at a busy server, `onBusy` is called; what took the server
+ * too long is not tried again. */
 export async function ask(path, read, { signal, onBusy, ...options } = {}) {
   for (let attempt = 1; ; attempt++) {
     let response;
@@ -27,6 +29,8 @@ export async function ask(path, read, { signal, onBusy, ...options } = {}) {
       throw new Failure("The server does not answer. Is it still running?");
     }
     if (response.status !== 503 || attempt === ATTEMPTS) throw await refusal(response);
+    const failure = await refusal(response);
+    if (failure.message.startsWith(OVER)) throw failure; // the same work would take as long again
     onBusy?.();
     const wished = parseInt(response.headers.get("Retry-After"), 10);
     await pause(wished >= 0 ? Math.min(wished, LONGEST_PAUSE) : 1, signal);
