@@ -18,7 +18,6 @@ from convnext.config import RunSettings
 from convnext.errors import SettingsError
 from convnext.output import counted, filled, is_first_process, say, show
 from convnext.storage.downloads import offline
-from convnext.weights.catalogue import AUTO
 
 if TYPE_CHECKING:
     from convnext.training.train import Run
@@ -96,13 +95,11 @@ def _settings_of_recipe(args: Sequence[str], name: str) -> _Train:
     parsed = parse(_Train, options, f"train {recipe.name}", default, description)
     given = recipes.given_names(values) | given_settings(options)
     settings = parsed.settings
-    if parsed.resume and settings.model.weights == AUTO:
-        from convnext.runs.folder import settings_before
-
-        if (before := settings_before(settings)) is not None:
-            settings = settings.replace(**{"model.weights": before.model.weights})
+    complete = recipes.complete
+    if parsed.resume:
+        from convnext.runs.resumption import complete
     with offline() if parsed.dry_run else nullcontext():
-        settings, notes = recipes.complete(settings, given)
+        settings, notes = complete(settings, given)
     say(*notes)
     return replace(parsed, settings=settings)
 
@@ -144,10 +141,21 @@ def _settings_file(args: Sequence[str]) -> dict[str, Any]:
 
 
 def _comparison(run: "Run") -> list[str]:
-    """Lines with the numbers that others and we reached with the recipe, beside the run's."""
+    """Lines with the numbers that others and we reached with the recipe, beside the run's where its images are those of
+    the recipe."""
     if run.settings.recipe not in recipes.names():  # of a program, or of another version
         return []
     recipe = recipes.get(run.settings.recipe)
+    data, own = recipe.settings.data, run.settings.data
+    if (data.name, data.folds) != (own.name, own.folds):
+        from convnext.data.datasets.catalogue import DATASETS
+
+        images = DATASETS[data.name].title if data.name in DATASETS else data.name
+        others = f"on {images}{', with its own test images' * (data.name == own.name)}, and not comparable to this run"
+        lines = [f"Measured  {measured}; {others}" for measured in recipe.measured]
+        if recipe.published is not None:
+            lines.append(f"Published {recipe.published.text()} (by {recipe.published.source}); {others}")
+        return lines
     lines = [f"Measured  {measured}" for measured in recipe.measured]
     if (published := recipe.published) is not None:
         model = run.settings.model.name

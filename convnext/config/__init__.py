@@ -172,6 +172,11 @@ class DataSettings(Settings):
         """Side of the training images of the first epoch."""
         return self.start_size or self.last_size
 
+    @property
+    def sizes(self) -> list[int]:
+        """Sides of the images of the first epoch, the last one and the evaluation, the smallest first, each once."""
+        return sorted({self.first_size, self.last_size, self.image_size})
+
 
 class AugmentSettings(Settings):
     """Random changes to the training images."""
@@ -237,8 +242,9 @@ class OptimizerSettings(Settings):
     muon_filters: bool = False
     """Muon for the dense convolutions, too, each as a matrix with a row a filter."""
     muon_relative_lr: Annotated[float, Field(gt=0)] | None = None
-    """Muon's own peak learning rate, as a fraction of the weights: before each step they are scaled to a root
-    mean square of 1 over the norms of their rows, and not decayed (airbench). None for steps of the size of AdamW's."""
+    """Muon's own peak learning rate, as a fraction of the weights, scaled with batch_size as lr is: before each step
+    they get a root mean square of 1 over the norms of their rows, and are not decayed (airbench). None for steps of the
+    size of AdamW's."""
     lr: Annotated[float, Field(gt=0)] = 4e-3
     """Peak learning rate at the reference batch size; scaled linearly with batch_size (the log shows the result)."""
     reference_batch_size: Positive = 4096
@@ -250,7 +256,7 @@ class OptimizerSettings(Settings):
     warmup_epochs: Annotated[float, Field(ge=0)] = 20.0
     """Epochs of linear rise from 0 to the peak; a run of few epochs spends no more than a quarter of them on it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """Decoupled weight decay of convolution and linear weights."""
+    """Weight decay of convolution and linear weights: decoupled, but for sgd an L2 term in the gradient."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     momentum: Fraction = 0.9
@@ -317,7 +323,7 @@ class RunSettings(Settings):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     """Where to log besides metrics.jsonl: TensorBoard's event files in the run's folder, Weights & Biases."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of initial weights, splits, order and augmentation."""
+    """Seed of initial weights, order and augmentation; the splits of the data are the same with every seed."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()

@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -54,6 +54,14 @@ class ImageSource(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A digest of which images these are, with their labels."""
+
+    def location(self) -> str:
+        """Where the images lie, unless the fingerprint is that of their pixels."""
+        return ""
+
+    def states(self) -> Iterator[bytes]:
+        """What changes with the pixels of these images where the fingerprint does not: see `file_state`."""
+        yield from ()
 
     def subset(self: Source, indices: NDArray[np.int64]) -> Source:
         """The images at ``indices``, in that order."""
@@ -158,6 +166,15 @@ class FileSource(ImageSource):
         """A digest of relative paths and labels."""
         return digest(b"\0".join(self.paths.tolist()), self.targets)
 
+    def location(self) -> str:
+        """The folder, without links."""
+        return os.path.realpath(self.root)
+
+    def states(self) -> Iterator[bytes]:
+        """Those of the files."""
+        folder = os.fsencode(self.location())
+        return (file_state(folder + b"/" + path) for path in self.paths.tolist())
+
 
 @dataclass(frozen=True)
 class JoinedSource(ImageSource):
@@ -190,6 +207,15 @@ class JoinedSource(ImageSource):
         """A digest of the sources' own, and of which of their images these are."""
         return digest("".join(source.fingerprint() for source in self.sources).encode(), self.of, self.indices)
 
+    def location(self) -> str:
+        """The sources' own."""
+        return "\0".join(source.location() for source in self.sources)
+
+    def states(self) -> Iterator[bytes]:
+        """Those of each source in turn."""
+        for number, source in enumerate(self.sources):
+            yield from source.subset(self.indices[self.of == number]).states()
+
 
 def join(sources: Sequence[ImageSource]) -> JoinedSource:
     """All images of the sources, in order; they are those of one data set."""
@@ -198,7 +224,17 @@ def join(sources: Sequence[ImageSource]) -> JoinedSource:
     targets = np.concatenate([source.targets for source in sources])
     of = np.repeat(np.arange(len(sizes)), sizes)
     in_memory, one_size = (all(getattr(source, name) for source in sources) for name in ("in_memory", "one_size"))
-    return JoinedSource(tuple(sources), of, indices, targets, sources[0].channels, in_memory, one_size)
+    joined = JoinedSource(tuple(sources), of, indices, targets, sources[0].channels, in_memory, one_size)
+    return joined._changed({name: getattr(sources[0], name) for name in ("max_pixels", "max_value")})
+
+
+def file_state(path: bytes) -> bytes:
+    """What changes with a file's contents, or with the right to read it."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  # of a million files: a Path each would double the time
+    except OSError as error:
+        return b"%d" % (error.errno or 0)
+    return b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_mode)
 
 
 def digest(*contents: bytes | NDArray[Any]) -> str:

@@ -20,7 +20,7 @@ from convnext.config import RunSettings
 from convnext.errors import CheckpointError, DataError, SettingsError, reason
 from convnext.output import say
 from convnext.runs.early_stopping import is_better, is_over
-from convnext.storage.files import digest, sync, usual_mode
+from convnext.storage.files import DIGESTS, check_whole, digest, sync, usual_mode
 from convnext.weights.files import checkpoint_folder
 from convnext.weights.model_info import ModelInfo, read_json, read_object, renamed
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # what needs no tensors, such as a list of runs, does not wai
 FORMAT = 3
 READABLE = (2, 3)  # formats that a run can go on from
 
-_DIGESTS = "sha256.json"
 _NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})(?:-([2-9]|[1-9][0-9]+))?")  # of a checkpoint's folder
 _Count = Annotated[int, Field(ge=0)]
 
@@ -176,32 +175,18 @@ def _order(path: Path) -> tuple[int, ...]:
 
 
 def write_digests(folder: Path) -> None:
-    """Write down what is in each file of a folder, for `is_complete` and `check_whole`."""
+    """Write down what is in each file of a folder, for `is_complete` and `convnext.storage.files.check_whole`."""
     digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
-    (folder / _DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=2), encoding="utf-8")
 
 
 def is_complete(folder: Path) -> bool:
     """Whether every file of a checkpoint is what was written."""
     try:
-        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))
         return bool(digests) and all(digest(folder / name) == known for name, known in digests.items())
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def check_whole(folder: Path, *names: str) -> None:
-    """Refuse, with a CheckpointError, files of a checkpoint that are not what was written; those of format 1, and those
-    that were copied without the others, have no digests to tell by."""
-    if not (folder / _DIGESTS).exists():
-        return
-    digests = read_object(folder / _DIGESTS)
-    for path in (folder / name for name in names):
-        if path.is_file() and digest(path) != digests.get(path.name):
-            raise CheckpointError(
-                f"{path} is damaged: its SHA-256 is not the one in {_DIGESTS} beside it; use another checkpoint, copy "
-                f"this one again, or remove {_DIGESTS} to use it as it is"
-            )
 
 
 def newest_complete(run: Path) -> Path | None:

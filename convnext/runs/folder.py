@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from convnext.runs.checkpoint import read_settings, read_state
 from convnext.runs.early_stopping import stopped_early
 from convnext.storage.files import write_text
 from convnext.storage.locks import in_use
+from convnext.weights.files import weights_path
 from convnext.weights.model_info import read_json
 
 # Settings that say where and how to compute, or when to give up, not what: they may change when a run goes on.
@@ -20,6 +22,7 @@ MAY_CHANGE = {
     *("save_every_epochs", "save_every_steps", "save_every_minutes", "keep", "max_skipped_steps", "patience"),
     *("data.root", "data.workers", "data.strict"),
 }
+CHANGES_RESULT = {"patience"}  # of these, in a run that is finished
 _CHOSEN = ("gradient_accumulation", "data.augment_on")  # by the machine that the run began on, where they are "auto"
 
 
@@ -56,19 +59,18 @@ def folder_to_resume(settings: RunSettings) -> Path | None:
     candidates = folders(settings.output, settings.name)
     if not candidates:
         return None
-    same = [folder for folder in candidates if _has_settings(folder, settings)]
+    same = {folder: settings for folder in candidates if has_settings(folder, settings)}
     if not same:
         check_same_settings(candidates[0], settings)
-    open_runs = [folder for folder in same if not is_finished(folder, settings)]
+    return best_to_resume(same)
+
+
+def best_to_resume(runs: Mapping[Path, RunSettings]) -> Path:
+    """Of runs, newest first, each with its settings, the first that is not finished and that no process is working on;
+    else that is not finished; else the first."""
+    open_runs = [folder for folder, settings in runs.items() if not is_finished(folder, settings)]
     idle = [folder for folder in open_runs if not in_use(folder)]
-    return (idle or open_runs or same)[0]
-
-
-def settings_before(settings: RunSettings) -> RunSettings | None:
-    """Those of the newest run of this name, whose choices going on must not make anew; None where there is no such
-    run."""
-    paths = (folder / "settings.json" for folder in folders(settings.output, settings.name))
-    return next((read_json(path, RunSettings) for path in paths if path.is_file()), None)
+    return (idle or open_runs or list(runs))[0]
 
 
 def run_to_resume(path: Path) -> Path:
@@ -114,7 +116,22 @@ def at_home(settings: RunSettings, run: Path) -> RunSettings:
     return moved
 
 
-def _has_settings(folder: Path, settings: RunSettings) -> bool:
+def absolute_paths(settings: RunSettings) -> RunSettings:
+    """The settings with absolute paths of data and weights, so that they mean the same in every working directory;
+    those of weights that are not there stay as they are."""
+    data, filters_from = settings.data, settings.filters_from
+    changes: dict[str, Any] = {
+        f"data.{name}": path.absolute() for name in ("root", "exclude") if (path := getattr(data, name))
+    }
+    weights = weights_path(settings.model.weights)
+    if weights is not None and weights.exists():
+        changes["model.weights"] = str(weights.absolute())
+    changed: RunSettings = settings.replace(filters_from=filters_from and filters_from.absolute(), **changes)
+    return changed
+
+
+def has_settings(folder: Path, settings: RunSettings) -> bool:
+    """Whether the run in a folder can go on under these settings, which are resolved."""
     try:
         check_same_settings(folder, settings)
     except UserError:
@@ -170,7 +187,8 @@ def check_same_settings(folder: Path, settings: RunSettings) -> None:
         return
     if not path.exists():
         raise CheckpointError(f"{folder} has no settings.json: it is no run's folder")
-    old, new = flatten(read_json(path, RunSettings)), flatten(settings)
+    # An older version wrote down where weights are as the user gave it.
+    old, new = flatten(absolute_paths(read_json(path, RunSettings))), flatten(absolute_paths(settings))
     keys = [key for key in new if key not in MAY_CHANGE and old[key] != new[key] and new[key] != "auto"]
     changed = [f"{key} was {old[key]}, now {new[key]}" for key in keys]
     if changed:

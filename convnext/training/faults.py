@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from convnext.config import RunSettings
 from convnext.errors import UserError
 
-# The second line is what oneDNN says where there is no room for what it works in, the third what cuDNN and cuBLAS say.
+# The second line is what MPS and drivers say, the third oneDNN where there is no room for what it works in, the fourth
+# cuDNN and cuBLAS.
 _NO_MEMORY = re.compile(
     "not enough memory|can't allocate memory|std::bad_alloc"
+    "|(MPS backend|error:) out of memory|Invalid buffer size"
     "|could not create a memory|could not (create|execute) a primitive$"
     "|unable to find an engine to execute|Unable to find a valid cuDNN algorithm|STATUS_ALLOC_FAILED"
 )

@@ -24,6 +24,8 @@ from convnext.training.faults import TrainingError, no_memory
 _FRACTION = 0.8  # of the free memory: batches on their way, and fragmentation, take the rest
 _RESIDENT_FRACTION = 0.25  # of a GPU's free memory that the training images may take unasked
 _RESIDENT_ON_CPU = 2**31  # bytes of a CPU's memory that they may
+_EVALUATED = 256  # images that a process evaluates at a time
+_EVALUATED_FOR_TRAINED = 8  # of these in the memory of one that is trained on: nothing is kept for a backward pass
 _STATES = 4  # times the weights: gradient, two moments, moving average
 
 
@@ -40,6 +42,13 @@ def settle_gradient_accumulation(settings: RunSettings, model: nn.Module, accele
     each = f"{count} micro-batches of {-(-settings.batch_size // count):,}" if count > 1 else "one piece"
     say(f"memory holds the batch of {settings.batch_size:,} images in {each}: gradient_accumulation {count}")
     return settled
+
+
+def images_to_evaluate(settings: RunSettings, processes: int) -> int:
+    """Images that each process evaluates at a time: no more than go where a micro-batch of its training does."""
+    assert settings.gradient_accumulation != "auto"
+    micro_batch = -(-settings.batch_size // (processes * settings.gradient_accumulation))
+    return min(_EVALUATED, _EVALUATED_FOR_TRAINED * micro_batch)
 
 
 def settle_augment_on(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> RunSettings:

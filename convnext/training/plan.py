@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from convnext.config import RunSettings
 from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.resizing import sizes_by_epoch
+from convnext.training import faults
 from convnext.training.interruption import StopSignals
-from convnext.training.memory import settle_augment_on
+from convnext.training.memory import settle_augment_on, settle_gradient_accumulation
 from convnext.training.progress import announcement
 from convnext.training.resolve import prepare
 from convnext.training.trainer import Trainer
@@ -29,18 +30,20 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
         estimate of its minutes.
 
     Raises:
-        UserError: settings or data that cannot be used, or data that would have to be downloaded first.
+        UserError: settings or data that cannot be used, data that would have to be downloaded first, or a step for
+            which there is not enough memory.
     """
     settings, splits, accelerator = prepare(settings, fetch=False)
     settings = settle_augment_on(settings, splits, accelerator)
     data = settings.data
-    full_size: RunSettings = settings.replace(
-        gradient_accumulation=1, **{"data.image_size": data.last_size, "data.start_size": None}
-    )
-    trainer = Trainer(full_size, splits, accelerator)
-    if data.augment_on == "device":
-        trainer.resident = ResidentImages(full_size, splits, trainer.device, steps=_WARMUP + _TIMED)
-    step = _seconds_a_step(trainer, accelerator)
+    full_size: RunSettings = settings.replace(**{"data.image_size": data.last_size, "data.start_size": None})
+    with faults.explained(settings, settings.output):
+        trainer = Trainer(full_size, splits, accelerator)
+        if data.augment_on == "device":
+            trainer.resident = ResidentImages(full_size, splits, trainer.device, steps=_WARMUP + _TIMED)
+        trainer.settings = settle_gradient_accumulation(full_size, trainer.raw_model, accelerator)
+        step = _seconds_a_step(trainer, accelerator)
+    settings = settings.replace(gradient_accumulation=trainer.settings.gradient_accumulation)
     sizes = sizes_by_epoch(data, settings.epochs)
     work = sum((size / data.last_size) ** 2 for size in sizes)  # epochs at the full size that cost as much
     # A forward pass is a third of a step.

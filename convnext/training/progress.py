@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import device, nn
 
 from convnext import kernels
-from convnext.config import OptimizerSettings, RunSettings
+from convnext.config import RunSettings
 from convnext.data.audit.check import BALANCING, MOST_IMBALANCE
 from convnext.data.progress import PERIOD, duration, left
 from convnext.data.splits import Splits
@@ -44,18 +44,23 @@ def announcement(
         f"peak learning rate {settings.peak_lr:.3g} = {settings.optimizer.lr:g} x batch {settings.batch_size}{split} / "
         f"reference {settings.optimizer.reference_batch_size}; {counted(settings.epochs, 'epoch')} of "
         f"{counted(steps, 'step')}, {warmup:g} of warm-up; run folder {folder}",
-        *_about_muon(settings.optimizer),
+        *_about_muon(settings),
         *_about_classes(settings, splits),
     )
 
 
-def _about_muon(settings: OptimizerSettings) -> Iterator[str]:
+def _about_muon(settings: RunSettings) -> Iterator[str]:
     """What is of Muon alone: its own learning rate, or what another optimizer does not heed."""
-    if settings.name == "muon":
-        if settings.muon_relative_lr is not None:
-            yield f"Muon's own peak learning rate {settings.muon_relative_lr:g} is a fraction of its weights"
-    elif unused := [f"optimizer.{name}" for name in ("muon_filters", "muon_relative_lr") if getattr(settings, name)]:
-        yield f"for Muon alone, so without effect on {settings.name}: {', '.join(unused)}"
+    optimizer = settings.optimizer
+    if optimizer.name == "muon":
+        if (rate := optimizer.muon_relative_lr) is not None:
+            peak = rate * settings.peak_lr / optimizer.lr
+            yield (
+                f"Muon's own peak learning rate {peak:.3g} = {rate:g} x batch {settings.batch_size} / reference "
+                f"{optimizer.reference_batch_size} is a fraction of its weights"
+            )
+    elif unused := [f"optimizer.{name}" for name in ("muon_filters", "muon_relative_lr") if getattr(optimizer, name)]:
+        yield f"for Muon alone, so without effect on {optimizer.name}: {', '.join(unused)}"
 
 
 def _about_classes(settings: RunSettings, splits: Splits) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Settings with every open choice made, so that a run can be repeated elsewhere; and its images where it wants them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,10 @@ from convnext.data.splits import Splits
 from convnext.devices import make_accelerator
 from convnext.errors import SettingsError
 from convnext.models import registry
+from convnext.runs.folder import absolute_paths
 from convnext.storage.downloads import offline
 from convnext.training.precision import cpu_precision
+from convnext.weights.files import weights_path
 from convnext.weights.loading import origin
 
 
@@ -30,9 +32,19 @@ def prepare(
     data: Mapping[str, Dataset[Any]] | None = None,
     class_names: Sequence[str] | None = None,
     fetch: bool = True,
+    begun: Callable[[RunSettings], RunSettings | None] | None = None,
 ) -> tuple[RunSettings, Splits, Accelerator]:
     """The processes that train, their splits, and the settings with every open choice made; one's own model and data,
     as of `convnext.train`, take the place of those of the settings.
+
+    Args:
+        settings: what to do.
+        model: as of `convnext.train`.
+        data: as of `convnext.train`.
+        class_names: as of `convnext.train`.
+        fetch: whether data that is not there may be downloaded.
+        begun: gives the settings of the run that goes on under such ones, resolved but for a ``precision`` that is
+            "auto", on the main process; None where no run does. Without it a new run begins.
 
     Raises:
         UserError: settings or data that cannot be used, or that is missing where ``fetch`` is False; raised on
@@ -48,13 +60,29 @@ def prepare(
                 splits = load_splits(settings.data)
         if model is not None:
             settings = settings.replace(model=ModelSettings(name=registry.OWN, in_channels=splits.channels))
-            check_output(model, splits, settings.data.image_size)
-        resolved, splits = resolve_settings(settings, splits, accelerator)
-        if settings.precision == "auto" and accelerator.device.type == "cpu":
-            precision = distributed.from_main(accelerator, lambda: cpu_precision(resolved, splits))
-            resolved = resolved.replace(precision=precision)
-            accelerator = make_accelerator(resolved)
+            for size in settings.data.sizes:
+                check_output(model, splits, size)
+        resolved, splits = resolve_settings(settings, splits, accelerator, goes_on=begun is not None)
+        if begun is None:
+            check_cache(settings.data, splits)
+        if settings.precision == "auto":
+            precision = distributed.from_main(accelerator, lambda: _precision(resolved, splits, accelerator, begun))
+            if precision != resolved.precision:
+                resolved = resolved.replace(precision=precision)
+                accelerator = make_accelerator(resolved)
         return resolved, splits, accelerator
+
+
+def _precision(
+    resolved: RunSettings,
+    splits: Splits,
+    accelerator: Accelerator,
+    begun: Callable[[RunSettings], RunSettings | None] | None,
+) -> str:
+    """What precision "auto" comes to: in a run that goes on, which is not measured anew, what it was."""
+    if begun is not None and (before := begun(resolved.replace(precision="auto"))) is not None:
+        return before.precision
+    return cpu_precision(resolved, splits) if accelerator.device.type == "cpu" else resolved.precision
 
 
 @torch.no_grad()
@@ -77,9 +105,15 @@ def check_output(model: nn.Module, splits: Splits, image_size: int) -> None:
         )
 
 
-def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Accelerator) -> tuple[RunSettings, Splits]:
+def resolve_settings(
+    settings: RunSettings, splits: Splits, accelerator: Accelerator, goes_on: bool = False
+) -> tuple[RunSettings, Splits]:
     """The settings with every open choice made by the data, the machine and the model's variant, and the splits that
-    fit them; SettingsError for settings that do not fit the data."""
+    fit them. A run that ``goes_on`` does not need the file or run any more whose weights it started from.
+
+    Raises:
+        SettingsError: settings that do not fit the data.
+    """
     model = registry.resolve(settings.model, splits.channels)
     if model.in_channels != splits.channels:
         raise SettingsError(
@@ -91,16 +125,29 @@ def resolve_settings(settings: RunSettings, splits: Splits, accelerator: Acceler
             "patience waits for a better validation, and there is no validation split: give data.val_fraction (0.1, "
             "say), or leave patience out"
         )
-    registry.check_image_size(model, settings.data.first_size)
+    for size in settings.data.sizes:
+        registry.check_image_size(model, size)
     # Weights expect the normalisation that they were trained with.
-    if (weights := origin(model)) is not None and splits.channels == len(weights.mean):
-        splits = replace(splits, mean=settings.data.mean or weights.mean, std=settings.data.std or weights.std)
-    paths = settings.data.root, settings.data.exclude, settings.filters_from
-    root, exclude, filters_from = (path and path.absolute() for path in paths)
-    data = settings.data.replace(root=root, exclude=exclude, mean=splits.mean, std=splits.std)
+    data, path = settings.data, weights_path(model.weights)
+    recorded = goes_on and ((data.mean is not None and data.std is not None) or (path and not path.exists()))
+    weights = None if recorded else origin(model)
+    if weights is not None and splits.channels == len(weights.mean):
+        splits = replace(splits, mean=data.mean or weights.mean, std=data.std or weights.std)
+    data = data.replace(mean=splits.mean, std=splits.std)
     precision = accelerator.mixed_precision.replace("no", "fp32")
-    resolved: RunSettings = settings.replace(model=model, data=data, precision=precision, filters_from=filters_from)
-    return resolved, splits
+    return absolute_paths(settings.replace(model=model, data=data, precision=precision)), splits
+
+
+def check_cache(data: DataSettings, splits: Splits) -> None:
+    """Refuse, with a SettingsError, a cache of smaller images than training and validation would make of the files."""
+    images = [source for source in (splits.train, splits.val) if source is not None and not source.in_memory]
+    needed = round(data.image_size / data.center_crop)
+    if data.cache == "disk" and images and needed > data.cache_image_size:
+        raise SettingsError(
+            f"data.cache disk keeps images of {data.cache_image_size} px, which would be enlarged: evaluation takes "
+            f"{data.image_size} px, a share of {data.center_crop:g}, of {needed}: raise data.cache_image_size to "
+            f"{needed}, or leave data.cache out"
+        )
 
 
 def cached(splits: Splits, data: DataSettings, progress: bool) -> Splits:

@@ -1,7 +1,7 @@
 """`train`: from settings to a finished run."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from convnext import distributed
+from convnext import distributed, recipes
 from convnext.config import RunSettings
 from convnext.errors import SettingsError, UserError
 from convnext.evaluation.metrics import Report
 from convnext.output import say
-from convnext.recipes import recipe
+from convnext.runs import resumption
 from convnext.runs.folder import (
     at_home,
     check_same_settings,
@@ -24,14 +24,14 @@ from convnext.runs.folder import (
     new_folder,
     read_metrics,
     run_to_resume,
-    settings_before,
     settings_to_resume,
 )
 from convnext.storage.locks import locked
 from convnext.training import faults
 from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.resolve import cached, prepare
+from convnext.training.resolve import cached, check_cache, prepare
 from convnext.training.trainer import Trainer
+from convnext.weights.files import weights_path
 from convnext.weights.model_info import read_json
 
 
@@ -86,16 +86,17 @@ def train(
         InterruptedRunError: SIGTERM or SIGINT came; the run can be resumed.
     """
     run = None if isinstance(resume, bool) else run_to_resume(Path(resume))
-    given = _settings(settings, run, changes, model, data)
-    if resume and given.precision == "auto":  # what was measured once is not measured anew
-        earlier = read_json(run / "settings.json", RunSettings) if run else settings_before(given)
-        given = given.replace(precision=earlier.precision if earlier else "auto")
-    resolved, splits, accelerator = prepare(given, model, data, class_names)
+    given = _settings(settings, run or bool(resume), changes, model, data)
+    _check_own(given, recipes.given_names(changes), model, data)
+    begun = partial(_begun, resume=run or True) if resume else None
+    resolved, splits, accelerator = prepare(given, model, data, class_names, begun=begun)
     with distributed.reported_once(accelerator):
+        before = distributed.from_main(accelerator, lambda: _folder(resolved, run or bool(resume)))
+        if before is None:
+            check_cache(resolved.data, splits)
         with distributed.first_on_machine(accelerator):
             splits = cached(splits, resolved.data, accelerator.is_local_main_process)
         trainer = Trainer(resolved, splits, accelerator, model)
-        before = distributed.from_main(accelerator, lambda: _folder(resolved, run or bool(resume)))
         folder = before or distributed.from_main(accelerator, lambda: new_folder(resolved.output, resolved.name))
     main = accelerator.is_main_process
     if resume and before is None and main:
@@ -125,9 +126,9 @@ def _fit(trainer: Trainer, signals: StopSignals, is_there: Callable[[], bool]) -
 
 
 def _settings(
-    settings: RunSettings | str | None, run: Path | None, changes: Mapping[str, Any], model: object, data: object
+    settings: RunSettings | str | None, resume: Path | bool, changes: Mapping[str, Any], model: object, data: object
 ) -> RunSettings:
-    """The settings to train with, those of the ``run`` that goes on where it is given and they are not; SettingsError
+    """The settings to train with, those of the run in the folder ``resume`` where they are not given; SettingsError
     for what goes into them in another way."""
     if model is not None and not isinstance(model, nn.Module):
         raise SettingsError(f"model is a torch.nn.Module, got {model!r}: settings are changed by **{{'model.name': …}}")
@@ -136,13 +137,37 @@ def _settings(
     if isinstance(settings, RunSettings):
         if changes:
             raise SettingsError(f"{', '.join(changes)}: changes go with a recipe's name, or into settings.replace(…)")
-        return settings if run is None else at_home(settings, run)
-    if run is not None:
-        changed: RunSettings = settings_to_resume(run, settings).replace(**changes)
+        return at_home(settings, resume) if isinstance(resume, Path) else settings
+    if isinstance(resume, Path):
+        changed: RunSettings = settings_to_resume(resume, settings).replace(**changes)
         return changed
     if settings is None:
         raise SettingsError("train what? give settings, the name of a recipe, or the folder of a run as resume")
-    return recipe(settings, **changes)
+    if resume:
+        return resumption.complete(recipes.get(settings).settings.replace(**changes), recipes.given_names(changes))[0]
+    return recipes.recipe(settings, **changes)
+
+
+def _check_own(settings: RunSettings, given: Collection[str], model: object, data: object) -> None:
+    """Refuse, with a SettingsError, settings that a module or data sets of one's own would leave without effect."""
+    weights = settings.model.weights
+    by_recipe = settings.recipe in recipes.names() and recipes.get(settings.recipe).choose is not None
+    if (
+        model is not None
+        and weights is not None
+        and ("model.weights" in given or weights_path(weights) is not None or not by_recipe)
+    ):
+        raise SettingsError(
+            f"model.weights {weights}: a module of one's own starts from the weights that it has: leave model.weights "
+            f"out, and load them into the module"
+        )
+    if data is not None and settings.data.exclude is not None:
+        raise SettingsError("data.exclude names files, which data sets of one's own are not: leave it out")
+    if data is not None and settings.data.cache != "none":
+        raise SettingsError(
+            f"data.cache {settings.data.cache}: nothing tells whether data sets of one's own give the images that were "
+            f"kept: leave data.cache out"
+        )
 
 
 def _folder(settings: RunSettings, resume: Path | bool) -> Path | None:
@@ -151,3 +176,10 @@ def _folder(settings: RunSettings, resume: Path | bool) -> Path | None:
         check_same_settings(resume, settings)
         return resume
     return folder_to_resume(settings) if resume else None
+
+
+def _begun(settings: RunSettings, resume: Path | bool) -> RunSettings | None:
+    """The settings of the run that goes on, as far as it has begun."""
+    folder = _folder(settings, resume)
+    path = folder / "settings.json" if folder is not None else None
+    return read_json(path, RunSettings) if path is not None and path.is_file() else None

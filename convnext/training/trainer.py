@@ -41,7 +41,7 @@ from convnext.storage.files import sweep
 from convnext.training import faults, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.loss import class_weights
-from convnext.training.memory import settle_augment_on, settle_gradient_accumulation
+from convnext.training.memory import images_to_evaluate, settle_augment_on, settle_gradient_accumulation
 from convnext.training.optimizers import (
     WeightAverage,
     configure,
@@ -55,7 +55,6 @@ from convnext.training.tracking import Tracker
 from convnext.weights.loading import load_state
 from convnext.weights.model_info import ModelInfo, read_json
 
-_EVAL_BATCH = 256  # images that a process evaluates at a time
 DRAWN_EVERY = 20.0  # seconds, at least, from one drawing of the curves to the next: it takes a fifth of one
 
 
@@ -176,6 +175,7 @@ class Trainer:
                 if self.state.step % self.steps_per_epoch == 0:
                     self._end_epoch(save or stop, signals)
                 elif save or stop or self._is_due():
+                    self._tick()
                     self._save()
                 if stop:
                     self.accelerator.wait_for_everyone()  # until all is saved: launchers kill what outlives the others
@@ -273,11 +273,10 @@ class Trainer:
 
         A signal that stops the validation raises InterruptedRunError; it is done first when the run goes on.
         """
-        self.catch_up()
+        self._tick()
         state, settings = self.state, self.settings
         epoch = state.step // self.steps_per_epoch
         metrics = {"epoch": epoch, "step": state.step} | state.means()
-        self._tick()
         self._note_unreadable(distributed.gather_lines(self.accelerator, list(self.unreadable)))
         if self.splits.val is not None and (epoch % settings.eval_every == 0 or epoch == settings.epochs):
             try:
@@ -322,16 +321,17 @@ class Trainer:
         ``signals``, asked between batches, say to stop."""
         source = self.splits.val if split == "val" else self.splits.test
         assert source is not None
+        count = images_to_evaluate(self.settings, self.accelerator.num_processes)
         predictions = compute_logits(
             self._weights_to_use,
             source,
             self.info,
             device=self.device,
-            batch_size=_EVAL_BATCH,
+            batch_size=count,
             workers=self.settings.data.workers,
             strict=self.settings.data.strict,
             autocast=self.accelerator.autocast,
-            between_batches=stopping_together(self.accelerator, signals, len(source), _EVAL_BATCH),
+            between_batches=stopping_together(self.accelerator, signals, len(source), count),
             accelerator=self.accelerator,
             title={"val": "validating", "test": "testing"}[split] if self.main else None,
         )
@@ -348,7 +348,8 @@ class Trainer:
                 self.display.line(f"left out: {line}")
 
     def _tick(self) -> None:
-        """Add the time since the last call to that of the epoch."""
+        """Add the time of the steps since the last call to that of the epoch."""
+        self.catch_up()
         now = time.perf_counter()
         self.state.seconds += now - self._clock
         self._clock = now
@@ -363,8 +364,7 @@ class Trainer:
         return not self.state.skipped
 
     def _save(self) -> None:
-        self.catch_up()
-        self._tick()
+        """Save, after a `_tick`; the time since then, as that of a validation, counts for no epoch."""
         if self.main:
             if self.accelerator.scaler is not None:
                 self.state.scaler = self.accelerator.scaler.state_dict()

@@ -18,7 +18,7 @@ from convnext.config import DataSettings
 from convnext.data.datasets.catalogue import DATASETS
 from convnext.data.datasets.entries import register_dataset
 from convnext.data.datasets.listing import human_names
-from convnext.data.datasets.load import load_splits
+from convnext.data.datasets.load import export_folder, load_splits, read_splits
 from convnext.data.sources import FileSource
 from convnext.errors import DataError
 from tests.support import dataset_archives as small
@@ -266,3 +266,14 @@ def test_a_set_as_a_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert (len(splits.classes), len(splits.train), len(splits.test)) == (10, 40, 20)
     assert main(command) == 2
     assert "exists already: choose a new folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("own_test", [False, True])
+def test_a_folder_with_val_as_a_folder(small_folder: Path, tmp_path: Path, own_test: bool) -> None:
+    (small_folder / "test").rename(small_folder / "val")
+    if own_test:
+        shutil.copytree(small_folder / "train", small_folder / "test")
+    splits = read_splits(DataSettings(root=small_folder))
+    export_folder(splits, tmp_path / "exported")
+    counts = {name: len(list((tmp_path / "exported" / name).rglob("*.png"))) for name in ("train", "test")}
+    assert counts == ({"train": 75, "test": 60} if own_test else {"train": 60, "test": 15})

@@ -259,6 +259,23 @@ def test_a_busy_server_is_asked_again_by_itself(page: Page, images: list[Path]) 
     assert next(refusals, None) is None
 
 
+def test_what_took_the_server_too_long_is_not_asked_again(page: Page, images: list[Path]) -> None:
+    words, asked = "no answer within 30 s: try again later", list[Request]()
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request)
+        route.fulfill(status=503, headers={"Retry-After": "0"}, json={"detail": words})
+
+    page.route("**/predict*", refuse)
+    choose(page, images[1])
+    card = card_of(page, images[1].name)
+    expect(card.locator(".reason")).to_contain_text(words)
+    assert len(asked) == 1
+    page.unroute("**/predict*")
+    card.get_by_role("button", name="Retry").click()
+    expect_answer(card)
+
+
 def test_the_page_opens_again_when_the_server_does(page: Page) -> None:
     page.route("**/model", lambda route: route.abort("connectionrefused"))
     page.reload()

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import torch
 
 import convnext
 from convnext.cli import main
+from convnext.training import gradients
 
 SMALL = ["--epochs", "1", "--trackers", "--model.depths", "1", "1", "--model.dims", "8", "16", "--data.workers", "0"]
 
@@ -83,6 +87,39 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tmp_path: Path, capsys:
     assert "1,293 training, 144 validation, 360 test images of 10 classes at 8 px" in out
     assert "20 steps of" in out
     assert "nothing was written" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_splits_the_batch_as_training_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = []
+    backward = gradients.backward
+
+    def noted(accelerator: Any, model: Any, settings: Any, *rest: Any) -> Any:
+        counts.append(settings.gradient_accumulation)
+        return backward(accelerator, model, settings, *rest)
+
+    monkeypatch.setattr(gradients, "backward", noted)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=300_000))
+    args = ["train", "digits", *SMALL, "--data.augment-on", "workers", "--output", str(tmp_path / "runs"), "--dry-run"]
+    assert main([*args, "--gradient-accumulation", "2"]) == 0
+    assert set(counts) == {2}
+    counts.clear()
+    capsys.readouterr()
+    assert main([*args, "--gradient-accumulation", "auto"]) == 0
+    (count,) = set(counts)
+    assert 2 < count < 64
+    out = capsys.readouterr().out
+    assert json.loads(out[: out.rindex("\n}") + 2])["gradient_accumulation"] == count
+    assert f"x batch 64 in {count} parts / " in out
+
+    def too_large(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gradients, "backward", too_large)
+    assert main(args) == 2
+    assert "memory ran out: set --checkpoint-activations" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

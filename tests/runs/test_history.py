@@ -233,6 +233,13 @@ def test_inspect_as_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "best" in alone["links"]
 
 
+def test_inspect_as_json_has_null_for_what_json_has_no_number_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(run / "checkpoints" / "last" / "training.json", metrics={"val_loss": float("inf")}, loss_sum=float("nan"))
+    assert main(["inspect", str(run), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["state"]
+    assert (state["metrics"], state["loss_sum"]) == ({"val_loss": None}, None)
+
+
 def test_inspect_tells_a_damaged_checkpoint(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = run / "checkpoints" / "last" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -15,8 +16,9 @@ import torch
 
 import convnext
 from convnext import create_model, recipe
+from convnext.evaluation.evaluator import compute_logits
 from convnext.training.faults import no_memory
-from convnext.training.memory import available, micro_batches_that_fit
+from convnext.training.memory import available, images_to_evaluate, micro_batches_that_fit
 from tests.support.killing import TINY, Started, last_line, result
 
 
@@ -139,3 +141,57 @@ def test_no_memory_for_one_image_is_one_line(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(convnext.UserError, match="not even one image fits into memory"):
         convnext.train(recipe("digits", output=tmp_path, gradient_accumulation="auto"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "MPS backend out of memory (MPS allocated: 8.50 GB, other allocations: 384.00 KB, max allowed: 9.07 GB).",
+        "Invalid buffer size: 13.57 GB",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA driver error: out of memory",
+        "HIP error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_what_devices_say_where_memory_runs_out(message: str) -> None:
+    assert no_memory(RuntimeError(message))
+
+
+def test_another_error_is_not_memory_that_ran_out() -> None:
+    assert not no_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batches", "processes", "images"),
+    [
+        (4096, 1, 1, 256),
+        (32, 1, 1, 256),
+        (128, 4, 1, 256),
+        (16, 1, 1, 128),
+        (64, 64, 1, 8),
+        (64, 8, 4, 16),
+        (3, 2, 4, 8),
+    ],
+)
+def test_evaluation_takes_no_more_memory_than_a_micro_batch(
+    batch_size: int, micro_batches: int, processes: int, images: int
+) -> None:
+    settings = recipe("digits", batch_size=batch_size, gradient_accumulation=micro_batches)
+    assert images_to_evaluate(settings, processes) == images
+
+
+def test_a_run_evaluates_as_many_images_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = set()
+
+    def noted(*args: Any, batch_size: int, **options: Any) -> Any:
+        sizes.add(batch_size)
+        return compute_logits(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr("convnext.training.trainer.compute_logits", noted)
+    model = {"depths": (1, 1), "dims": (4, 8)}
+    settings = recipe("digits", epochs=1, output=tmp_path, gradient_accumulation=16, model=model, trackers=())
+    run = convnext.train(settings)  # micro-batches of four
+    assert sizes == {32}
+    assert run.report.count == 360
+    assert convnext.evaluate(run.path).loss == pytest.approx(run.report.loss, rel=1e-5)

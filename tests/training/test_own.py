@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import convnext
-from convnext.config import RunSettings
+from convnext.config import DataSettings, RunSettings
+from convnext.data.datasets.own import own_splits
 from convnext.data.loading.loader import Batch
 from convnext.errors import SettingsError, UserError
 from convnext.training.interruption import InterruptedRunError, StopSignals
@@ -132,3 +134,78 @@ def test_items_that_are_no_images_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"train\[\d+\] is torch.float32 \(3, 8, 8\): give a Pillow image, or a uint8"):
         convnext.train(settings(tmp_path), model=model(), data={"train": Floats(100, tensors=True)})
+
+
+class Grey(Squares):
+    """Of which the first ten are grey, and the others `Squares`."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        assert isinstance(image, Image.Image)
+        return (image.convert("L") if index < 10 else image), label
+
+
+def test_one_grey_image_says_nothing_of_the_others() -> None:
+    splits = own_splits({"train": Grey(100)}, None, DataSettings())
+    assert splits.channels == 3
+    assert splits.train.load(0).mode == "RGB"
+    assert own_splits({"train": Grey(10)}, None, DataSettings()).channels == 1
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_labels_are_those_after_a_transform(subset: bool) -> None:
+    images = FakeTargets(40)
+    train: Dataset[Any] = Subset(images, range(10, 40)) if subset else images
+    splits = own_splits({"train": train}, ("right", "left"), DataSettings(val_fraction=0))
+    for source in (splits.train, splits.test):
+        for index in range(len(source)):
+            source.load(index)  # which compares the labels
+    first = 10 if subset else 0
+    labels = np.concatenate([splits.train.targets, splits.test.targets])
+    assert sorted(labels.tolist()) == sorted((index + 1) % 2 for index in range(first, 40))
+
+
+class FakeTargets(Squares):
+    """With raw labels, as torchvision has them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.targets = [index % 2 for index in range(count)]
+
+    def target_transform(self, label: int) -> int:
+        return 1 - label
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image, self.target_transform(label)
+
+
+def test_labels_that_change_are_named(tmp_path: Path) -> None:
+    class Changing(FakeTargets):
+        def __getitem__(self, index: int) -> Any:
+            image, label = Squares.__getitem__(self, index)
+            return image, label  # not as the transform has it
+
+    with pytest.raises(UserError, match=r"train\[\d+\] had label \d when all labels were read, and now has \d"):
+        convnext.train(settings(tmp_path), data={"train": Changing(100)})
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "complaint"),
+    [
+        ({"model": model()}, {"model.weights": "in1k"}, "model.weights in1k: a module of one's own starts from"),
+        ({"model": model()}, {"model.weights": "runs/digits"}, "model.weights runs/digits: a module of one's own"),
+        ({"data": {"train": Squares(100)}}, {"data.exclude": "exclude.txt"}, "data.exclude names files"),
+        ({"data": {"train": Squares(100)}}, {"data.cache": "disk"}, "data.cache disk: .*leave data.cache out"),
+    ],
+)
+def test_settings_that_would_be_without_effect_are_refused(
+    options: dict[str, Any], changes: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    given = convnext.recipe("digits", output=tmp_path).replace(**changes)
+    with pytest.raises(SettingsError, match=complaint):
+        convnext.train(given, **options)
+    assert not list(tmp_path.iterdir())
+    if "in1k" in complaint:
+        with pytest.raises(SettingsError, match=complaint):
+            convnext.train("folder", output=tmp_path, **options, **changes)

@@ -132,5 +132,6 @@ def test_a_run_keeps_its_precision_when_it_goes_on(tmp_path: Path, monkeypatch: 
     assert fresh.settings.precision == "fp32"
     again = convnext.train(recipe("cifar10", **changes), data=data, resume=run.path)
     assert again.settings.precision == "bf16"
-    kept = convnext.train("cifar10", data=data, model=nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 2)), **changes)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 2))
+    kept = convnext.train("cifar10", data=data, model=model, **changes, **{"optimizer.name": "adamw"})
     assert kept.settings.precision == "fp32"

@@ -110,13 +110,13 @@ def test_torchrun_says_things_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("optimizer", "line"),
     [
-        ("muon", "Muon's own peak learning rate 0.17 is a fraction of its weights"),
+        ("muon", "Muon's own peak learning rate 0.085 = 0.17 x batch 32 / reference 64 is a fraction of its weights"),
         ("adamw", "for Muon alone, so without effect on adamw: optimizer.muon_filters, optimizer.muon_relative_lr"),
     ],
 )
 def test_what_is_of_muon_alone_is_said(optimizer: str, line: str) -> None:
     muon = {"optimizer.name": optimizer, "optimizer.muon_filters": True, "optimizer.muon_relative_lr": 0.17}
-    settings = recipe("digits", **muon)
+    settings = recipe("digits", batch_size=32, **muon)
     splits = load_splits(settings.data)
     model = registry.build(settings.model, 10)
     assert line in announcement(settings, splits, model, device("cpu"), Path("runs"))

@@ -6,7 +6,6 @@ making the same one. What a process that was killed left of it is removed by the
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from convnext.data.images import UnreadableImageError
 from convnext.data.loading.loader import AugmentedImages, EvalSampler, Key, Sample, default_workers, ignore_stop_signals
 from convnext.data.loading.workers import reading
 from convnext.data.progress import tracked
-from convnext.data.sources import FileSource, ImageSource, digest
+from convnext.data.sources import ImageSource, digest
 from convnext.errors import UserError
 from convnext.output import say
 from convnext.storage.downloads import cache_folder
@@ -122,22 +121,10 @@ def _lock_of(path: Path) -> Path:
 
 def _keys(source: ImageSource, image_size: int) -> tuple[str, str]:
     """Digests of which images these are, and of that together with the state of their files."""
-    root = os.path.realpath(source.root) if isinstance(source, FileSource) else ""
     read_as = [source.max_pixels, source.max_value]
-    name = digest(json.dumps([root, source.fingerprint(), source.channels, image_size, *read_as]).encode())
-    if not isinstance(source, FileSource):
-        return name, name
-    states = (_state(os.fsencode(root) + b"/" + path) for path in source.paths.tolist())
-    return name, digest(b"\0".join((name.encode(), *states)))
-
-
-def _state(path: bytes) -> bytes:
-    """What changes with a file's contents, or with the right to read it."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  # of a million files: a Path each would double the time
-    except OSError as error:
-        return b"%d" % (error.errno or 0)
-    return b"%d %d %d" % (status.st_size, status.st_mtime_ns, status.st_mode)
+    identity = [source.location(), source.fingerprint(), source.channels, image_size, *read_as]
+    name = digest(json.dumps(identity).encode())
+    return name, digest(b"\0".join((name.encode(), *source.states())))
 
 
 def _make(path: Path, key: str, source: ImageSource, image_size: int, workers: int | None, progress: bool) -> None:

@@ -6,7 +6,8 @@ The `datasets` package (extra ``hub``) downloads them and keeps them as Arrow fi
 cannot.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from convnext.config import DataSettings
 from convnext.data.datasets.labels import Labels, number_classes
 from convnext.data.images import Raw, UnreadableImageError
-from convnext.data.sources import ImageSource, digest
+from convnext.data.sources import ImageSource, digest, file_state
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import DataError, UserError
 
@@ -68,6 +69,20 @@ class HubSource(ImageSource):
         sizes = arrow.binary_length(arrow.struct_field(images, "bytes")).take(self.rows)
         names = "\0".join(Path(path or "").name for path in paths)
         return digest(names.encode(), arrow.fill_null(sizes, -1).to_numpy().astype(np.int64), self.targets)
+
+    def location(self) -> str:
+        """The data set, or its folder, and the split."""
+        return self.name
+
+    def states(self) -> Iterator[bytes]:
+        """Those of the Arrow files, and of images that lie in files of their own."""
+        import pyarrow.compute as arrow
+
+        files = [os.fsencode(file["filename"]) for file in self.table.cache_files]
+        yield from (path + b"\0" + file_state(path) for path in files)
+        images = self.table.with_format("arrow")[:].column(0).take(self.rows)
+        alone = images.filter(arrow.is_null(arrow.struct_field(images, "bytes")))
+        yield from (file_state(os.fsencode(path or "")) for path in arrow.struct_field(alone, "path").to_pylist())
 
 
 def hub_splits(settings: DataSettings) -> Splits:

@@ -208,7 +208,7 @@ def obtain(name: str, root: Path) -> None:
 def export_folder(splits: Splits, folder: Path) -> None:
     """Write a data set's training and test images as ``folder/{train,test}/<class>/<number>.png``.
 
-    The validation images, where some are held out, belong to train/.
+    The validation images belong to train/, unless they are those of the test.
 
     Raises:
         DataError: ``folder`` exists already.
@@ -221,11 +221,12 @@ def export_folder(splits: Splits, folder: Path) -> None:
     if len(set(names)) < len(names):
         raise DataError(f"the classes of the data set cannot be told apart as names of folders: {', '.join(names[:5])}")
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    val = None if splits.val is splits.test else splits.val
     try:
-        for split, source in (("train", splits.train), ("train", splits.val), ("test", splits.test)):
+        for split, source in (("train", splits.train), ("train", val), ("test", splits.test)):
             if source is None:
                 continue
-            prefix = "val" if source is splits.val else ""
+            prefix = "val" if source is val else ""
             for name in names:
                 (unfinished / split / name).mkdir(parents=True, exist_ok=True)
             for index, target in enumerate(source.targets):

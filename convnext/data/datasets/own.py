@@ -17,6 +17,8 @@ from convnext.data.sources import ImageSource, digest
 from convnext.data.splits import SPELLINGS, Splits, make_splits
 from convnext.errors import DataError
 
+_LOOKED_AT = 50  # images
+
 
 @dataclass(frozen=True)
 class DatasetSource(ImageSource):
@@ -38,7 +40,10 @@ class DatasetSource(ImageSource):
         """The pixels."""
         image, label = self.dataset[int(self.indices[index])]
         if int(label) != self.targets[index]:
-            raise DataError(f"{self.image_name(index)} had label {self.targets[index]}, and now has {int(label)}")
+            raise DataError(
+                f"{self.image_name(index)} had label {self.targets[index]} when all labels were read, and now has "
+                f"{int(label)}: both have to be the same each time"
+            )
         return self._pixels(image, self.image_name(index))
 
     def image_name(self, index: int) -> str:
@@ -97,21 +102,31 @@ def own_splits(data: Mapping[str, Dataset[Any]], class_names: Sequence[str] | No
 
 
 def _targets(dataset: Dataset[Any], split: str) -> NDArray[np.int64]:
-    """All labels: from ``targets``, as torchvision has them, where that is there, else from the items."""
+    """All labels: from ``targets``, which torchvision has as they are before a ``target_transform``, where that is
+    there, else from the items."""
     if isinstance(dataset, Subset):
         return _targets(dataset.dataset, split)[np.asarray(dataset.indices, np.int64)]
     length = len(dataset)  # type: ignore[arg-type]
-    if len(given := getattr(dataset, "targets", ())) == length:
-        return np.asarray(given, np.int64)
+    transform = getattr(dataset, "target_transform", None)
     try:
+        if len(given := getattr(dataset, "targets", ())) == length:
+            labels = np.asarray(given, np.int64)
+            if transform is not None:
+                labels = np.array([int(transform(label)) for label in labels.tolist()], np.int64)
+            return labels
         return np.array([int(dataset[index][1]) for index in range(length)], np.int64)
     except (TypeError, ValueError, IndexError) as error:
         raise DataError(f"data: the items of {split} are no pairs of an image and a label ({error})") from error
 
 
 def _channels(dataset: Dataset[Any]) -> int:
-    """Those of the first image."""
-    image = dataset[0][0]
+    """The most that an image has, of some that are spread evenly: one that is grey says nothing of the others."""
+    length = len(dataset)  # type: ignore[arg-type]
+    indices = np.linspace(0, length - 1, min(length, _LOOKED_AT)).astype(int).tolist()
+    return max((_channels_of(dataset[index][0]) for index in indices), default=3)
+
+
+def _channels_of(image: object) -> int:
     if isinstance(image, Image.Image):
         return 1 if image.mode in ("1", "L") else 3
     return int(image.shape[0]) if isinstance(image, torch.Tensor) and image.ndim == 3 else 3

@@ -8,7 +8,7 @@ epoch.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -71,6 +71,14 @@ class ShardSource(ImageSource):
     def fingerprint(self) -> str:
         """A digest of the samples' names, sizes and labels: the same wherever the shards lie."""
         return digest(b"\0".join(self.keys.tolist()), self.sizes, self.targets)
+
+    def location(self) -> str:
+        """Paths and URLs of the shards."""
+        return "\0".join(self.shards[number].location for number in np.unique(self.groups))
+
+    def states(self) -> Iterator[bytes]:
+        """The shards' keys, which have their sizes and versions."""
+        return (self.shards[number].key.encode() for number in np.unique(self.groups))
 
 
 def read_shards(settings: DataSettings, folder: ShardFolder | None = None) -> Splits:
