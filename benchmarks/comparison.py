@@ -28,6 +28,10 @@ def run_of(report: dict[str, Any], scrub: dict[str, str], commit: str | None = N
         seeds |= {cell["seed"] for cell in cells}
         numbers[f"{re.sub('[^a-z0-9]+', '_', name.lower())}_top1"] = [cell["top1"] for cell in cells]
     several = len(seeds) > 1
+    if any(cell.get("fold") is not None for cell in report["cells"]):  # over the test images of all of them
+        means = {one["name"]: one["top1"]["mean"] for one in report["contenders"]}
+        numbers = {f"{re.sub('[^a-z0-9]+', '_', name.lower())}_top1": [mean] for name, mean in means.items()}
+        several = False
     return Run(
         command=_scrubbed(how["command"], scrub),
         commit=commit or re.sub("-dirty", "", how.get("commit", "")) or None,

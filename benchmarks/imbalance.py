@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()
+    if len(options.seeds) < 2:
+        parser.error("--seeds: a standard deviation needs two or more")
     recipe = convnext.recipe("digits", epochs=options.epochs, batch_size=32, trackers=(), **{"data.val_fraction": 0.0})
     splits = load_splits(recipe.data)
     numbers: dict[str, dict[str, list[float]]] = {name: {"top1": [], "macro_f1": []} for name in METHODS}

@@ -1,7 +1,8 @@
 """What our kernels for CPU gain over PyTorch's operations: forward, and forward with all gradients.
 
 Ours and PyTorch's take turns on the same tensors in one process, with the allocator's settings of our trainer for both,
-and each is judged by its median. The branch is all of a block but the depthwise convolution.
+and each is judged by its median. The branch is all of a block but the depthwise convolution; pooling is that of squares
+of two pixels, as behind a dense convolution.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --shapes 16,96,56 16,192,28 16,384,14 16,768,7 --precision bf16
@@ -47,9 +48,20 @@ def torch_branch(block: Block, x: Tensor) -> Tensor:
     return y
 
 
+def our_pooling(_: Block, x: Tensor) -> Tensor:
+    """With our kernel."""
+    return kernels.max_pool2d(x, 2)
+
+
+def torch_pooling(_: Block, x: Tensor) -> Tensor:
+    """As the model computes without kernels."""
+    return F.max_pool2d(x, 2)
+
+
 HALVES: dict[str, tuple[Half, Half]] = {
     "convolution": (our_convolution, torch_convolution),
     "branch": (our_branch, torch_branch),
+    "pooling": (our_pooling, torch_pooling),
 }
 
 
@@ -76,13 +88,18 @@ def main() -> None:
     for n, dim, size in (map(int, shape.split(",")) for shape in options.shapes):
         block = Block(dim, layer_scale=1.0)
         x, dy = (torch.randn(n, dim, size, size).contiguous(memory_format=torch.channels_last) for _ in range(2))
-        x.requires_grad_()
         for name, halves in HALVES.items():
+            pair = x, dy
+            if name == "pooling":  # in the type of what a convolution gives
+                dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+                smaller = dy[..., : size // 2, : size // 2]
+                pair = x.to(dtype), smaller.to(dtype).contiguous(memory_format=torch.channels_last)
+            given, gradient = pair[0].detach().requires_grad_(), pair[1]
             for backward in (False, True):
                 times: tuple[list[float], list[float]] = ([], [])
                 for _ in range(options.rounds + 2):
                     for half, values in zip(halves, times, strict=True):
-                        values.append(seconds(half, block, x, dy, backward, options.precision == "bf16"))
+                        values.append(seconds(half, block, given, gradient, backward, options.precision == "bf16"))
                 ours, theirs = (1e3 * statistics.median(values[2:]) for values in times)  # the first steps allocate
                 what = f"{n}x{dim}x{size}x{size} {name}, forward{' and backward' if backward else ''}"
                 print(f"{what}: ours {ours:.2f} ms, PyTorch {theirs:.2f} ms, ratio {theirs / ours:.2f}")

@@ -183,6 +183,10 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
     comparison.main()
     table = speed_tables.comparison(lambda name, _: name, "comparison/models").splitlines()
     assert "| **-10.00 (-12.00 to -9.00)** |" in table[3]
+    (made / "report.json").write_text(json.dumps(report | {"cells": [cell | {"fold": cell["seed"]} for cell in cells]}))
+    comparison.main()
+    written = json.loads((results / "comparison" / "models" / "run.json").read_text())
+    assert written["numbers"] == {"ours_top1": 0.505, "swin_t_lr_1_top1": 0.605}
     with pytest.raises(TableError, match="results/comparison/other has no"):
         speed_tables.comparison(lambda name, _: name, "comparison/other")
     (made / "report.json").write_text(json.dumps(report | {"missing": ["one"]}))
