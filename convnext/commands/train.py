@@ -140,7 +140,7 @@ def _settings_file(args: Sequence[str]) -> dict[str, Any]:
     return read_settings(path / "settings.json" if path.is_dir() else path)
 
 
-def _comparison(run: "Run") -> list[str]:
+def numbers_beside(run: "Run") -> list[str]:
     """Lines with the numbers that others and we reached with the recipe, beside the run's where its images are those of
     the recipe."""
     if run.settings.recipe not in recipes.names():  # of a program, or of another version
@@ -187,7 +187,7 @@ def _summary(run: "Run", seconds: float) -> list[str]:
         f"Reached   top-1 {100 * report.top1:.2f} %, top-5 {100 * report.top5:.2f} %, macro-F1 {report.macro_f1:.4f}, "
         f"loss {report.loss:.4f} on {report.count:,} {run.test_name} images ({weights} weights)",
         f"Took      {duration(seconds)}{before}",
-        *_comparison(run),
+        *numbers_beside(run),
         f"Files     {run.path}: {files}",
         f"Next      convnext predict {shlex.quote(str(run.path))} IMAGE",
         *left_out,

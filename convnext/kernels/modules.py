@@ -16,7 +16,7 @@ from convnext.kernels.build import library
 from convnext.kernels.depthwise import convolve_with_shortcut, depthwise_conv2d
 from convnext.kernels.held import HeldBlock
 from convnext.kernels.mlp import computed_in, mlp, multiplies
-from convnext.kernels.pooling import MOST_SIDE, max_pool2d
+from convnext.kernels.pooling import MOST_KERNEL_SIZE, max_pool2d
 
 _DTYPES = {torch.float32, torch.bfloat16}
 # What `_Block` and `_PooledConv2d` compute, by name: this room may not import models. A class that overrides it is left
@@ -160,7 +160,12 @@ class _PooledConv2d(_Faster, nn.Conv2d):
     def _is_computed(self, y: Tensor) -> bool:
         """Whether the kernel computes that here and now; compiles it when it first does."""
         wanted = y.is_cpu and torch.is_grad_enabled() and y.requires_grad and not _is_recorded(y)
-        fits = y.dtype in _DTYPES and y.ndim == 4 and y.numel() > 0 and min(y.shape[2:]) >= self.pooling <= MOST_SIDE
+        fits = (
+            y.dtype in _DTYPES
+            and y.ndim == 4
+            and y.numel() > 0
+            and min(y.shape[2:]) >= self.pooling <= MOST_KERNEL_SIZE
+        )
         return wanted and fits and library() is not None
 
 

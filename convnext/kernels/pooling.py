@@ -7,29 +7,29 @@ from torch import Tensor
 
 from convnext.kernels.build import compiled, is_half, refuse_second_derivative
 
-MOST_SIDE = 16  # of a square, whose positions are counted in a byte
+MOST_KERNEL_SIZE = 16  # of a square, whose positions are counted in a byte
 
 
-def max_pool2d(x: Tensor, side: int) -> Tensor:
-    """The largest value of each square, of channels ``(N, C, H, W)``: ``(N, C, H // side, W // side)``.
+def max_pool2d(x: Tensor, kernel_size: int) -> Tensor:
+    """The largest value of each square, of channels ``(N, C, H, W)``: ``(N, C, H // kernel_size, W // kernel_size)``.
 
-    The same as PyTorch's, to the bit, with its gradient, for float32 and bfloat16, ``side`` up to `MOST_SIDE`, and an
-    ``x`` of at least that height and width.
+    The same as PyTorch's, to the bit, with its gradient, for float32 and bfloat16, a ``kernel_size`` up to
+    `MOST_KERNEL_SIZE`, and an ``x`` of at least that height and width.
     """
-    y: Tensor = _MaxPool2d.apply(x, side)
+    y: Tensor = _MaxPool2d.apply(x, kernel_size)
     return y
 
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, side: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel_size: int) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         n, c, h, w = ctx.shape = x.shape
-        y = _empty((n, c, h // side, w // side), x.dtype)
+        y = _empty((n, c, h // kernel_size, w // kernel_size), x.dtype)
         at = _empty(y.shape, torch.uint8)
-        compiled()("max_pool_forward", x, is_half(x), y, at, n, h, w, c, side)
+        compiled()("max_pool_forward", x, is_half(x), y, at, n, h, w, c, kernel_size)
         ctx.save_for_backward(at)
-        ctx.side = side
+        ctx.kernel_size = kernel_size
         return y
 
     @staticmethod
@@ -39,7 +39,7 @@ class _MaxPool2d(torch.autograd.Function):
         n, c, h, w = ctx.shape
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = _empty((n, c, h, w), dy.dtype)
-        compiled()("max_pool_backward", dy, is_half(dy), dx, at, n, h, w, c, ctx.side)
+        compiled()("max_pool_backward", dy, is_half(dy), dx, at, n, h, w, c, ctx.kernel_size)
         return dx, None
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convnext import create_model, kernels
-from convnext.kernels.pooling import MOST_SIDE, max_pool2d
+from convnext.kernels.pooling import MOST_KERNEL_SIZE, max_pool2d
 from convnext.models.convnext import PooledConv2d
 from tests.support.kernel_cases import results
 
@@ -29,7 +29,7 @@ def bits(tensors: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
-    ("shape", "side"),
+    ("shape", "kernel_size"),
     [
         ((2, 5, 7, 9), 2),
         ((2, 5, 7, 9), 3),
@@ -37,21 +37,21 @@ def bits(tensors: list[Tensor]) -> list[Tensor]:
         ((1, 64, 8, 8), 4),
         ((2, 33, 2, 2), 2),
         ((2, 3, 5, 1), 1),
-        ((1, 17, 35, 16), MOST_SIDE),
+        ((1, 17, 35, 16), MOST_KERNEL_SIZE),
     ],
 )
 def test_the_same_bits_as_pytorch(
-    shape: tuple[int, ...], side: int, memory_format: torch.memory_format, dtype: torch.dtype
+    shape: tuple[int, ...], kernel_size: int, memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
     x = images(shape, dtype).contiguous(memory_format=memory_format).requires_grad_()
     before, actual = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            actual.append(results(max_pool2d(x, side), [x]))
+            actual.append(results(max_pool2d(x, kernel_size), [x]))
     finally:
         torch.set_num_threads(before)
-    expected = results(F.max_pool2d(x, side), [x])
+    expected = results(F.max_pool2d(x, kernel_size), [x])
     for each in actual:
         assert [t.dtype for t in each] == [dtype] * 2
         assert all(map(torch.equal, bits(each), bits(expected)))
@@ -66,9 +66,9 @@ def test_a_model_that_pools_computes_the_same_bits_with_it(autocast: bool, monke
     kernels.install(model)
     x, called = torch.randn(4, 3, 35, 37), list[int]()
 
-    def counted(x: Tensor, side: int) -> Tensor:
-        called.append(side)
-        return max_pool2d(x, side)
+    def counted(x: Tensor, kernel_size: int) -> Tensor:
+        called.append(kernel_size)
+        return max_pool2d(x, kernel_size)
 
     def gradients() -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -78,7 +78,7 @@ def test_a_model_that_pools_computes_the_same_bits_with_it(autocast: bool, monke
     monkeypatch.setattr("convnext.kernels.modules.max_pool2d", counted)
     with_kernel = gradients()
     assert called == [2, 2]
-    monkeypatch.setattr("convnext.kernels.modules.MOST_SIDE", 1)  # all are left to PyTorch
+    monkeypatch.setattr("convnext.kernels.modules.MOST_KERNEL_SIZE", 1)  # all are left to PyTorch
     assert all(map(torch.equal, gradients(), with_kernel))
     assert called == [2, 2]
 
