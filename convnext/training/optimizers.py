@@ -116,7 +116,8 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
         return [SGD(groups(named), lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)]
     matrices: dict[str, nn.Parameter] = {}
     if settings.name == "muon":
-        matrices = {name: p for name, p in named.items() if p.ndim == 2 and not _is_of_classifier(name, model)}
+        heads = _heads(model)
+        matrices = {name: p for name, p in named.items() if p.ndim == 2 and not name.startswith(heads)}
         if settings.muon_filters:
             matrices |= {name: p for name, p in named.items() if p.ndim == 4 and p.shape[1] > 1}
         if not matrices:
@@ -137,10 +138,10 @@ def make_optimizers(model: nn.Module, settings: OptimizerSettings) -> list[Optim
     return [MatrixMuon(muon_groups, **options), adamw] if matrices else [adamw]
 
 
-def _is_of_classifier(name: str, model: nn.Module) -> bool:
-    """Whether a matrix is one of a head, or of the last linear layer, whatever a library calls that."""
-    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
-    return name.startswith(("head", "fc")) or name.removesuffix(".weight") in last
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """How the names of a head's parameters begin, the last linear layer among them, whatever a library calls that."""
+    last = [f"{name}." for name, module in model.named_modules() if name and isinstance(module, nn.Linear)][-1:]
+    return ("head", "fc", *last)
 
 
 def _lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
