@@ -21,6 +21,7 @@ from convnext.data.sources import ImageSource
 from convnext.errors import SettingsError
 from convnext.training.interruption import StopSignals
 from convnext.training.memory import settle_augment_on
+from convnext.training.proxy import proxy_model
 from convnext.training.resolve import cached, prepare
 from convnext.training.trainer import Trainer
 
@@ -162,8 +163,11 @@ def _seconds_of_evaluation(trainer: Trainer, source: ImageSource, signals: StopS
 
 
 def flops(settings: RunSettings, num_classes: int, images: int) -> float:
-    """Of a whole training with the settings, whose model is resolved, on so many images."""
-    return sum(flops_by_epoch(settings, num_classes, images))
+    """Of a whole training with the settings, whose model is resolved, on a data set of so many images; CheckpointError
+    where they name a proxy that cannot be read."""
+    proxy = None if settings.proxy_from is None else proxy_model(settings.proxy_from)
+    trained = images * settings.batch_size // settings.drawn_batch_size
+    return sum(flops_by_epoch(settings, num_classes, trained, proxy))
 
 
 def fitted(

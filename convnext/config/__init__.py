@@ -297,6 +297,11 @@ class RunSettings(Settings):
     """Keep images in NHWC order in memory, the faster one for ConvNeXt."""
     filters_from: Path | None = None
     """Run or weights file: depthwise filters are drawn with the covariance of its own (Trockman et al. 2022)."""
+    proxy_from: Path | None = None
+    """Run of a small network on the same images, which judges those of each batch: only the share that it finds hardest
+    is trained on (Jordan 2024). None for all."""
+    proxy_keep: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """That share, with --proxy-from; an epoch then takes as many times fewer steps."""
     freeze: Annotated[int, Field(ge=0)] = 0
     """Stages, from the input on and with the stem, whose weights stay as they are; for fine-tuning."""
     compile: bool = False
@@ -349,6 +354,11 @@ class RunSettings(Settings):
     def warmup_epochs(self) -> float:
         """Epochs of warm-up of this run."""
         return min(self.optimizer.warmup_epochs, self.epochs / 4)
+
+    @property
+    def drawn_batch_size(self) -> int:
+        """Images among which those of an optimizer step are chosen: with `proxy_from` more than `batch_size`."""
+        return self.batch_size if self.proxy_from is None else round(self.batch_size / self.proxy_keep)
 
     @property
     def peak_lr(self) -> float:

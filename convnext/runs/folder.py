@@ -119,14 +119,16 @@ def at_home(settings: RunSettings, run: Path) -> RunSettings:
 def absolute_paths(settings: RunSettings) -> RunSettings:
     """The settings with absolute paths of data and weights, so that they mean the same in every working directory;
     those of weights that are not there stay as they are."""
-    data, filters_from = settings.data, settings.filters_from
     changes: dict[str, Any] = {
-        f"data.{name}": path.absolute() for name in ("root", "exclude") if (path := getattr(data, name))
+        f"data.{name}": path.absolute() for name in ("root", "exclude") if (path := getattr(settings.data, name))
     }
+    for name in ("filters_from", "proxy_from"):
+        if path := getattr(settings, name):
+            changes[name] = path.absolute()
     weights = weights_path(settings.model.weights)
     if weights is not None and weights.exists():
         changes["model.weights"] = str(weights.absolute())
-    changed: RunSettings = settings.replace(filters_from=filters_from and filters_from.absolute(), **changes)
+    changed: RunSettings = settings.replace(**changes)
     return changed
 
 

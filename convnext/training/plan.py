@@ -42,6 +42,7 @@ def plan(settings: RunSettings) -> tuple[RunSettings, list[str]]:
         if data.augment_on == "device":
             trainer.resident = ResidentImages(full_size, splits, trainer.device, steps=_WARMUP + _TIMED)
         trainer.settings = settle_gradient_accumulation(full_size, trainer.raw_model, accelerator)
+        trainer.choose_by(settings.proxy_from)
         step = _seconds_a_step(trainer, accelerator)
     settings = settings.replace(gradient_accumulation=trainer.settings.gradient_accumulation)
     sizes = sizes_by_epoch(data, settings.epochs)

@@ -31,7 +31,7 @@ def announcement(
     """What will be trained on what, and how."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held_out = f"{len(splits.val):,} validation, " if splits.val is not None else "no validation, "
-    warmup, steps = settings.warmup_epochs, len(splits.train) // settings.batch_size
+    warmup, steps = settings.warmup_epochs, len(splits.train) // settings.drawn_batch_size
     arithmetic = f"{settings.precision} by {kernels.describe()}" if kernels.installed(model) else settings.precision
     split = f" in {settings.gradient_accumulation} parts" if settings.gradient_accumulation != 1 else ""
     sizes = f"{settings.data.image_size} px" + (f", trained at {size} px" if (size := settings.data.train_size) else "")

@@ -22,13 +22,7 @@ from convnext.data.loading.loader import Batch, raise_if_strict, seed_for, train
 from convnext.data.loading.resident import ResidentImages, training_batches
 from convnext.data.splits import Splits
 from convnext.errors import CheckpointError, UserError, reason
-from convnext.evaluation.evaluator import (
-    PICTURES,
-    SplitLogits,
-    compute_logits,
-    prepare_model,
-    write_report,
-)
+from convnext.evaluation.evaluator import PICTURES, SplitLogits, compute_logits, prepare_model, write_report
 from convnext.evaluation.images import check_classes
 from convnext.evaluation.metrics import Report, compute_report
 from convnext.models import registry
@@ -42,13 +36,8 @@ from convnext.training import faults, progress
 from convnext.training.interruption import InterruptedRunError, StopSignals, stopping_together
 from convnext.training.loss import class_weights
 from convnext.training.memory import images_to_evaluate, settle_augment_on, settle_gradient_accumulation
-from convnext.training.optimizers import (
-    WeightAverage,
-    configure,
-    load_optimizers,
-    make_optimizers,
-    optimizer_tensors,
-)
+from convnext.training.optimizers import WeightAverage, configure, load_optimizers, make_optimizers, optimizer_tensors
+from convnext.training.proxy import Proxy, load_proxy, own_copy
 from convnext.training.start import start
 from convnext.training.step import Stepper, Taken, are_finite, compiled, decides_on_device
 from convnext.training.tracking import Tracker
@@ -70,6 +59,7 @@ class Trainer:
     Attributes:
         folder: the run's, once `open` was given it.
         resident: the training images on the device, where `open` was to put them there.
+        proxy: what chooses among the images of a batch, once `choose_by` was given its folder.
         unreadable: the images that could not be read, each once.
 
     Raises:
@@ -87,6 +77,7 @@ class Trainer:
         self.info = ModelInfo.of(settings, splits)
         self.images = training_images(settings, splits.train, splits.mean)
         self.resident: ResidentImages | None = None
+        self.proxy: Proxy | None = None
         self.normalize = Normalize(splits.mean, splits.std).to(self.device)
         self.mix = batch_mix(settings.augment, len(splits.classes))
         self.mixed_steps = round(settings.augment.mix_until * self.total_steps)
@@ -133,9 +124,9 @@ class Trainer:
         self.settings = settle_augment_on(as_begun(folder, self.settings), self.splits, self.accelerator)
         if self.settings.data.augment_on == "device" and self.state.step < self.total_steps:
             self.resident = ResidentImages(self.settings, self.splits, self.device, self.state.step, self.main)
-        self.settings = self.state.settings = settle_gradient_accumulation(
-            self.settings, self.raw_model, self.accelerator
-        )
+        self.settings = settle_gradient_accumulation(self.settings, self.raw_model, self.accelerator)
+        self.state.settings = self.settings
+        self.choose_by(distributed.from_main(self.accelerator, lambda: own_copy(folder, self.settings)))
         if self.main:
             sweep(folder)
             if changed := changed_since(folder, self.settings):
@@ -143,6 +134,10 @@ class Trainer:
             write_settings(folder, self.settings)
         # An epoch whose validation was stopped is written down once that is done.
         self.tracker = Tracker(folder, self.state.step - self.state.unvalidated, self.settings, self.main)
+
+    def choose_by(self, folder: Path | None) -> None:
+        """Train on the images that the proxy in ``folder`` chooses, if any; errors as of `load_proxy`."""
+        self.proxy = None if folder is None else load_proxy(folder, self.settings, self.info, self.accelerator)
 
     def fit(self, signals: StopSignals) -> None:
         """Train from the step at which the run stands to the end, or until patience is over; ``signals`` are asked
@@ -216,6 +211,7 @@ class Trainer:
         process was asked to stop, and whether one was asked to save."""
         self._note_unreadable(batch.unreadable)
         step, settings, count = self.state.step, self.settings, len(batch.targets)
+        count = min(count, self.proxy.most) if self.proxy else count
         (total,) = distributed.agreed(self.accelerator, count)
         self.state.step += 1
         if total:
@@ -254,9 +250,12 @@ class Trainer:
             return images, nothing, nothing
         pixels = batch.images.to(self.device, non_blocking=True, memory_format=self.memory_format)
         images, labels = self.normalize(pixels), batch.targets.to(self.device, non_blocking=True)
+        mixing = list(batch.mixing)
+        if self.proxy is not None:
+            images, labels, *mixing = self.proxy.choose(images, labels, *mixing)
         if self.mix is None or self.state.step > self.mixed_steps:  # that step is under way, and counted already
             return images, labels, labels
-        return *self.mix(images, labels, *batch.mixing), labels
+        return *self.mix(images, labels, *mixing), labels
 
     def _note_skipped(self, taken: Taken, gradient: dict[str, float]) -> None:
         """Say where a step that was left out went wrong; too many in a row end the run."""

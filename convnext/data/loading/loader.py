@@ -282,7 +282,7 @@ def training_sampler(settings: RunSettings, source: ImageSource, rank: int, worl
     """
     return TrainSampler(
         len(source),
-        settings.batch_size,
+        settings.drawn_batch_size,
         settings.epochs,
         settings.seed,
         rank=rank,

@@ -96,7 +96,7 @@ class ResidentImages:
         self.device, self.unreadable = device, dict[int, str]()
         self._sizes = _sizes(settings)
         source = splits.train
-        first_epoch = step // (len(source) // settings.batch_size)
+        first_epoch = step // (len(source) // settings.drawn_batch_size)
         self._chosen = np.arange(len(source))
         if steps is not None:
             sampler = training_sampler(settings, source, 0, 1)
