@@ -48,7 +48,7 @@ OURS = {
         "caltech256",
         "mini-imagenet",
     ),
-    *("tiny-imagenet", "tiny-imagenet-fast", "imagenette", "folder"),
+    *("tiny-imagenet", "tiny-imagenet-fast", "tiny-imagenet-long", "imagenette", "folder"),
 }
 
 # One epoch of one block on tiny images, under what else a recipe has.
