@@ -41,7 +41,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 test: lint
-	CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs
+	! command -v nvidia-smi || CUDA_VISIBLE_DEVICES=$${CUDA_VISIBLE_DEVICES:-0} $(BIN)/pytest -m cuda -rs
 	$(BIN)/pytest --numprocesses auto --durations 30
 
 clean:

@@ -1,6 +1,6 @@
 """What is different on a GPU: arithmetic, memory formats, transfers, compiled steps, and runs that change device.
 
-Needs a CUDA device: ``CUDA_VISIBLE_DEVICES=0 pytest -m cuda``, which is a part of ``make test``.
+Needs a CUDA device: ``CUDA_VISIBLE_DEVICES=0 pytest -m cuda``, which is a part of ``make test`` where there is one.
 """
 
 from collections.abc import Callable, Iterable

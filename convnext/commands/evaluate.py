@@ -64,7 +64,9 @@ def main(args: Sequence[str]) -> int:
     options = parse(_Evaluate, args, "evaluate")
     _check(options)
     paths = [path for path in (options.run, options.other) if path is not None]
-    measured = [_measure(path, options) for path in paths]
+    subjects = [_open(path, options) for path in paths]
+    _check_subjects(subjects, options)
+    measured = [_measure(subject, options) for subject in subjects]
     two = None
     if options.other is not None:
         from convnext.comparison.two_runs import compare_two
@@ -95,14 +97,32 @@ class _Measured:
 def _check(options: _Evaluate) -> None:
     if options.limit is not None and options.corruptions is None and options.sizes is None:
         raise SettingsError("--limit is of --corruptions and --sizes: give one of them, or leave it out")
+    if options.limit is not None and options.limit < 1:
+        raise SettingsError(f"--limit: must be at least 1, got {options.limit}")
     if options.corruptions is not None:
         from convnext.evaluation.corruptions import check_names
 
         check_names(options.corruptions)
 
 
-def _measure(path: Path, options: _Evaluate) -> _Measured:
-    subject = _open(path, options)
+def _check_subjects(subjects: "Sequence[Subject]", options: _Evaluate) -> None:
+    """Refuse what the options ask of subjects that cannot give it, before minutes go into the images."""
+    from convnext.evaluation import deeper
+
+    for subject in subjects:
+        if options.calibration:
+            deeper.check_calibration(subject)
+        if options.sizes is not None:
+            deeper.check_sizes(subject, options.sizes)
+        if options.corruptions is not None:
+            deeper.check_corruptions(subject)
+    if len(subjects) == 2:
+        from convnext.comparison.two_runs import check_two
+
+        check_two(subjects)
+
+
+def _measure(subject: "Subject", options: _Evaluate) -> _Measured:
     from convnext.evaluation import deeper
     from convnext.evaluation.corruptions import check_names
     from convnext.evaluation.evaluator import report_on

@@ -34,14 +34,10 @@ def compare_two(subjects: Sequence[Subject], predictions: Sequence[SplitLogits])
         predictions: of each, on its images.
 
     Raises:
-        DataError: they are of different images or classes.
+        DataError: as of `check_two`.
     """
-    first, second = subjects
-    if first.info.classes != second.info.classes or first.source.fingerprint() != second.source.fingerprint():
-        raise DataError(
-            f"{first.path} and {second.path} are evaluated on other images or classes: give both the same --data.root "
-            f"and --split"
-        )
+    check_two(subjects)
+    first, _ = subjects
     classes = first.info.classes
     indices_a, indices_b = (each.indices.numpy() for each in predictions)
     common, *rows = np.intersect1d(indices_a, indices_b, return_indices=True)
@@ -55,6 +51,16 @@ def compare_two(subjects: Sequence[Subject], predictions: Sequence[SplitLogits])
     named = {classes[label]: pair for label, pair in zip(present, pairs, strict=True)}
     ordered = sorted(named.items(), key=lambda item: (-abs(item[1].difference), item[1].p))
     return TwoRuns(paired_difference(*right), dict(ordered))
+
+
+def check_two(subjects: Sequence[Subject]) -> None:
+    """Refuse, with a DataError, two models that are of different images or classes."""
+    first, second = subjects
+    if first.info.classes != second.info.classes or first.source.fingerprint() != second.source.fingerprint():
+        raise DataError(
+            f"{first.path} and {second.path} are evaluated on other images or classes: give both the same --data.root "
+            f"and --split"
+        )
 
 
 def _right(predictions: SplitLogits) -> NDArray[np.bool_]:

@@ -22,8 +22,23 @@ def calibration_of(subject: Subject, predictions: SplitLogits) -> Calibration:
     ``<stem>_calibration.json`` and ``<stem>_reliability.png`` beside its report.
 
     Raises:
+        UserError: as of `check_calibration`.
+    """
+    fitted = subject.logits(check_calibration(subject), subject.info)
+    calibration = calibrate(predictions.logits, predictions.targets, fitted.logits, fitted.targets)
+    write_text(subject.folder / f"{subject.stem}_calibration.json", json.dumps(calibration.as_dict(), indent=2))
+    bins = {"as it is": calibration.before, f"temperature {calibration.temperature:.3g}": calibration.after}
+    panels = {f"{name}: ECE {100 * each.error:.2f} %": (each.accuracy, each.counts) for name, each in bins.items()}
+    reliability_diagram(calibration.before.edges, panels, subject.folder / f"{subject.stem}_reliability.png")
+    return calibration
+
+
+def check_calibration(subject: Subject) -> ImageSource:
+    """The images that the subject's temperature is fitted on.
+
+    Raises:
         DataError: it has no validation split.
-        SettingsError: the images are those of the validation split, or have them among them.
+        SettingsError: the images to evaluate are those of the validation split, or have them among them.
     """
     fitting = subject.split("val")
     joined = subject.source.sources if isinstance(subject.source, JoinedSource) else ()
@@ -33,13 +48,7 @@ def calibration_of(subject: Subject, predictions: SplitLogits) -> Calibration:
         raise SettingsError(
             f"--calibration fits the temperature on the validation split, so that it cannot be measured there: {remedy}"
         )
-    fitted = subject.logits(fitting, subject.info)
-    calibration = calibrate(predictions.logits, predictions.targets, fitted.logits, fitted.targets)
-    write_text(subject.folder / f"{subject.stem}_calibration.json", json.dumps(calibration.as_dict(), indent=2))
-    bins = {"as it is": calibration.before, f"temperature {calibration.temperature:.3g}": calibration.after}
-    panels = {f"{name}: ECE {100 * each.error:.2f} %": (each.accuracy, each.counts) for name, each in bins.items()}
-    reliability_diagram(calibration.before.edges, panels, subject.folder / f"{subject.stem}_reliability.png")
-    return calibration
+    return fitting
 
 
 def accuracy_by_size(subject: Subject, sizes: Sequence[int], limit: int | None = None) -> dict[int, float]:
@@ -52,12 +61,9 @@ def accuracy_by_size(subject: Subject, sizes: Sequence[int], limit: int | None =
         limit: of the images, this many, spread evenly; None for all.
 
     Raises:
-        SettingsError: a model or file that takes one size alone, or is too small for a size.
+        SettingsError: as of `check_sizes`; or the model is too small for a size.
     """
-    if not subject.flexible:
-        raise SettingsError(f"--sizes: {subject.path} takes images of one size here: evaluate its run, on PyTorch")
-    if min(sizes, default=0) < 1:
-        raise SettingsError(f"--sizes: needs sides of 1 pixel or more, got {' '.join(map(str, sizes)) or 'none'}")
+    check_sizes(subject, sizes)
     source, by_size = _some(subject.source, limit), {}
     for size in sizes:
         try:
@@ -67,6 +73,14 @@ def accuracy_by_size(subject: Subject, sizes: Sequence[int], limit: int | None =
         by_size[size] = _accuracy(predictions)
     write_text(subject.folder / f"{subject.stem}_sizes.json", json.dumps(by_size, indent=2))
     return by_size
+
+
+def check_sizes(subject: Subject, sizes: Sequence[int]) -> None:
+    """Refuse, with a SettingsError, sides that are none, and a model or file that takes one size alone."""
+    if not subject.flexible:
+        raise SettingsError(f"--sizes: {subject.path} takes images of one size here: evaluate its run, on PyTorch")
+    if min(sizes, default=0) < 1:
+        raise SettingsError(f"--sizes: needs sides of 1 pixel or more, got {' '.join(map(str, sizes)) or 'none'}")
 
 
 def accuracy_by_corruption(subject: Subject, names: Sequence[str], limit: int | None = None) -> dict[str, list[float]]:
@@ -79,11 +93,10 @@ def accuracy_by_corruption(subject: Subject, names: Sequence[str], limit: int | 
         limit: of the images, this many, spread evenly; None for all.
 
     Raises:
-        SettingsError: a file that crops images by itself.
+        SettingsError: as of `check_corruptions`.
     """
+    check_corruptions(subject)
     info, source = subject.info, _some(subject.source, limit)
-    if not subject.flexible and info.center_crop != 1:
-        raise SettingsError(f"--corruptions: {subject.path} crops images by itself: evaluate its run, on PyTorch")
     cropped = info.model_copy(update={"center_crop": 1.0})
     accuracies: dict[str, list[float]] = {}
     for name in names:
@@ -96,11 +109,15 @@ def accuracy_by_corruption(subject: Subject, names: Sequence[str], limit: int | 
     return accuracies
 
 
+def check_corruptions(subject: Subject) -> None:
+    """Refuse, with a SettingsError, a file that crops images by itself."""
+    if not subject.flexible and subject.info.center_crop != 1:
+        raise SettingsError(f"--corruptions: {subject.path} crops images by itself: evaluate its run, on PyTorch")
+
+
 def _some(source: ImageSource, limit: int | None) -> ImageSource:
     if limit is None or limit >= len(source):
         return source
-    if limit < 1:
-        raise SettingsError(f"--limit: must be at least 1, got {limit}")
     return source.subset(np.linspace(0, len(source) - 1, limit).astype(np.int64))
 
 

@@ -1,7 +1,7 @@
 """All of Tiny ImageNet from scratch in two and a half hours on two CPU cores.
 
-Recipe `tiny-imagenet-fast` with a patch size of 2, so that the stages see 27, 13 and 6 positions a side in place of 13, 6
-and 3, with fewer channels for it; images grow from 32 to 56 px over most of the epochs; mixing until the last epoch.
+Recipe `tiny-imagenet-fast` with a patch size of 2, so that the stages see 27, 13 and 6 positions a side in place of 13,
+6 and 3, with fewer channels for it; images grow from 32 to 56 px over most of the epochs; mixing until the last epoch.
 
 Reaches 59.16 % top-1 on the validation images with 3.11 M parameters in 148 minutes on two cores of an AMD EPYC, Zen 5
 (``results/tiny-imagenet/long``). What was tried is in ``docs/research/tiny-imagenet.md``.

@@ -99,11 +99,15 @@ def test_an_exported_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--corruptions", "fog", "--limit", "0"], "--limit: must be at least 1, got 0"),
         (["--sizes", "0"], "--sizes: needs sides of 1 pixel or more, got 0"),
         (["--sizes"], "--sizes: needs sides of 1 pixel or more, got none"),
+        (["nowhere"], "run folder nowhere is not there"),
     ],
 )
 def test_mistakes(run: Path, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for stem in ("test", "val", "all"):
+        (run / f"{stem}_report.json").unlink(missing_ok=True)
     assert main(["evaluate", str(run), *options]) == 2
     assert complaint in capsys.readouterr().err
+    assert not list(run.glob("*_report.json"))  # no image was judged for nothing
 
 
 def test_two_runs_on_other_images(run: Path, small_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
