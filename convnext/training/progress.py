@@ -45,6 +45,7 @@ def announcement(
         f"reference {settings.optimizer.reference_batch_size}; {counted(settings.epochs, 'epoch')} of "
         f"{counted(steps, 'step')}, {warmup:g} of warm-up; run folder {folder}",
         *_about_muon(settings),
+        *_about_proxy(settings),
         *_about_classes(settings, splits),
     )
 
@@ -61,6 +62,15 @@ def _about_muon(settings: RunSettings) -> Iterator[str]:
             )
     elif unused := [f"optimizer.{name}" for name in ("muon_filters", "muon_relative_lr") if getattr(optimizer, name)]:
         yield f"for Muon alone, so without effect on {optimizer.name}: {', '.join(unused)}"
+
+
+def _about_proxy(settings: RunSettings) -> Iterator[str]:
+    """Which images are trained on, where a network chooses them."""
+    if settings.proxy_from is not None:
+        yield (
+            f"of each {settings.drawn_batch_size:,} images the {settings.batch_size:,} are trained on that the network "
+            f"of {settings.proxy_from} finds hardest"
+        )
 
 
 def _about_classes(settings: RunSettings, splits: Splits) -> Iterator[str]:

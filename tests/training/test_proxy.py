@@ -59,7 +59,11 @@ class _Table(nn.Module):
 
 @pytest.mark.parametrize("augment_on", ["workers", "device"])
 def test_each_step_takes_the_hardest_of_twice_its_images(
-    proxy: convnext.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment_on: str
+    proxy: convnext.Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    augment_on: str,
 ) -> None:
     drawn, trained = list[Tensor](), list[Tensor]()
     choose, take = Proxy.choose, Stepper.take
@@ -81,6 +85,7 @@ def test_each_step_takes_the_hardest_of_twice_its_images(
     monkeypatch.setattr(Stepper, "take", taken)
     changes = {"augment.mix_probability": 0.0, "data.augment_on": augment_on, "precision": "fp32"}
     run = convnext.train(settings(tmp_path, batch_size=100, proxy_from=proxy.path, **changes))
+    assert f"of each 200 images the 100 are trained on that the network of {proxy.path} finds" in capfd.readouterr().err
     assert len(drawn) == len(trained) == 2 * 6  # of some 1,300 training images
     assert read_metrics(run.path)[-1]["step"] == 12
     for before, after in zip(drawn, trained, strict=True):
@@ -129,4 +134,6 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
     folder = {"data.name": "folder", "data.root": small_folder, "data.mean": (0.5,) * 3, "data.std": (0.2,) * 3}
     with pytest.raises(CheckpointError, match="knows 10 classes and the data has 3"):
         convnext.train(settings(output, proxy_from=proxy.path, batch_size=8, **folder))
+    with pytest.raises(SettingsError, match=r"for 1000 images 2000 are drawn, and there are 1293 training images"):
+        convnext.train(settings(output, proxy_from=proxy.path, batch_size=1000))
     assert not list(output.glob("*/*"))

@@ -280,6 +280,12 @@ def training_sampler(settings: RunSettings, source: ImageSource, rank: int, worl
     Raises:
         SettingsError: a batch larger than the training set.
     """
+    drawn, there = settings.drawn_batch_size, len(source)
+    if settings.batch_size <= there < drawn:
+        raise SettingsError(
+            f"proxy_keep {settings.proxy_keep:g} of a batch: for {settings.batch_size} images {drawn} are drawn, and "
+            f"there are {there} training images: lower --batch-size or raise --proxy-keep"
+        )
     return TrainSampler(
         len(source),
         settings.drawn_batch_size,
