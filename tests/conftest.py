@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the same arithmetic on ever
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads, which wait for each other
 
 import torch
+from torch.utils.benchmark import Timer
 
 import convnext
 from convnext.config import DataSettings
@@ -31,6 +34,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_forkserver() -> None:
+    """Start what `tests.support.killing` forks from, where a test uses it: the first who starts it chooses what it has
+    imported and its environment, and it imports tests from the working directory that it is started in."""
+    if "tests.support.killing" in sys.modules:
+        commands = [f"convnext.commands.{name}" for name in ("train", "evaluate", "compare")]
+        others = ["convnext.training.train", "convnext.inference.benchmark.measuring"]
+        late = ["sklearn.datasets", "sklearn.metrics", "sklearn.model_selection"]  # which training imports late
+        forkserver.set_forkserver_preload(["tests.support.killing", *commands, *others, *late])
+        forkserver.ensure_running()  # which does not wait for the imports
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_measurements() -> Iterator[None]:
+    """The speed that a report states is measured in a moment: no test is of how large it is."""
+    usual = Timer.blocked_autorange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Timer, "blocked_autorange", lambda timer, **_: usual(timer, min_run_time=0.02))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Each notebook runs, as it stands, in an empty folder; none is stored with what it once printed."""
+"""Each notebook runs, with one epoch in place of four, in an empty folder; none is stored with what it once printed."""
 
 import os
 import sys
@@ -11,6 +11,8 @@ from nbformat import NotebookNode
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
+FOUR_EPOCHS = {"train": "EPOCHS = 4", "predict": "epochs=4", "roadmap": "EPOCHS = (0, 15), 4"}
+
 
 def read(path: Path) -> NotebookNode:
     return nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)  # type: ignore[no-untyped-call,no-any-return]
@@ -21,6 +23,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     notebook = read(path)
+    four = FOUR_EPOCHS[path.stem]
+    (cell,) = (cell for cell in notebook.cells if four in cell.source)
+    cell.source = cell.source.replace(four, f"{four.removesuffix('4')}1")
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -36,4 +41,4 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {"train", "predict", "roadmap"}
+    assert {path.stem for path in NOTEBOOKS} == set(FOUR_EPOCHS)

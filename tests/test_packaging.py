@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,15 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from convnext.kernels.build import forget, library
+from convnext.storage.downloads import cache_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*command: str | Path, cwd: Path, **variables: str) -> str:
-    """Standard output of a command, with nothing from the tests' environment that would lead to the repository."""
+def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, which succeeds, with nothing from the tests' environment that would lead to the repository."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(command, cwd=cwd, env=environment | variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:
@@ -38,6 +42,28 @@ def files_of(wheel: Path) -> list[str]:
     return sorted(zipfile.ZipFile(wheel).namelist())
 
 
+def compiled_here(cache: Path) -> set[str]:
+    """The kernels' compiled libraries, copied into another cache folder; none where nothing compiles them."""
+    forget()  # one in a folder of another test
+    if library() is None:
+        return set()
+    unfinished = shutil.ignore_patterns(".*")  # by another process
+    shutil.copytree(cache_folder() / "kernels", cache / "kernels", ignore=unfinished)
+    return {path.name for path in cache.glob("kernels/*.so")}
+
+
+COMMANDS = """
+import sys
+from pathlib import Path
+from convnext.cli import main
+sys.exit(
+    main(["evaluate", "runs/digits", "--json"])
+    or main(["datasets", "digits", "--to-folder", "images"])
+    or main(["predict", "runs/digits", str(next(Path("images/test/7").iterdir())), "--json"])
+)
+"""
+
+
 def test_the_digits_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
@@ -46,19 +72,20 @@ def test_the_digits_from_an_installed_wheel(wheel: Path, tmp_path: Path) -> None
     # What it depends on is in the tests' environment; a .pth in a folder that a .pth names, such as that of an editable
     # installation, is not read.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    python, cache = environment / "bin" / "python", str(tmp_path / "cache")
-
-    def convnext(*words: str) -> str:
-        return run(python, "-m", "convnext", *words, cwd=tmp_path, CONVNEXT_CACHE=cache)
+    python, cache = environment / "bin" / "python", tmp_path / "cache"
+    compiled = compiled_here(cache)
 
     where = run(python, "-c", "import convnext; print(convnext.__file__)", cwd=tmp_path)
-    assert where == f"{packages / 'convnext' / '__init__.py'}\n"
-    convnext("train", "digits", "--epochs", "1", "--output", "runs")
-    assert json.loads(convnext("evaluate", "runs/digits", "--json"))["count"] == 360
-    convnext("datasets", "digits", "--to-folder", "images")
-    image = str(next((tmp_path / "images" / "test" / "7").iterdir()))
-    assert len(json.loads(convnext("predict", "runs/digits", image, "--json"))[0]["predictions"]) == 5
-    assert list((tmp_path / "cache" / "kernels").glob("*.so"))  # compiled from the sources that the wheel has
+    assert where.stdout == f"{packages / 'convnext' / '__init__.py'}\n"
+    words = ["-m", "convnext", "train", "digits", "--epochs", "1", "--output", "runs"]
+    trained = run(python, *words, cwd=tmp_path, CONVNEXT_CACHE=str(cache))
+    # A library is named by the sources that it was compiled from: the wheel has these.
+    assert {path.name for path in cache.glob("kernels/*.so")} == compiled
+    assert ("by compiled " in trained.stderr) == bool(compiled)
+    used = run(python, "-c", COMMANDS, cwd=tmp_path, CONVNEXT_CACHE=str(cache))
+    report, predicted = (json.loads(line) for line in used.stdout.splitlines() if line[0] in "[{")
+    assert report["count"] == 360
+    assert len(predicted[0]["predictions"]) == 5
     script = zipfile.ZipFile(wheel).read(next(name for name in files_of(wheel) if name.endswith("entry_points.txt")))
     assert b"convnext = convnext.cli:main" in script
     assert "convnext/inference/server/page/index.html" in files_of(wheel)

@@ -5,8 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import convnext
 from convnext.cli import main
 from convnext.errors import CheckpointError, SettingsError
+from convnext.inference import runtimes
 from convnext.inference.export import onnx_file, openvino_file
 from convnext.inference.export.export import export
 from convnext.inference.export.formats import Source
@@ -28,6 +31,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
     monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which backends are soon measured, each as much slower as the others."""
+    monkeypatch.setattr(runtimes, "time", SimpleNamespace(perf_counter=lambda: 20 * time.perf_counter()))
 
 
 @pytest.fixture
@@ -92,6 +101,7 @@ def test_other_weights_are_another_export(cache: Path, run: Path, digits_images:
     assert len(list(cache.rglob("model.onnx"))) == 2
 
 
+@pytest.mark.usefixtures("hurried")
 def test_auto_takes_the_fastest_and_remembers_it(cache: Path, run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first = convnext.Predictor.load(run, backend="auto")
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("backend ")]
@@ -110,6 +120,7 @@ def test_auto_takes_the_fastest_and_remembers_it(cache: Path, run: Path, capfd: 
         assert set(json.loads(remembered.read_text())) == set(rates)
 
 
+@pytest.mark.usefixtures("hurried")
 def test_an_export_that_is_not_its_source_is_an_error_and_left_out_by_auto(
     cache: Path, run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +144,7 @@ def test_an_export_that_is_not_its_source_is_an_error_and_left_out_by_auto(
     assert "backend eager, the fastest here for this model" in said
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("cache", "hurried")
 def test_auto_leaves_out_what_a_model_cannot_be_exported_for(
     run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from tests.support.serving import Served, encoded, form, metric
 PNG = {"Content-Type": "image/png"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def served(digits_run: convnext.Run) -> Iterator[Served]:
     with Served(digits_run.path, "--max-connections", 20, "--max-upload-seconds", 0.3, "--max-seconds", 0.4) as one:
         yield one

@@ -6,12 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import convnext
 from convnext.cli import main
+from convnext.inference.export import onnx_file
+from convnext.inference.export.formats import Source
+from tests.support.killing import Started
 
 COMMAND = [sys.executable, "-m", "convnext"]
 
@@ -33,7 +37,10 @@ def test_help_does_not_import_torch(args: list[str]) -> None:
     assert "digits" in done.stdout or args in (["--help"], ["models"])
 
 
-def test_train_evaluate_predict(tmp_path: Path, digits_images: Path) -> None:
+def test_train_evaluate_predict(
+    tmp_path: Path, digits_images: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     trained = run("train", "digits", "--epochs", 2, "--model.dims", 8, 16, 32, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "peak learning rate 0.002 = 0.002 x batch 64 / reference 64" in trained.stderr
@@ -42,15 +49,16 @@ def test_train_evaluate_predict(tmp_path: Path, digits_images: Path) -> None:
     assert f"top-1 {100 * top1:.2f} %" in trained.stdout
     assert "convnext predict runs/digits IMAGE" in trained.stdout
 
-    evaluated = run("evaluate", "runs/digits", "--json", cwd=tmp_path)
-    report = json.loads(evaluated.stdout)
+    assert main(["evaluate", "runs/digits", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
     assert report["top1"] == top1
     assert {"top1", "top5", "macro_f1", "loss", "count", "per_class"} <= report.keys()
     assert report["count"] == sum(values["support"] for values in report["per_class"].values()) == 360
 
     image = sorted((digits_images / "test" / "7").iterdir())[0]
-    predicted = run("predict", "runs/digits", image, digits_images / "test" / "3", "--top-k", 2, "--json", cwd=tmp_path)
-    found = json.loads(predicted.stdout)
+    images = [str(image), str(digits_images / "test" / "3")]
+    assert main(["predict", "runs/digits", *images, "--top-k", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
     assert len(found) == 1 + len(list((digits_images / "test" / "3").iterdir()))
     assert found[0]["path"] == str(image)
     first, second = found[0]["predictions"]
@@ -64,10 +72,23 @@ def test_train_evaluate_predict(tmp_path: Path, digits_images: Path) -> None:
     assert (best["path"], best["predictions"][0]["class"]) == ("-", first["class"])
 
 
+THREE_EPOCHS = ["train", "digits", "--epochs", "3", "--model.dims", "8", "16", "32", "--data.workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that the training ends with where nothing stops it."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([*THREE_EPOCHS, "--output", str(folder)]) == 0
+    return (folder / "digits" / "checkpoints/last/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
-def test_killed_and_resumed(tmp_path: Path, number: str) -> None:
-    args = ["train", "digits", "--epochs", "3", "--model.dims", "8", "16", "32", "--data.workers", "2"]
-    process = subprocess.Popen([*COMMAND, *args], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+def test_killed_and_resumed(
+    tmp_path: Path, number: str, whole: bytes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = subprocess.Popen([*COMMAND, *THREE_EPOCHS], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch 1/3"):
@@ -80,36 +101,33 @@ def test_killed_and_resumed(tmp_path: Path, number: str) -> None:
         assert "go on with: convnext train --resume runs/digits" in last_words
     else:
         assert status == -9
-    evaluated = run("evaluate", "runs/digits", "--json", cwd=tmp_path)
-    assert json.loads(evaluated.stdout)["count"] == 360
+    assert main(["evaluate", "runs/digits", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["count"] == 360
 
-    resumed = run(*args, "--resume", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed after step" in resumed.stderr
-    whole = run(*args, "--name", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    weights = [tmp_path / "runs" / name / "checkpoints/last/model.safetensors" for name in ("digits", "whole")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["digits", "whole"]
+    assert main([*THREE_EPOCHS, "--resume"]) == 0
+    assert "resumed after step" in capfd.readouterr().err
+    assert (tmp_path / "runs/digits/checkpoints/last/model.safetensors").read_bytes() == whole
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
+
+
+def write_half_and_signal(number: signal.Signals) -> None:
+    def write(_: Source, path: Path) -> None:
+        path.write_bytes(b"half")
+        signal.raise_signal(number)
+
+    onnx_file.write = write  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_half_written(number: signal.Signals, digits_run: convnext.Run, tmp_path: Path) -> None:
-    program = (
-        "import os, sys\n"
-        "from convnext.cli import main\n"
-        "from convnext.inference.export import onnx_file\n"
-        "def write(source, path):\n"
-        "    path.write_bytes(b'half')\n"
-        "    os.kill(os.getpid(), int(sys.argv[1]))\n"
-        "onnx_file.write = write\n"
-        "sys.exit(main(['export', sys.argv[2], '--output', sys.argv[3]]))\n"
-    )
-    words = [sys.executable, "-c", program, str(int(number)), str(digits_run.path), str(tmp_path / "model.onnx")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 128 + number
-    assert f"convnext: stopped by {number.name}" in done.stderr
-    assert not list(tmp_path.iterdir())
+    exported, log = tmp_path / "exported", tmp_path / "log"
+    for folder in (exported, log):
+        folder.mkdir()
+    words = ["export", digits_run.path, "--output", exported / "model.onnx"]
+    ended = Started(words, log, partial(write_half_and_signal, number)).end()
+    assert ended.status == 128 + number
+    assert f"convnext: stopped by {number.name}" in ended.text
+    assert not list(exported.iterdir())
 
 
 def test_a_signal_stays_one_where_a_library_makes_an_error_of_it(

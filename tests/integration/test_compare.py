@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from convnext.cli import main
-from convnext.comparison import report, running
+from convnext.comparison import plan, report, running
+from convnext.comparison.budget import measure_pace
 from convnext.comparison.cell import Cell
 from convnext.comparison.definition import Definition
 from convnext.comparison.plan import make_plan
@@ -42,6 +43,7 @@ def strike(number: int, at_parent: bool) -> None:
     """Send a signal to the comparison, or to its training itself, in the middle of the second training."""
     running.START_METHOD = "fork"  # so that trainings inherit what follows
     report.write_report = quick_report
+    plan.measure_pace = functools.partial(measure_pace, seconds=0.2)  # type: ignore[attr-defined]
     take_step = Trainer.step
 
     def step(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
@@ -158,7 +160,7 @@ def test_the_trainings_do_not_wait_for_a_report(tmp_path: Path) -> None:
 def test_a_comparison_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     """By seeds and values, under a budget that is measured once."""
     epochs = TINY.index("--epochs")
-    limited = [*TINY[:epochs], *TINY[epochs + 2 :], "--budget", "1e9flop"]
+    limited = [*TINY[:epochs], *TINY[epochs + 2 :], "--budget", "2e8flop"]
     begun = compare(shlex.split("compare --vary model.patch_size=2 --seeds 1 --output out") + limited, tmp_path)
     assert begun.status == 0, begun.text
     before, plan = results(tmp_path), json.loads((tmp_path / "out" / "comparison.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +70,26 @@ def test_what_is_no_checkpoint_is_one_line(digits_run: convnext.Run, tmp_path: P
 
 
 def fine_tune(tmp_path: Path, root: Path, **changes: Any) -> convnext.Run:
-    changes |= {"data.root": root, "optimizer.lr": 1e-9, "ema_decay": None, "output": tmp_path / "runs"}
+    changes |= {"data.root": root, "optimizer.lr": 1e-9, "ema_decay": None, "data.workers": 0}
+    changes["output"] = tmp_path / "runs"
     return convnext.train(convnext.recipe("folder", epochs=1, batch_size=16, trackers=(), **changes))
 
 
-@pytest.fixture
-def parent(digits_images: Path, tmp_path: Path) -> convnext.Run:
+@pytest.fixture(scope="module")
+def trained_parent(digits_images: Path, tmp_path_factory: pytest.TempPathFactory) -> convnext.Run:
     """A run on three classes of folders."""
-    root = tmp_path / "three"
+    folder = tmp_path_factory.mktemp("parent")
+    root = folder / "three"
     for name in ("0", "1", "2"):
         shutil.copytree(digits_images / "train" / name, root / name)
-    settings = {"data.root": root, "data.image_size": 16, "output": tmp_path / "runs", "name": "parent"}
+    settings = {"data.root": root, "data.image_size": 16, "data.workers": 0, "output": folder, "name": "parent"}
     return convnext.train(convnext.recipe("folder", epochs=2, trackers=(), **settings))
+
+
+@pytest.fixture
+def parent(trained_parent: convnext.Run, tmp_path: Path) -> convnext.Run:
+    """A copy of `trained_parent`."""
+    return replace(trained_parent, path=shutil.copytree(trained_parent.path, tmp_path / "runs/parent", symlinks=True))
 
 
 def test_fine_tuning_from_a_run(parent: convnext.Run, small_folder: Path, tmp_path: Path, capfd: Any) -> None:

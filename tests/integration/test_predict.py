@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -165,11 +166,31 @@ def test_results_come_as_they_are_made(run: str, folder: Path) -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("form", ["--json", "--csv", "--top-k=5"])
-def test_files_are_written_whoever_reads_standard_output(form: str, run: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["--csv", "--top-k=5"])
+def test_files_are_written_whoever_reads_standard_output(
+    form: str,
+    run: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    images = list(map(str, folder.iterdir())) * 2
+    files = ["--embed", str(tmp_path / "features.npy"), "--contact-sheet", str(tmp_path / "sheet.png")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", out)
+        assert main(["predict", run, *images, form, *files]) == 0
+    assert capfd.readouterr().err == ""
+    assert len(np.load(tmp_path / "features.npy")) == len(images)
+    assert Image.open(tmp_path / "sheet.png").width > 100
+
+
+def test_a_process_ends_well_whoever_reads_its_output(run: str, folder: Path, tmp_path: Path) -> None:
     images = list(map(str, folder.iterdir()))
     files = ["--embed", str(tmp_path / "features.npy"), "--contact-sheet", str(tmp_path / "sheet.png")]
-    command = [sys.executable, "-m", "convnext", "predict", run, *images * 2, form, *files]
+    command = [sys.executable, "-m", "convnext", "predict", run, *images * 2, "--json", *files]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -210,16 +210,12 @@ def test_two_processes_weigh_draw_and_stop_early_as_one_does(images: Path, tmp_p
     assert run.out.count("(best weights)") == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"data.root": "/nowhere"}, "data.root /nowhere is not there"), ({"epoch": 3}, "did you mean --epochs")],
-)
-def test_a_mistake_is_told_once(changes: dict[str, Any], message: str, images: Path, tmp_path: Path) -> None:
-    line = command(options(images, tmp_path, "run") | changes, *LAUNCHERS["torchrun"])
+def test_a_mistake_is_told_once(images: Path, tmp_path: Path) -> None:
+    line = command(options(images, tmp_path, "run") | {"data.root": "/nowhere"}, *LAUNCHERS["torchrun"])
     with launched(line, tmp_path / "logs") as run:
         assert run.wait() == 1
     assert run.err.count("convnext: ") == 1, run.err
-    assert message in run.err
+    assert "data.root /nowhere is not there" in run.err
     assert not (tmp_path / "run").exists()
 
 
@@ -229,11 +225,13 @@ def test_a_mistake_is_told_though_the_one_who_tells_it_is_late(tmp_path: Path) -
         "import os, sys, time\nfrom convnext.cli import main\n"
         "time.sleep(3 if os.environ['LOCAL_RANK'] == '0' else 0)\nsys.exit(main())\n"
     )
-    line = [sys.executable, "-m", *LAUNCHERS["torchrun"], str(script), "train", "digits", "--epoch", "3"]
+    words = [str(script), "train", "digits", "--epoch", "3", "--output", str(tmp_path / "runs")]
+    line = [sys.executable, "-m", *LAUNCHERS["torchrun"], *words]
     with launched(line, tmp_path / "logs") as run:
         assert run.wait() == 1
     assert run.err.count("convnext: ") == 1, run.err
     assert "did you mean --epochs" in run.err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture(scope="module")

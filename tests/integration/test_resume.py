@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,27 @@ def test_killed_again_and_again_with_other_worker_counts(
     assert result(tmp_path / RUN) == whole
 
 
-def test_killed_with_cached_images(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CONVNEXT_CACHE", str(tmp_path / "cache"))
+def with_cache(cache: Path, point: Point | None) -> None:
+    os.environ |= {"CONVNEXT_CACHE": str(cache), "CONVNEXT_KERNELS": "0"}  # which would be compiled into it
+    if point is not None:
+        point.arm()
+
+
+def test_killed_with_cached_images(small_folder: Path, tmp_path: Path) -> None:
+    cache, whole = tmp_path / "cache", tmp_path / "whole"
     data = ("--data.name", "folder", "--data.root", small_folder, "--data.image-size", 8, "--batch-size", 5)
     args = (*TINY, *data)
-    assert run(args, tmp_path / "whole").status == 0
-    cached = (*args, "--data.cache", "disk")
+    whole.mkdir()
+    assert Started(args, whole, partial(with_cache, cache, None)).end().status == 0
+    cached = (*args, "--data.cache", "disk", "--resume")
     for workers, point in ((1, Point(4)), (0, Point(10, disk=2)), (2, Point(15))):
-        ended = run([*cached, "--data.workers", workers, "--save-every-steps", "3", "--resume"], tmp_path, point)
+        options = ("--data.workers", workers, "--save-every-steps", "3")
+        ended = Started([*cached, *options], tmp_path, partial(with_cache, cache, point)).end()
         assert ended.status == -signal.SIGKILL, ended.text
-    finish(cached, tmp_path)
-    assert result(tmp_path / RUN) == result(tmp_path / "whole" / RUN)
+    ended = Started(cached, tmp_path, partial(with_cache, cache, None)).end()
+    assert ended.status == 0, ended.text
+    assert list((cache / "images").iterdir())
+    assert result(tmp_path / RUN) == result(whole / RUN)
 
 
 def test_killed_anywhere_at_the_start(whole: dict[str, Any], tmp_path: Path) -> None:

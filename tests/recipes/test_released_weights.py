@@ -21,7 +21,7 @@ from convnext.cli import main
 from convnext.config import RunSettings
 from convnext.storage.downloads import DownloadError, check_reachable, offline
 from convnext.weights import catalogue
-from tests.support.loopback import Server
+from tests.support.loopback import NAME, Server
 
 TAG = "in22k_ft_in1k"
 
@@ -185,19 +185,19 @@ from convnext.storage.downloads import check_reachable
 from convnext.weights.catalogue import WEIGHTS
 
 check_reachable.__defaults__ = (60.0,)
-WEIGHTS["convnext_tiny"]["{TAG}"] = replace(WEIGHTS["convnext_tiny"]["{TAG}"], url=sys.argv[1])
-choice = recipe("folder", **{{"data.root": sys.argv[2]}}).model.weights
-sys.stdout.write(f"{{choice}}\\n")  # in one piece, which print does not write
+choices = []
+for url in sys.argv[2:]:
+    WEIGHTS["convnext_tiny"]["{TAG}"] = replace(WEIGHTS["convnext_tiny"]["{TAG}"], url=url)
+    choices.append(recipe("folder", **{{"data.root": sys.argv[1]}}).model.weights)
+sys.stdout.write(f"{{choices}}\\n")  # at once, as print does not write
 """
 
 
 def test_of_several_processes_one_downloads_and_all_agree(server: Server, photographs: Path, tmp_path: Path) -> None:
     (tmp_path / "choice.py").write_text(CHOICE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for status, choice in ((404, "None"), (200, TAG)):
-        server.status, server.requests = status, []
-        done = subprocess.run(
-            [*launcher, tmp_path / "choice.py", server.url, photographs], capture_output=True, text=True, timeout=300
-        )
-        assert done.stdout.split() == [choice, choice], done.stderr
-        assert len(server.requests) == 1
+    server.files = {f"convnext/{NAME}": server.body}
+    words = [str(tmp_path / "choice.py"), str(photographs), f"{server.base}missing.pth", server.url]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == [str([None, TAG])] * 2, done.stderr
+    assert len(server.requests) == 2  # one for each address

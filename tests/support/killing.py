@@ -1,7 +1,7 @@
 """Training commands in processes that are killed for real at points that can be named, and what they leave behind.
 
-Processes are forked from one that has imported everything and has no threads: a start costs a tenth of a second in
-place of seconds.
+Processes are forked from one that has imported everything and has no threads, which tests/conftest.py starts: a start
+costs a tenth of a second in place of seconds.
 """
 
 import json
@@ -31,8 +31,6 @@ from convnext.training.trainer import Trainer
 
 _CLOCK = ("seconds", "images_per_second")  # what two equal runs may differ in
 _TIMEOUT = 300.0  # seconds after which a process hangs
-# What the process that is forked has imported, hence also what training imports late.
-_IMPORTED = ["sklearn.datasets", "sklearn.metrics", "sklearn.model_selection"]
 
 TINY = tuple(
     shlex.split("""train digits --trackers --epochs 2 --batch-size 128 --gradient-accumulation 2 --ema-decay 0.9
@@ -136,7 +134,6 @@ class Started:
     ) -> None:
         self._log = folder / "output.txt"
         context: Any = multiprocessing.get_context(method)
-        context.set_forkserver_preload([__name__, *_IMPORTED])
         arguments = ([str(arg) for arg in args], folder, self._log, prepare)
         self.process: BaseProcess = context.Process(target=_command, args=arguments)
         self.process.start()

@@ -62,8 +62,8 @@ def model() -> nn.Module:
 
 
 def settings(output: Path, **changes: Any) -> RunSettings:
-    changes = {"epochs": 3, "batch_size": 16, "trackers": (), "output": output, "augment.flip": 0.0} | changes
-    return convnext.recipe("digits", **changes)
+    usual = {"epochs": 3, "batch_size": 16, "trackers": (), "output": output, "augment.flip": 0.0, "data.workers": 0}
+    return convnext.recipe("digits", **(usual | changes))
 
 
 def test_images_and_tensors_are_the_same_images(tmp_path: Path) -> None:
