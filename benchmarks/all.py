@@ -3,6 +3,8 @@
 Leave the machine alone meanwhile. Each measurement is written down when it is done, so that what an interrupted run has
 measured stays.
 
+Beside it stand ``epoch.py``, on whole epochs, and ``training.py --peers bare``, on what our trainer costs.
+
 step        the training step of a small model at 32 px and of ConvNeXt-T at 224 px, fp32 and bf16: ``training.py``
 inference   ConvNeXt-T on batches of 1 and 16, fp32 and bf16: ``prediction.py``
 loading     reading images, where ``--images`` has some: ``loading.py``
@@ -15,6 +17,7 @@ loading     reading images, where ``--images`` has some: ``loading.py``
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,15 +29,19 @@ from pathlib import Path
 import loading
 import prediction
 import training
+from command import positive, run_command
 from record import short_name, this_machine, uncommitted, where, write_run
-from run_json import ROOT, Number
+from run_json import COMMIT, ROOT, Number
 from turns import ContestantError, Times
 
 from convnext import kernels
 from convnext.data.progress import duration
 from convnext.devices import pick_device
+from convnext.errors import UserError
 
 PARTS = ("step", "inference", "loading")
+RESULTS = ROOT / "results" / "speed"
+LOADING_ROUNDS = 5  # at most: each reads all images three times
 LIBRARIES = ("torch", "timm", "torchvision")
 START, COMPILE = 15, 60  # seconds, for the estimate: of a contestant's start and warm-up, and with torch.compile
 Numbers = dict[str, Number]
@@ -42,12 +49,16 @@ Numbers = dict[str, Number]
 
 @dataclass(frozen=True)
 class Measurement:
-    """One, of the folders' ``names`` and ``data``, that ``run`` makes in ``seconds`` or so: numbers by folder."""
+    """One, of the folders' ``names`` and ``data``, that ``run`` makes in ``seconds`` or so: numbers by folder.
+
+    Without a model it uses neither the device nor our kernels, and has a ``note`` of its own.
+    """
 
     names: tuple[str, ...]
     data: str
     seconds: float
     run: Callable[[], Mapping[str, Numbers]]
+    note: str = ""
 
 
 def compared(times: Mapping[str, Times], ours: str, key: str, value: Callable[[float], Number]) -> Numbers:
@@ -107,10 +118,12 @@ def readings(options: argparse.Namespace) -> Iterator[Measurement]:
         print("loading is left out: --images names no images", file=sys.stderr)
         return
     workers, repeat = len(os.sched_getaffinity(0)), 4 if options.quick else 40
+    rounds = min(options.rounds, LOADING_ROUNDS)
 
     def run() -> Mapping[str, Numbers]:
         # Of a process whose main module is small, since each worker imports that: this one takes seconds.
-        words = [loading.__file__, "--images", options.images, "--workers", workers, "--repeat", repeat, "--json"]
+        words = [loading.__file__, "--images", options.images, "--workers", workers, "--repeat", repeat]
+        words += ["--rounds", rounds, "--json"]
         done = subprocess.run([sys.executable, *map(str, words)], stdout=subprocess.PIPE, check=False)
         if done.returncode:
             raise ContestantError(f"{Path(loading.__file__).name} ended with exit status {done.returncode}")
@@ -123,7 +136,7 @@ def readings(options: argparse.Namespace) -> Iterator[Measurement]:
         return {"loading": ratios | {f"{name}_images_per_second": round(rate) for name, rate in median.items()}}
 
     data = f"JPEG files of {options.images.name}, {repeat} links to each; random resized crops of {loading.SIZE} px"
-    yield Measurement(("loading",), data, 4 * repeat, run)
+    yield Measurement(("loading",), data, repeat * rounds, run, f"{workers} workers of 1 thread; {rounds} rounds")
 
 
 def main() -> int:
@@ -132,15 +145,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement, after which no rounds begin")
-    parser.add_argument("--rounds", type=int, default=15, help="of each measurement, at most")
+    parser.add_argument("--rounds", type=positive, default=15, help="of each measurement, at most")
     parser.add_argument("--quick", action="store_true", help="three rounds of each: whether all works")
     parser.add_argument("--images", type=Path, help="folder or tar file of JPEGs named CLASS_*.JPEG, for loading")
     parser.add_argument("--machine", help="the folder's name; by default made of the CPU's or GPU's")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "speed")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the machine's; --quick needs another")
     parser.add_argument("--commit", help="that is measured, where this is no repository of git")
     options = parser.parse_args()
-    if options.output == ROOT / "results" / "speed" and (problem := uncommitted()):
-        parser.error(problem)
+    if options.output.resolve() == RESULTS:
+        if options.quick:
+            parser.error("--quick: its numbers are rough: give an --output that is not results/speed")
+        if problem := uncommitted():
+            parser.error(problem)
+    if options.commit and not re.search(COMMIT, options.commit):
+        parser.error(f"--commit: {options.commit} is no commit, which has 7 to 40 hexadecimal digits")
+    if options.images is not None and not options.images.exists():
+        parser.error(f"--images: {options.images} is not there")
     options.device = pick_device(options.device)
     if options.quick:
         options.seconds, options.rounds = 0.0, 3
@@ -157,10 +177,12 @@ def write(measurement: Measurement, options: argparse.Namespace, folder: Path) -
     started = time.monotonic()
     try:
         results = measurement.run()
-    except ContestantError as error:
+    except (ContestantError, UserError) as error:
         print(f"left out: {', '.join(measurement.names)}: {error}", file=sys.stderr)
         return False
-    arithmetic = f"; ours by {kernels.describe()}" if options.device == "cpu" else ""
+    model_note = where(options.device).rpartition(", ")[2]
+    if options.device == "cpu":
+        model_note += f"; ours by {kernels.describe()}"
     for name, numbers in results.items():
         write_run(
             folder / name,
@@ -168,8 +190,8 @@ def write(measurement: Measurement, options: argparse.Namespace, folder: Path) -
             data=measurement.data,
             seconds=time.monotonic() - started,
             libraries=LIBRARIES,
-            note=f"{where(options.device).rpartition(', ')[2]}{arithmetic}{'; a quick trial' * options.quick}",
-            uses_gpu=options.device == "cuda",
+            note=f"{measurement.note or model_note}{'; a quick trial' * options.quick}",
+            uses_gpu=options.device == "cuda" and not measurement.note,
             commit=options.commit,
         )
         print(f"{name}: " + ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in numbers.items()))
@@ -177,8 +199,4 @@ def write(measurement: Measurement, options: argparse.Namespace, folder: Path) -
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("stopped: what is written stays", file=sys.stderr)
-        sys.exit(130)
+    run_command(main)

@@ -21,10 +21,12 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import run_command
 from peers import timm_convnext
 from torch import nn
 
@@ -142,9 +144,21 @@ def main() -> None:
     parser.add_argument("--entries", nargs="+", default=["ours", "timm"], choices=[*CHANGES, *OTHERS])
     parser.add_argument("--minutes", type=float, default=30, help="of CPU time for each entry's training")
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
-    parser.add_argument("--output", type=Path, default=Path("budget"))
+    parser.add_argument("--output", type=Path, help="a new folder; by default budget/DATA")
     options = parser.parse_args()
+    for entry in options.entries:
+        if entry in OTHERS and options.data not in OTHERS[entry]:
+            parser.error(f"--entries: {entry} has settings for {' and '.join(OTHERS[entry])}, not for {options.data}")
+    options.output = options.output or Path("budget") / options.data
+    if options.output.exists():
+        parser.error(f"--output: {options.output} is there already: name another, or remove it")
+    if "timm" in options.entries and find_spec("timm") is None:
+        parser.error("--entries: timm is not installed")
+    if options.minutes <= 0:
+        parser.error(f"--minutes: must be above 0, got {options.minutes:g}")
+    options.entries = list(dict.fromkeys(options.entries))
     keep_freed_memory()
+    load_splits(settings_of(options.entries[0], options).data)  # whatever it refuses, it refuses before all else
     options.output.mkdir(parents=True)
     print(f"{options.minutes:g} minutes of CPU time, {torch.get_num_threads()} threads, {options.precision}")
     print("entry parameters epochs CPU-minutes top-1 macro-F1")
@@ -159,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

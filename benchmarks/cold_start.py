@@ -15,16 +15,23 @@ import sys
 import time
 from pathlib import Path
 
+from command import positive, run_command
+
+from convnext.errors import UserError
 from convnext.storage.measurements import cpu_name
 
 
 def seconds(command: list[str]) -> float:
-    """Wall time of a fresh Python with these arguments."""
+    """Wall time of a fresh Python with these arguments.
+
+    Raises:
+        UserError: it failed.
+    """
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     elapsed = time.perf_counter() - started
     if done.returncode:
-        raise SystemExit(f"python {' '.join(command)}: {done.stderr}")
+        raise UserError(f"python {' '.join(command)}: {done.stderr.strip()}")
     return elapsed
 
 
@@ -33,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="a run's folder, or an exported file")
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=positive, default=7)
     options = parser.parse_args()
     commands = {"python": ["-c", "pass"], "import torch": ["-c", "import torch"]}
     commands |= {f"predict {name}": ["-m", "convnext", "predict", name, str(options.image)] for name in options.models}
@@ -53,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

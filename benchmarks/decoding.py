@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from command import positive, run_command
 from torch import Tensor
 
 from convnext.data.images import Picture
@@ -22,12 +23,12 @@ from convnext.data.transforms import EvalTransform
 MARGINS = {"whole": 1_000_000, "margin 2": 2, "margin 1": 1}
 
 
-def transformed(raws: list[bytes], transform: EvalTransform) -> Tensor:
+def transformed(files: dict[str, bytes], transform: EvalTransform) -> Tensor:
     """All images decoded, ``(N, 3, image_size, image_size)`` uint8."""
-    return torch.stack([transform(Picture(raw, channels=3)) for raw in raws])
+    return torch.stack([transform(Picture(raw, channels=3, name=name)) for name, raw in files.items()])
 
 
-def measure(raws: list[bytes], image_size: int, center_crop: float, rounds: int) -> None:
+def measure(files: dict[str, bytes], image_size: int, center_crop: float, rounds: int) -> None:
     """Print the differences and speeds at one size."""
     rates: dict[str, list[float]] = {name: [] for name in MARGINS}
     images: dict[str, Tensor] = {}
@@ -35,8 +36,8 @@ def measure(raws: list[bytes], image_size: int, center_crop: float, rounds: int)
         for name, margin in MARGINS.items():
             transform = EvalTransform(image_size, center_crop, margin)
             started = time.perf_counter()
-            images[name] = transformed(raws, transform)
-            rates[name].append(len(raws) / (time.perf_counter() - started))
+            images[name] = transformed(files, transform)
+            rates[name].append(len(files) / (time.perf_counter() - started))
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{image_size} px, center_crop {center_crop:g}")
     for name, values in rates.items():
@@ -54,18 +55,19 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 160, 224], help="image sizes in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", type=positive, nargs="+", default=[64, 160, 224], help="image sizes in pixels")
+    parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
-    raws = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg")]
-    if not raws:
+    paths = (path for path in sorted(options.images.rglob("*")) if path.suffix.lower() in (".jpeg", ".jpg"))
+    files = {str(path): path.read_bytes() for path in paths}
+    if not files:
         parser.error(f"--images: {options.images} has no file named *.jpg or *.jpeg")
     torch.set_num_threads(1)
-    print(f"{len(raws)} images, {options.rounds} rounds, 1 thread, torch {torch.__version__}")
+    print(f"{len(files)} images, {options.rounds} rounds, 1 thread, torch {torch.__version__}")
     for image_size in options.sizes:
         for center_crop in (0.875, 1.0):
-            measure(raws, image_size, center_crop, options.rounds)
+            measure(files, image_size, center_crop, options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

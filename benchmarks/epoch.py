@@ -13,7 +13,6 @@ do in a run.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from command import positive, run_command
 from record import short_name, this_machine, uncommitted, where, write_run
 from run_json import ROOT
 from training import bare_loop
@@ -32,6 +32,7 @@ from convnext.config import RunSettings
 from convnext.data.loading.loader import Batch
 from convnext.data.sources import ImageSource
 from convnext.data.splits import Splits
+from convnext.errors import SettingsError
 from convnext.storage.locks import locked
 from convnext.training.interruption import StopSignals
 from convnext.training.resolve import cached, prepare
@@ -108,17 +109,40 @@ def measure(
         limit: training images.
         rounds: epochs; as many as the recipe has from one validation to the next, or a multiple.
         augment_on: as in `convnext.config.DataSettings`; None for the recipe's.
+
+    Raises:
+        SettingsError: the recipe has too few epochs, or an epoch too few images.
     """
     changes: dict[str, Any] = {"data.root": root, "data.start_size": None, "data.cache": "disk", "device": "cpu"}
     changes |= {"data.name": "folder"} if folder else {}
     changes |= {"data.augment_on": augment_on} if augment_on else {}
     settings, splits, accelerator = prepare(recipe(name, precision=precision, trackers=(), **changes))
+    check_lengths(settings, min(limit, len(splits.train)), rounds)
     splits = limited(cached(splits, settings.data, progress=True), limit)
     trainer = Trainer(settings, splits, accelerator)
     with tempfile.TemporaryDirectory() as temporary:
         run = Path(temporary)
         with locked(run), StopSignals(run) as signals:
             return watch(trainer, run, signals, rounds)
+
+
+def check_lengths(settings: RunSettings, images: int, rounds: int) -> None:
+    """See that so many epochs of so many images can be measured, before anything is trained.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    if settings.epochs < rounds + 2:  # the first is not measured, and what ends a measured one is the next
+        most = settings.epochs - 2
+        raise SettingsError(
+            f"--rounds {rounds}: the recipe has {settings.epochs} epochs, of which {most} can be measured"
+        )
+    if images // settings.batch_size <= AHEAD:
+        least = (AHEAD + 1) * settings.batch_size
+        raise SettingsError(
+            f"--limit: the clock of an epoch starts behind {AHEAD} batches of {settings.batch_size}, and {images:,} "
+            f"training images have no more: at least {least:,} are needed"
+        )
 
 
 def watch(trainer: Trainer, run: Path, signals: StopSignals, rounds: int) -> Epochs:
@@ -152,7 +176,9 @@ def watch(trainer: Trainer, run: Path, signals: StopSignals, rounds: int) -> Epo
             trainer.fit(signals)
     except _DoneError:
         return seen
-    raise SystemExit("the recipe has too few epochs")
+    raise SettingsError(
+        f"the training stopped early, after {len(seen.epochs)} epochs that were measured: ask for fewer"
+    )
 
 
 def random_batch(trainer: Trainer) -> Batch:
@@ -186,16 +212,16 @@ def timed(function: Callable[..., T], seen: Epochs, name: str) -> Callable[..., 
     return call
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
+def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=["cifar10", "cifar100", "tiny-imagenet", "fashion-mnist"])
     parser.add_argument("--root", type=Path, required=True, help="of the recipe's data")
     parser.add_argument("--folder", action="store_true", help="the data is a folder of class folders")
     parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--augment-on", choices=["auto", "workers", "device"], help="in place of the recipe's")
-    parser.add_argument("--limit", type=int, default=LIMIT, help="training images")
-    parser.add_argument("--rounds", type=int, default=4, help="epochs")
+    parser.add_argument("--limit", type=positive, default=LIMIT, help="training images")
+    parser.add_argument("--rounds", type=positive, default=4, help="epochs")
     parser.add_argument("--keep", action="store_true", help="write a folder in results/speed/<machine>/")
     options = parser.parse_args()
     if options.keep and (problem := uncommitted()):
@@ -224,8 +250,7 @@ def main() -> int:
             f"{kernels.describe()}",
             uses_gpu=False,
         )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -12,6 +12,7 @@ import time
 from itertools import product
 
 import numpy as np
+from command import run_command
 from contenders import results
 from record import uncommitted, write_run
 from run_json import ROOT
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command import positive, run_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests, which know how to kill
 
@@ -128,7 +129,7 @@ def left_alone(folder: Path) -> tuple[dict[str, dict[str, Any]], float]:
 def main() -> int:
     """Kill, compare, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=positive, default=100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw, started = random.Random(options.seed), time.perf_counter()
@@ -160,4 +161,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import positive, run_command
 from torch.utils.data import Dataset
 
 import convnext
@@ -61,7 +62,7 @@ def main() -> None:
     """Train every method with every seed, and print the mean and the standard deviation, and each number."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=positive, default=60)
     options = parser.parse_args()
     if len(options.seeds) < 2:
         parser.error("--seeds: a standard deviation needs two or more")
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,11 +6,11 @@ Leave the machine alone meanwhile: some 25 minutes for ConvNeXt-T on two cores. 
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterable
 
 import torch
+from command import run_command
 from record import uncommitted, write_run
 from run_json import ROOT
 
@@ -63,4 +63,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from command import positive, run_command
 from torch import Tensor
 from torch.nn import functional as F
 
 from convnext import kernels
 from convnext.devices import keep_freed_memory
+from convnext.errors import UserError
+from convnext.kernels.build import library
 from convnext.models.convnext import Block
 
 Half = Callable[[Block, Tensor], Tensor]
@@ -66,26 +69,61 @@ HALVES: dict[str, tuple[Half, Half]] = {
 
 
 def seconds(half: Half, block: Block, x: Tensor, dy: Tensor, backward: bool, autocast: bool) -> float:
-    """Of one forward pass, and of its gradients where asked."""
+    """Of one forward pass, and of its gradients where asked: none is there before, as behind an optimizer's step, and
+    that of the result has the result's type, as it comes from the next module."""
     block.zero_grad()
+    x.grad = None
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = half(block, x)
+    took = time.perf_counter() - started
     if backward:
-        y.backward(dy.to(y.dtype))  # type: ignore[no-untyped-call]
-    return time.perf_counter() - started
+        dy = dy.to(y.dtype)
+        started = time.perf_counter()
+        y.backward(dy)  # type: ignore[no-untyped-call]
+        took += time.perf_counter() - started
+    return took
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """Images, channels and height of ``--shapes``."""
+    try:
+        n, dim, size = map(int, text.split(","))
+    except ValueError:
+        n, dim, size = 0, 0, 0
+    if min(n, dim) < 1 or size < 2:  # pooling is of two pixels
+        raise argparse.ArgumentTypeError(f"{text!r} is not images,dim,size, such as 256,64,16, of at least 1,1,2")
+    return n, dim, size
+
+
+def check_kernels(shapes: list[tuple[int, int, int]], precision: str) -> None:
+    """See that ours compute all of that.
+
+    Raises:
+        UserError: there are none, or none of that precision or for one of the shapes.
+    """
+    loaded = library()
+    if loaded is None:
+        raise UserError(f"there is nothing to measure: this computes by {kernels.describe()}")
+    if (torch.bfloat16 if precision == "bf16" else torch.float32) not in loaded.products:
+        raise UserError(f"there is no product of matrices in {precision}: this computes by {kernels.describe()}")
+    for n, dim, size in shapes:
+        if precision == "bf16" and dim % 2:
+            raise UserError(f"--shapes {n},{dim},{size}: in bf16 the kernels need an even number of channels")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["256,64,16", "256,128,8", "256,256,4"], help="images,dim,size")
+    shapes = [(256, 64, 16), (256, 128, 8), (256, 256, 4)]
+    parser.add_argument("--shapes", nargs="+", type=shape, default=shapes, help="images,dim,size")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     options = parser.parse_args()
+    check_kernels(options.shapes, options.precision)
     keep_freed_memory()
     print(f"{kernels.describe()}, {torch.get_num_threads()} threads, {options.precision}, {options.rounds} rounds")
-    for n, dim, size in (map(int, shape.split(",")) for shape in options.shapes):
+    for n, dim, size in options.shapes:
         block = Block(dim, layer_scale=1.0)
         x, dy = (torch.randn(n, dim, size, size).contiguous(memory_format=torch.channels_last) for _ in range(2))
         for name, halves in HALVES.items():
@@ -106,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command import positive, run_command
 
 from convnext.config import AugmentSettings
 from convnext.data.batch_transforms import Normalize
@@ -26,19 +27,33 @@ from convnext.data.loading.loader import AugmentedImages, TrainSampler, batches
 from convnext.data.sources import ImageSource
 from convnext.data.transforms import TrainTransform
 from convnext.devices import keep_freed_memory
+from convnext.errors import DataError, reason
 from convnext.storage.measurements import cpu_name
 
 SIZE, BATCH = 224, 64
+SUFFIXES = (".jpeg", ".jpg")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def folder_of(images: Path, repeat: int, folder: Path) -> Path:
-    """A folder ``train/<class>/`` with ``repeat`` links to every image of a folder or tar file."""
+    """A folder ``train/<class>/`` with ``repeat`` links to every image of a folder or tar file.
+
+    Raises:
+        DataError: there is no image, or the file is no tar file.
+    """
+    given = images
     if images.is_file():
-        with tarfile.open(images) as archive:
-            archive.extractall(folder / "files", filter="data")
+        try:
+            with tarfile.open(images) as archive:
+                archive.extractall(folder / "files", filter="data")
+        except tarfile.TarError as error:
+            line = reason(error).rstrip(":")
+            raise DataError(f"{images}: it is no folder, and as a tar file it cannot be read: {line}") from error
         images = folder / "files"
-    for path in sorted(images.rglob("*.JPEG")):
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{given}: there is no image in it: give a folder or tar file of JPEGs named CLASS_*.JPEG")
+    for path in paths:
         target = folder / "train" / path.stem.split("_")[0]
         target.mkdir(parents=True, exist_ok=True)
         for number in range(repeat):
@@ -109,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder or tar file of JPEGs named CLASS_*.JPEG")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeat", type=int, default=16, help="times that each image is read in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeat", type=positive, default=16, help="times that each image is read in a round")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--json", action="store_true", help="images a second of each round, on standard output")
     options = parser.parse_args()
     rates = measure(options.images, options.workers, options.repeat, options.rounds)
@@ -126,4 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

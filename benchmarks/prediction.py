@@ -12,16 +12,16 @@ timm-cast   the same in bf16 by weights that are cast.
 
 import argparse
 import math
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
+from command import positive, run_command
 from record import where
 from torch import nn
-from turns import ContestantError, Make, Step, Times, take_turns
+from turns import Make, Step, Times, take_turns
 
 from convnext.config import ModelSettings
 from convnext.data.batch_transforms import Normalize
@@ -108,29 +108,24 @@ def measure(case: Case, rounds: int = 15, seconds: float = math.inf) -> dict[str
     return take_turns(contestants, case.device, rounds, seconds, TURN)
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
+def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=Case.model)
-    parser.add_argument("--size", type=int, default=Case.size, help="height and width of the images in pixels")
-    parser.add_argument("--batch", type=int, default=Case.batch)
+    parser.add_argument("--size", type=positive, default=Case.size, help="height and width of the images in pixels")
+    parser.add_argument("--batch", type=positive, default=Case.batch)
     parser.add_argument("--precision", default=Case.precision, choices=["fp32", "bf16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     options = parser.parse_args()
     device = pick_device(options.device)
     case = Case(options.model, options.size, options.batch, options.precision, device)
-    try:
-        times = measure(case, options.rounds)
-    except ContestantError as error:
-        print(error, file=sys.stderr)
-        return 1
+    times = measure(case, options.rounds)
     print(f"{case.model}, batch {case.batch} at {case.size} px in {case.precision}; {where(device)}")
     for name, each in times.items():
         rate = f"{case.batch / each.median:9,.1f} images/s"
         print(f"{name:<9} {1e3 * each.median:9,.2f} ms {rate}  {each.median / times['ours'].median:.3f} of ours")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -24,6 +24,17 @@ def uncommitted() -> str:
     if _git("status", "--porcelain", "--", "convnext", "benchmarks"):
         return "there are changes that are in no commit, which run.json would have to name: commit them first"
     return ""
+
+
+def commit_of_code() -> str:
+    """The commit, in short, whose ``convnext`` and ``benchmarks`` these are; nothing where they are in none."""
+    return "" if uncommitted() else _git("rev-parse", "--short", "HEAD")
+
+
+def commit_since(start: str) -> str:
+    """``start``, as `commit_of_code` named it, unless the code has changed since then, in a commit or not."""
+    changed = not start or uncommitted() or _git("diff", "--name-only", start, "--", "convnext", "benchmarks")
+    return "" if changed else start
 
 
 def this_machine(uses_gpu: bool = True) -> Machine:
@@ -66,15 +77,19 @@ def write_run(
         numbers: what was measured, by name.
         data: as of `Run`.
         seconds: of the wall, that it took.
-        libraries: whose versions the note names.
+        libraries: whose versions the note names, of those that are installed.
         note: what else one should know.
         uses_gpu: whether the machine's GPU, if any, was used.
-        commit: that was measured; None asks git for it, unless there are changes that are in none.
+        commit: that was measured; None for the one that this process began at, or none where the code has changed
+            meanwhile or is in no commit.
     """
-    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    versions = ", ".join(filter(None, map(_with_version, libraries)))
+    commit = commit or commit_since(IMPORTED) or None
+    if commit is None:
+        print("no commit is named: the code is in none, or has changed since this began", file=sys.stderr)
     run = Run(
         command=f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
-        commit=commit or ("" if uncommitted() else _git("rev-parse", "--short", "HEAD")) or None,
+        commit=commit,
         date=datetime.date.today(),
         machine=this_machine(uses_gpu),
         data=data,
@@ -88,7 +103,19 @@ def write_run(
     print(f"{folder / 'run.json'} is written", file=sys.stderr)
 
 
+def _with_version(library: str) -> str:
+    """Nothing where it is not installed."""
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return ""
+
+
 def _git(*words: str) -> str:
     """What git prints; nothing where this is no repository."""
     done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+IMPORTED = commit_of_code()
+"""The commit of the code that this process has imported."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command import positive, run_command
 
 from convnext import recipe
 from convnext.config import DataSettings, RunSettings
@@ -61,8 +62,8 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of class folders, in place of random images in memory")
     parser.add_argument("--workers", type=int, default=0, help="processes of the contestant that has workers")
     parser.add_argument("--policy", default="none", choices=("none", "randaugment", "autoaugment", "trivialaugment"))
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-size", type=positive, default=256)
+    parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)  # a second thread would wait for work by spinning, on a core that a worker needs
@@ -95,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -3,7 +3,9 @@
 First the machine's own peaks: the kernels' product of matrices and PyTorch's, and memory copied. Then the trainer's
 step under PyTorch's profiler. A part cannot be faster than its operations at the peak of its precision, nor than its
 bytes (inputs, results and gradients once each) at the memory's: its bound is the longer of the two, and the share how
-much of its time that is. Written to ``results/roofline/<machine>/``; leave the machine alone meanwhile, a minute each.
+much of its time that is. A part that takes no time is left out: in bf16 our stem and downsampling are products of
+matrices, whose time is in the rest, and not among the other convolutions. Written to
+``results/roofline/<machine>/``; leave the machine alone meanwhile, a minute each.
 
     python benchmarks/roofline.py
     python benchmarks/roofline.py --precision bf16
@@ -11,13 +13,13 @@ much of its time that is. Written to ``results/roofline/<machine>/``; leave the 
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from command import run_command
 from record import short_name, this_machine, uncommitted, write_run
 from run_json import ROOT, Number
 from torch.autograd.profiler_util import FunctionEvent
@@ -122,7 +124,8 @@ def numbers_of(case: Case) -> dict[str, Number]:
     fastest = max(value for name, value in peak.items() if name.endswith(f"{case.precision}_gflops"))
     numbers: dict[str, Number] = {name: round(value, 1) for name, value in peak.items()}
     for part, milliseconds in parts.items():
-        numbers[f"{part}_ms"] = round(milliseconds, 2)
+        if milliseconds or part not in EVENTS:
+            numbers[f"{part}_ms"] = round(milliseconds, 2)
     for part, (gflop, gigabytes) in work(case).items():
         bound = 1e3 * max(gflop / fastest, gigabytes / peak["copy_gbs"])
         numbers[f"{part}_gflop"], numbers[f"{part}_gb"] = round(gflop, 2), round(gigabytes, 3)
@@ -131,8 +134,8 @@ def numbers_of(case: Case) -> dict[str, Number]:
     return numbers
 
 
-def main() -> int:
-    """Measure, print and write; returns the exit status."""
+def main() -> None:
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="ConvNeXt-T at 224 px in place of the small model")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -157,8 +160,7 @@ def main() -> int:
     )
     for key, value in numbers.items():
         print(f"{key.replace('_', ' '):<28} {value:,}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = {"_images_per_second": "images/s", "_minutes": "min", "_ms": "ms", "_mb": "MB"}
+COMMIT = r"^[0-9a-f]{7,40}$"
 Number = int | float
 Link = Callable[[str, str], str]
 """A Markdown link to a folder below ``results``, from a text by the text's own path: name and folder."""
@@ -58,7 +59,7 @@ class Run(_Strict):
     """
 
     command: Annotated[str, Field(min_length=1)]
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{7,40}$")] | None
+    commit: Annotated[str, Field(pattern=COMMIT)] | None
     date: datetime.date
     machine: Machine
     data: Annotated[str, Field(min_length=1)]
@@ -96,7 +97,8 @@ def runs(results: Path = ROOT / "results") -> dict[str, Run]:
         try:
             by_folder[path.parent.relative_to(results).as_posix()] = Run.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            raise TableError(f"{path}: {error}") from None
+            faults = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}".lstrip(": ") for each in error.errors())
+            raise TableError(f"{path}: {'; '.join(faults)}") from None
     return by_folder
 
 

@@ -28,10 +28,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from command import positive, run_command
 from PIL import Image
 from record import uncommitted, write_run
 from run_json import ROOT
 
+from convnext.errors import UserError
 from convnext.inference.predictor import Prediction, Predictor
 
 UPLOAD_SECONDS = 3  # after which a slow sender is given up, so that many of them come into the time
@@ -44,15 +46,33 @@ MEGABYTE = 2**20
 
 @dataclass
 class Tally:
-    """What the clients saw: seconds of each good answer, statuses by kind of request, and what was wrong."""
+    """What the clients saw: seconds of each good answer, how many of them came before the time was over, statuses by
+    kind of request, and what was wrong."""
 
     seconds: list[float] = field(default_factory=list)
+    answered: int = 0
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
     def milliseconds(self, percentile: int) -> float:
-        """Of that percentile of the good answers."""
+        """Of that percentile of the good answers.
+
+        Raises:
+            UserError: there are too few.
+        """
+        if len(self.seconds) < 2:
+            raise UserError(f"{len(self.seconds)} images were answered, which is too few: give --seconds more")
         return round(1000 * statistics.quantiles(self.seconds, n=100)[percentile - 1], 1)
+
+    def rate(self, seconds: float) -> float:
+        """Images a second, of those that were answered before so many seconds were over.
+
+        Raises:
+            UserError: none was.
+        """
+        if not self.answered:
+            raise UserError(f"no image was answered within {seconds:g} s: give --seconds more")
+        return round(self.answered / seconds, 1)
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ class Client:
                 if reader.at_eof():  # idle for longer than the server keeps a connection
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 try:
-                    await self.ask(reader, writer)
+                    await self.ask(reader, writer, ends)
                 except (OSError, asyncio.IncompleteReadError) as error:
                     self.tally.faults.append(f"good: {error!r}")
                     reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -107,8 +127,8 @@ class Client:
                 await self.provoke(self.random.choice(list(REFUSALS)))
         writer.close()
 
-    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Send an image, and compare the answer."""
+    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: float) -> None:
+        """Send an image, and compare the answer, which counts for the rate where it comes until ``ends``."""
         case = self.random.choice(self.cases)
         began = time.monotonic()
         writer.write(request(case.content))
@@ -116,7 +136,9 @@ class Client:
         self.tally.statuses["good", status] += 1
         if status == 503:
             return
-        self.tally.seconds.append(time.monotonic() - began)
+        came = time.monotonic()
+        self.tally.seconds.append(came - began)
+        self.tally.answered += came <= ends
         got = json.loads(body)["results"][0]["predictions"] if status == 200 else []
         same = len(got) == len(case.expected) and all(
             abs(one["probability"] - wanted.probability) < TOLERANCE
@@ -150,17 +172,26 @@ class Client:
 
 @contextmanager
 def serving(run: str, *options: str) -> Iterator[tuple[psutil.Process, int]]:
-    """A server's process and port; it must end with status 0."""
-    command = [sys.executable, "-m", "convnext", "serve", run, "--port", "0", *options]
+    """A server's process and port; it must start, and end with status 0.
+
+    Raises:
+        UserError: it does not.
+    """
+    command = [sys.executable, "-m", "convnext", "serve", run, "--port", "0", "--device", "cpu", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    match = next(filter(None, (re.search(r" at http://127\.0\.0\.1:(\d+)", line) for line in lines)))
     try:
+        lines: list[str] = []
+        for line in process.stderr:
+            if match := re.search(r" at http://127\.0\.0\.1:(\d+)", line):
+                break
+            lines.append(line.strip())
+        else:
+            raise UserError(f"the server did not start: {' '.join(lines)}")
         yield psutil.Process(process.pid), int(match[1])
         process.send_signal(signal.SIGTERM)
         if process.wait(60):
-            raise SystemExit(f"the server ended with {process.returncode}: {process.stderr.read()}")
+            raise UserError(f"the server ended with {process.returncode}: {process.stderr.read()}")
     finally:
         process.kill()
 
@@ -205,7 +236,7 @@ def holds(options: argparse.Namespace, cases: Sequence[Case]) -> dict[str, float
         **{f"mixed_{kind}": count for kind, count in refused.items()},
         "mixed_wrong": len(tally.faults),
         "mixed_busy": sum(count for (_, status), count in tally.statuses.items() if status == 503),
-        "mixed_images_per_second": round(len(tally.seconds) / options.seconds, 1),
+        "mixed_images_per_second": tally.rate(options.seconds),
         **{f"mixed_p{percentile}_ms": tally.milliseconds(percentile) for percentile in (50, 95, 99)},
         "mixed_mean_batch": round(batch, 1),
         "memory_before_mb": round(before / MEGABYTE),
@@ -227,9 +258,10 @@ def gains(options: argparse.Namespace, cases: Sequence[Case]) -> dict[str, float
                         raise SystemExit(f"{name}: {tally.faults[:10]}")
                     if round_:  # the first warms up
                         tallies[name].seconds += tally.seconds
+                        tallies[name].answered += tally.answered
             for name, tally in tallies.items():
-                rate = len(tally.seconds) / (options.rounds * options.seconds / 5)
-                numbers[f"{name}_{clients}_clients_images_per_second"] = round(rate, 1)
+                rate = tally.rate(options.rounds * options.seconds / 5)
+                numbers[f"{name}_{clients}_clients_images_per_second"] = rate
                 numbers |= {f"{name}_{clients}_clients_p{p}_ms": tally.milliseconds(p) for p in (50, 95, 99)}
             rates = [numbers[f"{name}_{clients}_clients_images_per_second"] for name in ports]
             numbers[f"gain_{clients}_clients"] = round(rates[0] / rates[1], 2)
@@ -242,14 +274,18 @@ def main() -> int:
     parser.add_argument("run")
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files, of which 32 are taken")
     parser.add_argument("--machine", required=True, help="what to call it in the folder's name: epyc-2-cores")
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--clients", type=positive, default=64)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=positive, default=2)
     options = parser.parse_args()
+    if options.seconds <= 0:
+        parser.error(f"--seconds: must be above 0, got {options.seconds:g}")
     if problem := uncommitted():
         parser.error(problem)
-    predictor = Predictor.load(options.run)
     files = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:32]
+    if not files:
+        parser.error(f"--images: {options.images} has no file named *.jpg or *.jpeg")
+    predictor = Predictor.load(options.run, device="cpu")
     cases = [Case(path.read_bytes(), predictor(path)) for path in files]
     sizes = sum(len(case.content) for case in cases) / len(cases) / 1024
     started = time.monotonic()
@@ -269,4 +305,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

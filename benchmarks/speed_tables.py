@@ -43,12 +43,12 @@ def inference(_: Link) -> str:
 
 
 def roofline(_: Link) -> str:
-    """What ``benchmarks/roofline.py`` measured: the parts of each step, the longest first."""
+    """What ``benchmarks/roofline.py`` measured: the parts of each step that took time, the longest first."""
     rows = []
     for run in (run for where, run in runs().items() if where.startswith("roofline/")):
         times = {key.removesuffix("_ms"): run.values(key)[0] for key in run.numbers if key.endswith("_ms")}
         whole = times.pop("step")
-        for part in sorted(times, key=lambda part: -times[part]):
+        for part in sorted(filter(times.get, times), key=lambda part: -times[part]):
             bound = "".join(f"{value:.0%}" for value in run.values(f"{part}_bound"))
             work = (",".join(f"{value:,}" for value in run.values(f"{part}_{key}")) for key in ("gflop", "gb"))
             rows.append([str(run.machine), run.data.partition("; ")[2], part.replace("_", " ")])

@@ -20,6 +20,8 @@ recipes          each recipe, the number that others published and ours
 
     python benchmarks/tables.py
     python benchmarks/tables.py --check    # writes nothing; exit status 1 and the names of texts that are out of date
+
+Exit status 2 where a text or a ``run.json`` cannot be used.
 """
 
 import argparse
@@ -27,11 +29,11 @@ import functools
 import json
 import re
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from command import run_command
 from run_json import (
     ROOT,
     Link,
@@ -233,21 +235,21 @@ def stale(root: Path = ROOT) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Fill the tables, or say which files are out of date; returns the exit status."""
+    """Fill the tables, or say which files are out of date; returns the exit status.
+
+    Raises:
+        TableError: a text or a ``run.json`` cannot be used.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     options = parser.parse_args(arguments)
-    try:
-        outdated = stale(root)
-        for path in outdated:
-            print(path.relative_to(root))
-            if not options.check:
-                path.write_text(filled(path, root), encoding="utf-8")
-    except TableError as error:
-        print(error, file=sys.stderr)
-        return 1
+    outdated = stale(root)
+    for path in outdated:
+        print(path.relative_to(root))
+        if not options.check:
+            path.write_text(filled(path, root), encoding="utf-8")
     return 1 if options.check and outdated else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

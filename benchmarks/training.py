@@ -10,7 +10,7 @@ timm                  what a PyTorch user writes: forward, cross entropy, backwa
                       are normalized and on the device.
 timm-expert           the same by one who knows: channels_last, freed memory kept, fused AdamW, the loss left on the
                       device, and on CUDA cuDNN's algorithms chosen by measurement.
-timm-compiled         that, by torch.compile.
+timm-compiled         that, by torch.compile, as ours-compiled is: on CUDA a small model is recorded as CUDA graphs.
 torchvision           torchvision's model in the expert's loop; its stem has patch size 4.
 
     python benchmarks/training.py
@@ -22,7 +22,6 @@ torchvision           torchvision's model in the expert's loop; its stem has pat
 import argparse
 import json
 import math
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -31,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import positive, run_command
 from peers import timm_convnext, torchvision_convnext
 from record import where
 from torch import Tensor, nn
@@ -42,10 +42,12 @@ from convnext.data.loading.loader import Batch
 from convnext.data.sources import ArraySource
 from convnext.data.splits import Splits
 from convnext.devices import autocast_of, keep_freed_memory, make_accelerator, pick_device
+from convnext.evaluation.evaluator import prepare_model
 from convnext.models import registry
 from convnext.training.interruption import StopSignals
 from convnext.training.optimizers import make_optimizers
 from convnext.training.resolve import resolve_settings
+from convnext.training.step import compiled
 from convnext.training.trainer import Trainer
 
 CLASSES = 10
@@ -112,7 +114,7 @@ def bare_loop(trainer: Trainer, batch: Batch) -> Step:
     torch.manual_seed(0)
     model = registry.build(settings.model, len(trainer.splits.classes)).to(trainer.device)
     model.to(memory_format=torch.channels_last).train()
-    kernels.install(model)
+    prepare_model(model, trainer.info)
     optimizers = make_optimizers(model, settings.optimizer)
 
     def step() -> None:
@@ -150,14 +152,16 @@ def peer_step(model_of: Callable[[Case], nn.Module], expert: bool, compile: bool
     torch.manual_seed(0)
     model = model_of(case).to(case.device).to(memory_format=layout).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=expert or None)
-    compiled: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
+    classify: Callable[[Tensor], Tensor] = model
+    if compile:
+        classify = compiled(model, recipe("cifar10"), torch.device(case.device), processes=1)
     images = torch.randn(case.batch, 3, case.size, case.size).to(case.device).to(memory_format=layout)
     targets = (torch.arange(case.batch) % CLASSES).to(case.device)
     autocast = autocast_of(case.precision, torch.device(case.device))
 
     def step() -> None:
         with autocast():
-            loss = F.cross_entropy(compiled(images), targets)
+            loss = F.cross_entropy(classify(images), targets)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -183,13 +187,18 @@ def check_same_size(case: Case, peers: list[str]) -> None:
     """Refuse to compare models of different size.
 
     Raises:
-        ContestantError: they are.
+        ContestantError: they are, or a peer's model cannot be built.
+        UserError: ours cannot be built.
     """
     settings = make_trainer(case).settings.model
     models = {"timm": timm_model, "torchvision": torchvision_model}
     for library in dict.fromkeys(peer.partition("-")[0] for peer in peers):
         if library in models:
-            pair = registry.build(settings, CLASSES), models[library](case)
+            try:
+                peer = models[library](case)
+            except Exception as error:  # theirs raise what they like, and the library may be missing
+                raise ContestantError(f"{library}: {type(error).__name__}: {error}") from error
+            pair = registry.build(settings, CLASSES), peer
             ours, theirs = (sum(parameter.numel() for parameter in model.parameters()) for model in pair)
             if ours != theirs:
                 raise ContestantError(f"{library}: its model has {theirs:,} parameters, and ours {ours:,}")
@@ -200,37 +209,32 @@ def measure(case: Case, peers: list[str], rounds: int = 15, seconds: float = mat
 
     Raises:
         ContestantError: one failed, or has another model.
+        UserError: ours cannot be built.
     """
     check_same_size(case, peers)
     contestants = {name: partial(CONTESTANTS[name], case) for name in ("ours", *peers)}
     return take_turns(contestants, case.device, rounds, seconds, TURN.get(case.device, TURN_ELSEWHERE))
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
+def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", default=["timm", "timm-expert"], choices=PEERS)
-    parser.add_argument("--depths", type=int, nargs="+", default=Case.depths)
-    parser.add_argument("--dims", type=int, nargs="+", default=Case.dims)
-    parser.add_argument("--patch", type=int, default=Case.patch)
-    parser.add_argument("--size", type=int, default=Case.size, help="height and width of the images in pixels")
-    parser.add_argument("--batch", type=int, default=Case.batch)
+    parser.add_argument("--depths", type=positive, nargs="+", default=Case.depths)
+    parser.add_argument("--dims", type=positive, nargs="+", default=Case.dims)
+    parser.add_argument("--patch", type=positive, default=Case.patch)
+    parser.add_argument("--size", type=positive, default=Case.size, help="height and width of the images in pixels")
+    parser.add_argument("--batch", type=positive, default=Case.batch)
     parser.add_argument("--precision", default=Case.precision, choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which no more rounds begin")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     options = parser.parse_args()
     options.device = pick_device(options.device)
     values = {field.name: getattr(options, field.name) for field in fields(Case)}
     case = Case(**values | {"depths": tuple(options.depths), "dims": tuple(options.dims)})
-    try:
-        times = measure(case, options.peers, options.rounds, options.seconds)
-    except ContestantError as error:
-        print(error, file=sys.stderr)
-        return 1
-    report(case, times, options.json)
-    return 0
+    report(case, measure(case, options.peers, options.rounds, options.seconds), options.json)
 
 
 def report(case: Case, times: dict[str, Times], as_json: bool) -> None:
@@ -254,4 +258,4 @@ def report(case: Case, times: dict[str, Times], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

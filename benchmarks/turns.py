@@ -20,6 +20,8 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from convnext.errors import UserError
+
 Step = Callable[[], object]
 Make = Callable[[contextlib.ExitStack], Step]
 """Builds what is measured, in its process; what it opens is closed at the end. It can be pickled."""
@@ -46,7 +48,7 @@ class Times:
         return statistics.median(self.turns)
 
 
-class ContestantError(Exception):
+class ContestantError(UserError):
     """A contestant could not be built or failed; the message names it."""
 
 
@@ -57,39 +59,47 @@ def take_turns(
 
     Args:
         contestants: how each is built, by name.
-        device: where they compute: ``"cpu"``, where they warm up one at a time, or another, where all do at once.
+        device: where they compute. They are built at the same time, and then warm up one at a time: what chooses
+            algorithms by measurement does so alone on the device.
         rounds: at most, and at least `LEAST_ROUNDS`.
         seconds: after which no more rounds begin.
-        turn: seconds that a turn lasts at least, in whole steps; its first step is not timed where it has several.
+        turn: seconds that a turn lasts at least, in whole steps, behind one that is not timed: in that caches fill and
+            threads wake up. 0 for one step, which is timed.
 
     Raises:
         ContestantError: one failed.
     """
     with contextlib.ExitStack() as stack:
         started = {name: stack.enter_context(_started(make, device, turn)) for name, make in contestants.items()}
-        for pipes in [[each] for each in started] if device == "cpu" else [list(started)]:
-            for name in pipes:
-                started[name].send(True)
-            for name in pipes:
-                _answer(name, started[name])
+        for name, pipe in started.items():
+            _answer(name, pipe)  # it is built
+        for name, pipe in started.items():
+            _ask(pipe, True)
+            _answer(name, pipe)  # it is warm
         turns: dict[str, list[tuple[float, float, float]]] = {name: [] for name in started}
         begun = time.perf_counter()
         while len(turns[name]) < rounds and (len(turns[name]) < LEAST_ROUNDS or time.perf_counter() - begun < seconds):
             for name, pipe in started.items():
-                pipe.send(True)
+                _ask(pipe, True)
                 turns[name].append(_answer(name, pipe))
         for pipe in started.values():
-            pipe.send(False)
+            _ask(pipe, False)
     return {
         name: Times([took for took, _, _ in each], sum(cpu for _, cpu, _ in each) / sum(wall for _, _, wall in each))
         for name, each in turns.items()
     }
 
 
+def _ask(pipe: Connection, more: bool) -> None:
+    """Ask a contestant for its next turn, or to end. One that has failed is asked in vain: its answer says why."""
+    with contextlib.suppress(OSError):
+        pipe.send(more)
+
+
 def _answer(name: str, pipe: Connection) -> tuple[float, float, float]:
     try:
         answer: tuple[float, float, float] | str = pipe.recv()
-    except EOFError:
+    except (EOFError, ConnectionError):
         raise ContestantError(f"{name}: its process died") from None
     if isinstance(answer, str):
         raise ContestantError(f"{name}: {answer}")
@@ -114,25 +124,26 @@ def _started(make: Make, device: str, turn: float) -> Iterator[Connection]:
 
 
 def _run(make: Make, device: str, turn: float, pipe: Connection) -> None:
-    """In the contestant's process: build it, warm up when first asked, and take a turn whenever asked again."""
+    """In the contestant's process: build it and say so, warm up when asked, and take a turn whenever asked again."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not our result
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair
     try:
         with contextlib.ExitStack() as stack:
             step = make(stack)
+            pipe.send((0.0, 0.0, 0.0))
             pipe.recv()
             for _ in range(_WARMUP.get(device, _WARMUP_ELSEWHERE)):
                 step()
             count = max(1, math.ceil(turn / _seconds(step, 1, device)))
+            _free(device)
             pipe.send((0.0, 0.0, 0.0))
             waited, used = time.perf_counter(), time.process_time()
             while pipe.recv():
                 idle = time.process_time() - used, time.perf_counter() - waited
-                if count > 1:
+                if turn:
                     step()
                 took = _seconds(step, count, device)
-                if device == "cuda":
-                    torch.cuda.empty_cache()  # the memory is the next one's
+                _free(device)
                 pipe.send((took, *idle))
                 waited, used = time.perf_counter(), time.process_time()
     except Exception as error:
@@ -147,6 +158,12 @@ def _seconds(step: Step, count: int, device: str) -> float:
         step()
     _wait_for(device)
     return (time.perf_counter() - started) / count
+
+
+def _free(device: str) -> None:
+    """Give up the memory that is not in use: it is the next contestant's."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _wait_for(device: str) -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import comparison
 import speed_tables
 import tables
-from run_json import ROOT, Number, Run, TableError, runs
+from run_json import ROOT, Machine, Number, Run, TableError, runs
 
 RUNS = runs()
 STATED = [(name, measured) for name in recipes.names() for measured in recipes.get(name).measured]
@@ -158,7 +158,7 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
         for name, top1 in (("ours", 0.5), ("swin_t lr=1", 0.6))
     ]
     how = {"command": f"convnext compare --data.root {tmp_path}/images --output {made}", "made": "2026-11-26 12:57 UTC"}
-    how |= {"data": "digits", "measured on": "a CPU", "torch": "2", "commit": "1234567-dirty"}
+    how |= {"data": "digits", "measured on": "a CPU, 2 threads", "torch": "2", "commit": "1234567-dirty"}
     contenders = [{"name": n, "top1": {"mean": m, "std": 0.007}} for n, m in (("ours", 0.505), ("swin_t lr=1", 0.605))]
     pair = {"a": "swin_t lr=1", "b": "ours", "difference": 0.1, "low": 0.09, "high": 0.12, "significant": True}
     report = {"cells": cells, "contenders": contenders, "pairs": [pair], "missing": [], "how": how}
@@ -173,7 +173,8 @@ def test_the_report_of_a_comparison_is_kept_without_paths(tmp_path: Path, monkey
     assert not any(str(tmp_path) in path.read_text() for path in results.rglob("*.*"))
     run = runs(results)["comparison/models"]
     assert run.command == "convnext compare --data.root DIR --output comparison"
-    assert (run.commit, run.minutes) == ("1234567", 1.5)
+    assert (run.commit, run.minutes) == (None, 1.5)  # its code had changes that are in no commit
+    assert run.machine == Machine(name="a CPU", cores=None, memory_gb=None, gpu=None)
     assert run.numbers == {"ours_top1": [0.5, 0.51], "swin_t_lr_1_top1": [0.6, 0.61]}
     table = speed_tables.comparison(lambda name, where: f"[{name}]({where})", "comparison/models").splitlines()
     assert table[2] == "| ours | 50.50 ± 0.70 % | | 2.00 M | 0.100 | 3 | 1.5 min |"
