@@ -1,9 +1,7 @@
 """Depthwise filters drawn with the covariance of a trained network's."""
 
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,13 +10,11 @@ from torch import Tensor
 
 import convnext
 from convnext import create_model, recipe
-from convnext.data.loading.loader import Batch
 from convnext.errors import SettingsError
 from convnext.models.convnext import Block, ConvNeXt
 from convnext.training.filters import draw_filters
-from convnext.training.interruption import InterruptedRunError, StopSignals
-from convnext.training.trainer import Trainer
 from convnext.weights.loading import write
+from tests.support.stopping import stopped_after
 
 
 def filters(model: ConvNeXt, stage: int) -> Tensor:
@@ -78,17 +74,8 @@ def test_a_run_begins_with_them_and_goes_on_without(tmp_path: Path, monkeypatch:
     later = settings.replace(filters_from=plain.path.relative_to(tmp_path), save_every_steps=5)
     whole = convnext.train(later.replace(name="whole"))
     assert not torch.equal(weight(plain.path), weight(whole.path))
-    take_step = Trainer.step
-
-    def step(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        if trainer.state.step == 12:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(trainer, batch, signals)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(InterruptedRunError):
+    with stopped_after(12):
         convnext.train(later.replace(name="stopped"))
-    monkeypatch.setattr(Trainer, "step", take_step)
     shutil.rmtree(plain.path)
     stopped = tmp_path / "stopped"
     assert json.loads((stopped / "settings.json").read_text())["filters_from"] == str(plain.path)

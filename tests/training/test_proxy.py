@@ -1,8 +1,6 @@
 """A trained network that chooses which images of each batch are trained on."""
 
-import os
 import shutil
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,11 @@ from torch import Tensor, nn
 
 import convnext
 from convnext.config import RunSettings
-from convnext.data.loading.loader import Batch
 from convnext.errors import CheckpointError, SettingsError
 from convnext.runs.folder import read_metrics
-from convnext.training.interruption import InterruptedRunError, StopSignals
 from convnext.training.proxy import Proxy
 from convnext.training.step import Stepper, Taken
-from convnext.training.trainer import Trainer
+from tests.support.stopping import stopped_after
 
 TINY = {"depths": (1, 1), "dims": (8, 16)}
 
@@ -102,17 +98,8 @@ def test_a_run_goes_on_exactly_without_the_network_it_began_with(
     whole = convnext.train(with_proxy.replace(name="whole"))
     plain = convnext.train(settings(tmp_path, name="plain"))
     assert not torch.equal(head(whole.path), head(plain.path))
-    take_step = Trainer.step
-
-    def step(trainer: Trainer, batch: Batch, signals: StopSignals) -> tuple[bool, bool]:
-        if trainer.state.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(trainer, batch, signals)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(InterruptedRunError):
+    with stopped_after(4):
         convnext.train(with_proxy.replace(name="stopped"))
-    monkeypatch.setattr(Trainer, "step", take_step)
     shutil.rmtree(tmp_path / "small")
     again = convnext.train(resume=tmp_path / "stopped")
     assert torch.equal(head(again.path), head(whole.path))
