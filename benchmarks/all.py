@@ -177,7 +177,7 @@ def write(measurement: Measurement, options: argparse.Namespace, folder: Path) -
     started = time.monotonic()
     try:
         results = measurement.run()
-    except (ContestantError, UserError) as error:
+    except UserError as error:
         print(f"left out: {', '.join(measurement.names)}: {error}", file=sys.stderr)
         return False
     model_note = where(options.device).rpartition(", ")[2]

@@ -36,6 +36,11 @@ def from_main(accelerator: Accelerator, make: Callable[[], T]) -> T:
     return result
 
 
+def own_count(accelerator: Accelerator, count: int) -> int:
+    """How many of ``count`` images are this process's, where each takes every so-many-th."""
+    return len(range(accelerator.process_index, count, accelerator.num_processes))
+
+
 @contextmanager
 def reported_once(accelerator: Accelerator) -> Iterator[None]:
     """Let one process a machine speak of an error that all of them have, as those of settings and data are.

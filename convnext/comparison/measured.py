@@ -29,7 +29,7 @@ from convnext.storage.files import digest, usual_mode, writing
 from convnext.storage.measurements import cpu_name
 from convnext.training.memory import step_bytes
 from convnext.training.optimizers import configure
-from convnext.training.proxy import own_copy, proxy_model
+from convnext.training.proxy import COPY, proxy_model
 from convnext.weights.model_info import ModelInfo, read_json, read_object
 
 LOGITS = "comparison.safetensors"  # in a run's folder
@@ -147,8 +147,7 @@ class Measured:
         """After each epoch."""
         last = self.history[-1]
         images = round(last["step"] / last["epoch"]) * self.settings.batch_size
-        folder = own_copy(self.run, self.settings)
-        proxy = None if folder is None else proxy_model(folder)
+        proxy = None if self.settings.proxy_from is None else proxy_model(self.run / COPY)
         each = flops_by_epoch(self.settings, len(self.info.classes), images, proxy)
         totals: list[float] = np.cumsum(each).tolist()
         return [totals[line["epoch"] - 1] for line in self.history]

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext import kernels
+from convnext import distributed, kernels
 from convnext.config import ModelSettings, RunSettings
 from convnext.errors import CheckpointError, SettingsError
 from convnext.evaluation.evaluator import prepare_model
@@ -25,7 +25,8 @@ from convnext.runs import checkpoint
 from convnext.storage.files import DIGESTS, writing
 from convnext.weights.model_info import ModelInfo, read_json
 
-_FOLDER = "proxy"  # of a run's own copy
+COPY = "proxy"
+"""Folder of a run's own copy of its proxy."""
 _FILES = ("model.safetensors", "model.json")
 
 
@@ -59,7 +60,7 @@ def own_copy(run: Path, settings: RunSettings) -> Path | None:
     when the other is gone; None for a run without one. CheckpointError where the proxy cannot be read."""
     if settings.proxy_from is None:
         return None
-    folder = run / _FOLDER
+    folder = run / COPY
     if not all((folder / name).is_file() for name in _FILES):
         source = checkpoint.find(settings.proxy_from)
         folder.mkdir(exist_ok=True)
@@ -76,12 +77,7 @@ def proxy_model(folder: Path) -> ModelSettings:
     return read_json(checkpoint.find(folder) / "model.json", ModelInfo).model
 
 
-def load_proxy(
-    folder: Path,
-    settings: RunSettings,
-    info: ModelInfo,
-    accelerator: Accelerator,
-) -> Proxy:
+def load_proxy(folder: Path, settings: RunSettings, info: ModelInfo, accelerator: Accelerator) -> Proxy:
     """The proxy whose checkpoint is in a run's folder, or a checkpoint's, for a run of ``info``.
 
     Raises:
@@ -103,5 +99,5 @@ def load_proxy(
     model = model.to(accelerator.device)
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    most = len(range(accelerator.process_index, settings.batch_size, accelerator.num_processes))
+    most = distributed.own_count(accelerator, settings.batch_size)
     return Proxy(prepare_model(model, own), most, accelerator.autocast)

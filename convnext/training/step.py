@@ -142,7 +142,7 @@ class Stepper:
 
     def _stance(self, settings: RunSettings, count: int) -> AbstractContextManager[object]:
         """Nothing is compiled for a batch that lacks images which could not be read."""
-        whole = len(range(self.accelerator.process_index, settings.batch_size, self.accelerator.num_processes))
+        whole = distributed.own_count(self.accelerator, settings.batch_size)
         return torch.compiler.set_stance("force_eager") if settings.compile and count < whole else nullcontext()
 
     def _update(self) -> None:

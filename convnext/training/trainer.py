@@ -137,7 +137,8 @@ class Trainer:
 
     def choose_by(self, folder: Path | None) -> None:
         """Train on the images that the proxy in ``folder`` chooses, if any; errors as of `load_proxy`."""
-        self.proxy = None if folder is None else load_proxy(folder, self.settings, self.info, self.accelerator)
+        with distributed.reported_once(self.accelerator):
+            self.proxy = None if folder is None else load_proxy(folder, self.settings, self.info, self.accelerator)
 
     def fit(self, signals: StopSignals) -> None:
         """Train from the step at which the run stands to the end, or until patience is over; ``signals`` are asked
