@@ -85,12 +85,13 @@ def load_proxy(folder: Path, settings: RunSettings, info: ModelInfo, accelerator
         CheckpointError: it is missing, damaged, or of other classes.
     """
     model, own = checkpoint.load_model(checkpoint.find(folder))
-    check_classes(own, info.classes, folder)
+    source = settings.proxy_from or folder  # which is a copy of it
+    check_classes(own, info.classes, source)
     if own.classes != info.classes:
-        raise CheckpointError(f"proxy_from: {folder} has the classes in another order: train it on the same images")
+        raise CheckpointError(f"proxy_from: {source} has the classes in another order: train it on the same images")
     if (own.mean, own.std) != (info.mean, info.std):
         raise SettingsError(
-            f"proxy_from: {folder} was trained with mean {own.mean} and standard deviation {own.std} of the channels, "
+            f"proxy_from: {source} was trained with mean {own.mean} and standard deviation {own.std} of the channels, "
             f"and this run has {info.mean} and {info.std}: train both on the same images, or give both data.mean and "
             f"data.std"
         )

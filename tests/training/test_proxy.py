@@ -116,10 +116,10 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
     output = tmp_path / "runs"
     with pytest.raises(CheckpointError, match=r"run folder .*nowhere is not there"):
         convnext.train(settings(output, proxy_from=tmp_path / "nowhere"))
-    with pytest.raises(SettingsError, match=r"was trained with mean .* train both on the same images"):
+    with pytest.raises(SettingsError, match=rf"{proxy.path} was trained with mean .* train both on the same images"):
         convnext.train(settings(output, proxy_from=proxy.path, **{"data.mean": (0.5,), "data.std": (0.2,)}))
     folder = {"data.name": "folder", "data.root": small_folder, "data.mean": (0.5,) * 3, "data.std": (0.2,) * 3}
-    with pytest.raises(CheckpointError, match="knows 10 classes and the data has 3"):
+    with pytest.raises(CheckpointError, match=rf"{proxy.path} knows 10 classes and the data has 3"):
         convnext.train(settings(output, proxy_from=proxy.path, batch_size=8, **folder))
     with pytest.raises(SettingsError, match=r"for 1000 images 2000 are drawn, and there are 1293 training images"):
         convnext.train(settings(output, proxy_from=proxy.path, batch_size=1000))
