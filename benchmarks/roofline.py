@@ -3,8 +3,7 @@
 First the machine's own peaks: the kernels' product of matrices and PyTorch's, and memory copied. Then the trainer's
 step under PyTorch's profiler. A part cannot be faster than its operations at the peak of its precision, nor than its
 bytes (inputs, results and gradients once each) at the memory's: its bound is the longer of the two, and the share how
-much of its time that is. A part that takes no time is left out: in bf16 our stem and downsampling are products of
-matrices, whose time is in the rest, and not among the other convolutions. Written to
+much of its time that is. A part that takes no time is left out. Written to
 ``results/roofline/<machine>/``; leave the machine alone meanwhile, a minute each.
 
     python benchmarks/roofline.py
@@ -39,8 +38,8 @@ EVENTS = {
     "mlp_forward": ("Mlp",),
     "mlp_backward": ("MlpBackward",),
     "optimizer": ("Optimizer.step#AdamW.step",),
-    "other_convolutions": ("aten::convolution", "ConvolutionBackward0"),
-    "other_norms": ("aten::layer_norm", "NativeLayerNormBackward0"),
+    "stem_downsampling_head": ("aten::convolution", "ConvolutionBackward0", "aten::linear", "AddmmBackward0"),
+    "other_norms": ("aten::layer_norm", "NativeLayerNormBackward0", "LayerNorm2d", "LayerNorm2dBackward"),
 }
 
 

@@ -211,7 +211,7 @@ def test_what_took_no_time_has_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
                 "data": "random; a model",
                 "seeds": [],
                 "minutes": None,
-                "numbers": {"step_ms": 10.0, "rest_ms": 4.0, "other_convolutions_ms": 0.0},
+                "numbers": {"step_ms": 10.0, "rest_ms": 4.0, "stem_downsampling_head_ms": 0.0},
                 "note": "",
             }
         )

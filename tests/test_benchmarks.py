@@ -297,10 +297,10 @@ def test_lengths_that_cannot_be_measured_are_refused_before_training() -> None:
 def test_a_part_of_a_step_without_time_has_no_row(
     precision: str, listed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = dict.fromkeys(roofline.EVENTS, 1.0) | {"other_convolutions": float(listed), "rest": 0.0, "step": 6.0}
+    parts = dict.fromkeys(roofline.EVENTS, 1.0) | {"stem_downsampling_head": float(listed), "rest": 0.0, "step": 6.0}
     peaks = {f"matmul_{precision}_gflops": 100.0, "copy_gbs": 10.0}
     monkeypatch.setattr(roofline, "profiled", lambda _: parts)
     monkeypatch.setattr(roofline, "peaks", lambda: peaks)
     numbers = roofline.numbers_of(training.Case(precision=precision))
-    assert ("other_convolutions_ms" in numbers) == listed
+    assert ("stem_downsampling_head_ms" in numbers) == listed
     assert (numbers["rest_ms"], numbers["step_ms"]) == (0.0, 6.0)

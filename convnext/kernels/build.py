@@ -8,7 +8,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -150,7 +152,7 @@ def _compiler() -> tuple[list[str], str]:
         raise UnavailableError(f"no C compiler: there is no {words[0]}")
     cpu = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     version = _run([*words, "--version"]).partition("\n")[0]
-    return [*words, "-O3", cpu, "-shared", "-fPIC"], version
+    return [*words, "-O3", cpu, "-fPIC"], version
 
 
 def _compiled(command: list[str], version: str) -> Path:
@@ -163,11 +165,22 @@ def _compiled(command: list[str], version: str) -> Path:
         raise UnavailableError(f"others may write to {path.parent}")
     if not _is_whole(path, known):
         with writing(path) as unfinished, writing(known) as its_digest:
-            _run([*command, "-o", str(unfinished), *(str(source) for source in _SOURCES if source.suffix == ".c")])
+            _compile(command, unfinished)
             its_digest.write_text(digest(unfinished))
     if not _is_whole(path, known):
         raise UnavailableError(f"the disk gives {path} back other than it was written")
     return path
+
+
+def _compile(command: list[str], library: Path) -> None:
+    """Compile each source in a process of its own, as many at once as there are cores, and link them."""
+    sources = [source for source in _SOURCES if source.suffix == ".c"]
+    sources.sort(key=lambda source: -source.stat().st_size)  # the last one should not take the longest
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = [str(Path(folder, f"{source.stem}.o")) for source in sources]
+        commands = zip(sources, objects, strict=True)
+        list(pool.map(_run, [[*command, "-c", "-o", made, str(source)] for source, made in commands]))
+        _run([*command, "-shared", "-o", str(library), *objects])
 
 
 def _path(command: list[str], version: str) -> Path:

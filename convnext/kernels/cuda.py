@@ -18,14 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convnext.kernels.modules import (
-    _BLOCK_FORWARD,
-    _STOCHASTIC_DEPTH,
-    _is_changed,
-    _is_plain,
-    block_class,
-    empty_block,
-)
+from convnext.kernels.conditions import BLOCK_FORWARD, STOCHASTIC_DEPTH, forward_of, is_changed, is_plain
+from convnext.kernels.faster import class_of, empty
 
 
 def install(model: nn.Module, device: str = "cuda") -> None:
@@ -36,11 +30,8 @@ def install(model: nn.Module, device: str = "cuda") -> None:
         device: another one than CUDA, to compare the arithmetic there.
     """
     for module in model.modules():
-        forward = type(module).forward
-        if (forward.__module__, forward.__qualname__) == _BLOCK_FORWARD and all(
-            parameter.device.type == device for parameter in module.parameters()
-        ):
-            module.__class__ = block_class(_Block, type(module))
+        if forward_of(module) == BLOCK_FORWARD and all(p.device.type == device for p in module.parameters()):
+            module.__class__ = class_of(_Block, type(module))
 
 
 class _Block(nn.Module):
@@ -81,12 +72,12 @@ class _Block(nn.Module):
     def _is_as_built(self) -> bool:
         """Whether nobody has changed the modules in whose place `forward` computes, or listens to them."""
         return (
-            _is_plain(self.norm, nn.LayerNorm)
-            and _is_plain(self.pwconv2, nn.Linear)
-            and _is_plain(self.drop_path, _STOCHASTIC_DEPTH)
-            and not any(map(_is_changed, (self.norm, self.pwconv2, self.drop_path)))
+            is_plain(self.norm, nn.LayerNorm)
+            and is_plain(self.pwconv2, nn.Linear)
+            and is_plain(self.drop_path, STOCHASTIC_DEPTH)
+            and not any(map(is_changed, (self.norm, self.pwconv2, self.drop_path)))
         )
 
     def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
         # The class is made at run time, and cannot be imported by name.
-        return empty_block, type(self).__bases__, vars(self)
+        return empty, type(self).__bases__, vars(self)

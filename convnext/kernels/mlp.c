@@ -5,6 +5,7 @@
    products are float32. With `half` set, the values that they multiply are bfloat16; `residual_half` says so of the
    block's input and output. */
 
+#include "layer_norm.h"
 #include "product.h"
 
 typedef struct {
@@ -28,10 +29,6 @@ typedef struct {
     float *scale, *branch, *hidden, *dhidden;
     char *active, *dactive, *dactive_rows; /* what is multiplied of the hidden layer and of its gradient */
 } buffers;
-
-INLINE void *at(const void *p, int half, idx i) { return (char *)p + i * (half ? 2 : 4); }
-INLINE vec get(const void *p, int half, idx i, idx count) { return load(at(p, half, i), half, count); }
-INLINE void put(void *p, int half, idx i, idx count, vec v) { store(at(p, half, i), half, count, v); }
 
 /* 2^z for -126 <= z <= 127, to 2.5e-7 of it. */
 INLINE vec power_of_two(vec z) {
@@ -108,49 +105,6 @@ INLINE vec gelu_factor(int half, vec x, vec *slope) {
     return integral;
 }
 
-#define TOGETHER 4 /* rows whose sums do not wait for each other */
-
-/* out = (x - mean) * scale, where scale = 1 / standard deviation, for `n` rows, at most TOGETHER. */
-INLINE void normalize_rows(int half, idx n, idx c, float eps, const void *x, void *out, float *scale) {
-    vec sum[TOGETHER], squares[TOGETHER];
-    float mean[TOGETHER];
-    for (int r = 0; r < n; r++) sum[r] = squares[r] = (vec){0};
-    EACH(i, c, for (int r = 0; r < n; r++) sum[r] += get(x, half, r * c + i, count);)
-    for (int r = 0; r < n; r++) mean[r] = total(sum[r]) / c;
-    EACH(i, c, for (int r = 0; r < n; r++) {
-        vec v = get(x, half, r * c + i, count) - mean[r];
-        if (count < LANES) v = load(&v, 0, count); /* zeros again behind the last channel */
-        squares[r] += v * v;
-    })
-    for (int r = 0; r < n; r++) scale[r] = 1.0f / __builtin_sqrtf(total(squares[r]) / c + eps);
-    EACH(i, c, for (int r = 0; r < n; r++)
-        put(out, half, r * c + i, count, (get(x, half, r * c + i, count) - mean[r]) * scale[r]);)
-}
-
-INLINE void normalize(int half, idx n, idx c, float eps, const void *x, void *out, float *scale) {
-    idx r = 0;
-    for (; r + TOGETHER <= n; r += TOGETHER)
-        normalize_rows(half, TOGETHER, c, eps, at(x, half, r * c), at(out, half, r * c), scale + r);
-    for (; r < n; r++) normalize_rows(half, 1, c, eps, at(x, half, r * c), at(out, half, r * c), scale + r);
-}
-
-/* From the gradient d of what `normalize` made that of its input. */
-INLINE void normalize_gradient(int half, idx n, idx c, const float *d, const void *made, const float *scale, void *out) {
-    for (idx r = 0; r < n; r++) {
-        vec sum = {0}, products = {0};
-        EACH(i, c, {
-            vec v = get(d, 0, r * c + i, count);
-            sum += v;
-            products += v * get(made, half, r * c + i, count);
-        })
-        float mean = total(sum) / c, slope = total(products) / c;
-        EACH(i, c, {
-            vec v = get(d, 0, r * c + i, count) - mean - slope * get(made, half, r * c + i, count);
-            put(out, half, r * c + i, count, v * scale[r]);
-        })
-    }
-}
-
 /* out = GELU(hidden + bias), which may be in the same memory; `saved` gets what was there. */
 INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden, void *out, void *saved) {
     for (idx r = 0; r < n; r++)
@@ -220,7 +174,7 @@ INLINE void add(const job *j, int residual_half, idx first, idx n, const float *
         EACH(i, c, {
             vec v = get(branch, 0, r * c + i, count) + get(j->bias2, 0, i, count);
             idx index = (first + r) * c + i;
-            put(j->out, residual_half, index, count, get(j->residual, residual_half, index, count) + v * factor);
+            stream(at(j->out, residual_half, index), residual_half, count, get(j->residual, residual_half, index, count) + v * factor);
         })
     }
 }
@@ -240,7 +194,7 @@ INLINE void scale_residual(const job *j, int half, int residual_half, idx first,
 
 INLINE void forward(const job *j, int half, int residual_half, idx first, idx n, buffers b) {
     idx dim = j->dim, width = j->width, pair = j->multiply.paired ? 2 : 1;
-    normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
+    normalize(half, half, n, dim, j->eps, at(j->x, half, first * dim), 0, 0, b.normal, b.scale);
     for (idx w = 0; w < width; w += j->block) {
         idx c = least(j->block, width - w);
         void *saved = j->saved ? at(j->saved, half, w * j->rows + first * c) : 0;
@@ -255,7 +209,7 @@ INLINE void forward(const job *j, int half, int residual_half, idx first, idx n,
 INLINE void backward(const job *j, int half, int residual_half, int paired, idx section, idx first, idx n, int more,
                      buffers b) {
     idx dim = j->dim, width = j->width, pair = paired ? 2 : 1, even = paired ? n + n % 2 : n, padded = n + n % 2;
-    normalize(half, n, dim, j->eps, at(j->x, half, first * dim), b.normal, b.scale);
+    normalize(half, half, n, dim, j->eps, at(j->x, half, first * dim), 0, 0, b.normal, b.scale);
     scale_residual(j, half, residual_half, first, n, b.dbranch, j->dbias2 + section * dim);
     transpose(half, n, dim, b.normal, b.normal_t, padded, b.pairs);
     transpose(half, n, dim, b.dbranch, b.dbranch_t, padded, b.pairs);
@@ -283,7 +237,7 @@ INLINE void backward(const job *j, int half, int residual_half, int paired, idx 
         multiply(&j->multiply, n, dim, c, paired ? b.dactive_rows : b.dactive, c, at(j->dlinear1, half, w * dim), dim,
                  w > 0, b.branch, dim);
     }
-    normalize_gradient(half, n, dim, b.branch, b.normal, b.scale, at(j->out, half, first * dim));
+    normalize_gradient(half, half, n, dim, b.branch, b.normal, b.scale, at(j->out, half, first * dim));
 }
 
 /* The buffers in one piece of memory, each of whole vectors; its start is to be freed.

@@ -102,18 +102,23 @@ INLINE void streamed(void) {
 #endif
 }
 
-/* Two rows' values as bfloat16 in turn: the first `count` of each. */
-INLINE void store_pairs(void *p, idx count, vec first, vec second) {
+/* Two vectors' values as bfloat16 in turn. */
+INLINE uvec pairs_of(vec first, vec second) {
 #if defined(__AVX512BF16__)
     const __m512i in_turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                              21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    uvec pairs = (uvec)_mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+    return (uvec)_mm512_permutexvar_epi16(in_turn, (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
 #else
     hvec low, high;
     store(&low, 1, LANES, first);
     store(&high, 1, LANES, second);
-    uvec pairs = words_of(low) | words_of(high) << 16;
+    return words_of(low) | words_of(high) << 16;
 #endif
+}
+
+/* The same to memory: the first `count` of each. */
+INLINE void store_pairs(void *p, idx count, vec first, vec second) {
+    uvec pairs = pairs_of(first, second);
     if (count >= LANES) memcpy(p, &pairs, sizeof pairs);
     else memcpy(p, &pairs, 4 * count);
 }

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from convnext import kernels
 from convnext.kernels import build
+from convnext.kernels.depthwise import convolve_with_shortcut
 from tests.support.kernel_cases import errors, results
 
 AUTOCAST = {"fp32": False, "bf16": True}
@@ -50,14 +51,33 @@ def test_depthwise_convolution_and_its_gradients_are_exact(
 
 
 @pytest.mark.usefixtures("compiled")
-def test_depthwise_convolution_does_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_under_autocast_what_is_in_float32_is_convolved_as_bfloat16(size: int) -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 20, 6, 5), (2, 16, 5, 8), (1, 7, 1, 3)):
+        shapes = shape, (shape[1], 1, size, size), (shape[1],)
+        inputs = [torch.randn(each).requires_grad_() for each in shapes]
+        with torch.autocast("cpu", torch.bfloat16):
+            y, shortcut = convolve_with_shortcut(inputs[0], inputs[1], inputs[2])
+        assert y.dtype == torch.bfloat16
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        wide = F.conv2d(exact[0], exact[1], exact[2], padding=size // 2, groups=shape[1])
+        expected = results(wide + exact[0], exact)
+        assert max(errors(results(y.float() + shortcut, inputs), expected)) < 5e-3
+        assert errors([y.detach()], [wide.detach()])[0] < 5e-3
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_depthwise_convolution_does_not_depend_on_the_number_of_threads(precision: str) -> None:
     conv = nn.Conv2d(40, 40, 7, padding=3, groups=40)
     x, before = torch.randn(21, 40, 9, 9, requires_grad=True), torch.get_num_threads()
     actual = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            y = kernels.depthwise_conv2d(x, conv.weight, conv.bias)
+            with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[precision]):
+                y = kernels.depthwise_conv2d(x, conv.weight, conv.bias)
             actual.append(results(y, [x, conv.weight, conv.bias]))  # type: ignore[list-item]
     finally:
         torch.set_num_threads(before)
