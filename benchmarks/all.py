@@ -83,6 +83,8 @@ def steps(options: argparse.Namespace) -> Iterator[Measurement]:
             case = training.Case(**vars(model) | {"precision": precision, "device": options.device})
             peers = ["timm", "timm-expert", "timm-compiled", *["torchvision"] * (case.patch == 4)]
             what = {f"step-{case.size}px-{precision}": "ours"}
+            if options.device == "cpu" and precision != "fp32":
+                peers.append("ours-fp32")
             if options.device == "cuda":
                 peers.append("ours-compiled")
                 what[f"step-{case.size}px-{precision}-compiled"] = "ours-compiled"

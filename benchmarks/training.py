@@ -5,6 +5,7 @@ on the same random images in memory.
 
 ours, ours-compiled   the trainer's step. It also draws its seed, sets the learning rate, clips the gradient, sums loss
                       and accuracy, sees that the gradient is finite, copies images to the device and normalizes them.
+ours-fp32             the same in fp32, whatever the precision of the others: what ours gains by a lower one.
 bare                  our model, optimizer, arithmetic and allocator settings in a loop: what our trainer itself costs.
 timm                  what a PyTorch user writes: forward, cross entropy, backward, AdamW, loss.item(), on images that
                       are normalized and on the device.
@@ -24,7 +25,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,11 @@ def our_step(case: Case, stack: ExitStack, compile: bool = False) -> Step:
     return lambda: trainer.step(batch, signals)
 
 
+def our_fp32_step(case: Case, stack: ExitStack) -> Step:
+    """The trainer's, in fp32."""
+    return our_step(replace(case, precision="fp32"), stack)
+
+
 def bare_step(case: Case, _: ExitStack) -> Step:
     """The same computation in the fewest lines."""
     trainer = make_trainer(case)
@@ -174,6 +180,7 @@ def peer_step(model_of: Callable[[Case], nn.Module], expert: bool, compile: bool
 CONTESTANTS: dict[str, Callable[[Case, ExitStack], Step]] = {
     "ours": our_step,
     "ours-compiled": partial(our_step, compile=True),
+    "ours-fp32": our_fp32_step,
     "bare": bare_step,
     "timm": partial(peer_step, timm_model, False, False),
     "timm-expert": partial(peer_step, timm_model, True, False),
