@@ -119,6 +119,7 @@ def test_a_folder_is_named_after_the_machine(gpu: str | None, cpu: str | None, n
 def test_everything_is_written_down_as_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = __import__("all")
     seconds = {"ours": 0.2, "timm": 0.3, "timm-expert": 0.25, "timm-compiled": 0.24, "torchvision": 0.4}
+    seconds["ours-fp32"] = 0.35
 
     def measured(case: training.Case, peers: list[str], *_: object) -> dict[str, Times]:
         if case.size == 224 and case.precision == "bf16":
@@ -136,6 +137,8 @@ def test_everything_is_written_down_as_it_is_done(tmp_path: Path, monkeypatch: p
     small = runs["step-32px-bf16"]
     assert small.numbers["ratio_timm_expert"] == 1.25
     assert small.numbers["timm_expert_ms"] == 250.0
+    assert small.numbers["ratio_ours_fp32"] == 1.75
+    assert "ratio_ours_fp32" not in runs["step-32px-fp32"].numbers
     assert "ratio_torchvision" not in small.numbers
     assert runs["step-224px-fp32"].numbers["ratio_torchvision"] == 2.0
     assert runs["predict-224px-fp32-batch-16"].numbers == {"ratio_timm": 1.23, "ours_ms": 10.0, "timm_ms": 12.3}
