@@ -43,6 +43,7 @@ PARTS = ("step", "inference", "loading")
 RESULTS = ROOT / "results" / "speed"
 LOADING_ROUNDS = 5  # at most: each reads all images three times
 LIBRARIES = ("torch", "timm", "torchvision")
+ROWS = ("ours", "ours-compiled")  # contestants that have a folder of their own
 START, COMPILE = 15, 60  # seconds, for the estimate: of a contestant's start and warm-up, and with torch.compile
 Numbers = dict[str, Number]
 
@@ -63,7 +64,7 @@ class Measurement:
 
 def compared(times: Mapping[str, Times], ours: str, key: str, value: Callable[[float], Number]) -> Numbers:
     """The ``value`` of each contestant's seconds as ``<name>_<key>``, and our speed over each peer's."""
-    named = {"ours": times[ours]} | {name: each for name, each in times.items() if not name.startswith("ours")}
+    named = {"ours": times[ours]} | {name: each for name, each in times.items() if name not in (*ROWS, ours)}
     ratios = {name: each.median / named["ours"].median for name, each in named.items() if name != "ours"}
     numbers: Numbers = {f"ratio_{name.replace('-', '_')}": round(ratio, 2) for name, ratio in ratios.items()}
     return numbers | {f"{name.replace('-', '_')}_{key}": value(each.median) for name, each in named.items()}
