@@ -55,7 +55,7 @@ INLINE void fetch_rows(const job *j, const void *from, int half, idx image, idx 
             for (idx w = left + j->w; w < width; w++) to[b * next + w] = (vec){0};
         }
         for (idx w = left; w < left + j->w; w++, p += j->c * size)
-            EACH(i, channels, to[i / LANES * next + w] = load(p + i * size, half, count);)
+            EACH(i, channels, to[i / LANES * next + w] = load_ahead(p + i * size, half, count);)
     }
 }
 
@@ -82,8 +82,8 @@ INLINE void fetch_row_pairs(const job *j, const void *from, int half, idx image,
         const char *p = start + h * j->w * j->c * size, *q = p + j->w * j->c * size;
         for (idx w = left; w < left + j->w; w++, p += j->c * size, q += j->c * size)
             EACH(i, channels, {
-                vec one = h < 0 ? (vec){0} : load(p + i * size, half, count);
-                vec two = h + 1 == j->h ? (vec){0} : load(q + i * size, half, count);
+                vec one = h < 0 ? (vec){0} : load_ahead(p + i * size, half, count);
+                vec two = h + 1 == j->h ? (vec){0} : load_ahead(q + i * size, half, count);
                 uvec both = half ? (uvec)one >> 16 | (uvec)two : pairs_of(one, two);
                 to[i / LANES * next + w] = (vec)both;
             })
@@ -176,7 +176,7 @@ INLINE void add_rows(const job *j, idx rows, const vec *sums, idx count, const c
                      idx channels) {
     idx size = half ? 2 : 4;
     for (idx w = 0; w < rows * j->w; w++, sums += count, y += j->c * size, added += j->c * size)
-        EACH(i, channels, stream(y + i * size, half, count, sums[i / LANES] + load(added + i * size, half, count));)
+        EACH(i, channels, stream(y + i * size, half, count, sums[i / LANES] + load_ahead(added + i * size, half, count));)
 }
 
 INLINE void forward_blocks(const job *j, int paired, idx task, vec *buffer) {

@@ -40,7 +40,7 @@ INLINE void gradient(const job *j, int half, int out_half, idx n, const void *x,
     EACH(i, c, {
         vec dweight = get(sums, 0, i, count), dbias = get(sums, 0, c + i, count), weight = get(j->weight, 0, i, count);
         for (idx r = 0; r < n; r++) {
-            vec v = get(dout, out_half, r * c + i, count);
+            vec v = get_ahead(dout, out_half, r * c + i, count);
             dweight += v * get(made, 0, r * c + i, count);
             dbias += v;
             put(dmade, 0, r * c + i, count, v * weight);
@@ -105,6 +105,7 @@ static void backward_work(void *data) {
             FOR_TYPES(backward, line, made, sums)
         }
     }
+    streamed();
     free(made);
 }
 

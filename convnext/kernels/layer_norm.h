@@ -6,6 +6,7 @@
 
 INLINE void *at(const void *p, int half, idx i) { return (char *)p + i * (half ? 2 : 4); }
 INLINE vec get(const void *p, int half, idx i, idx count) { return load(at(p, half, i), half, count); }
+INLINE vec get_ahead(const void *p, int half, idx i, idx count) { return load_ahead(at(p, half, i), half, count); }
 INLINE void put(void *p, int half, idx i, idx count, vec v) { store(at(p, half, i), half, count, v); }
 
 #define TOGETHER 4 /* rows whose sums do not wait for each other */
@@ -17,7 +18,7 @@ INLINE void normalize_rows(int half, int out_half, idx n, idx c, float eps, cons
     vec sum[TOGETHER], squares[TOGETHER];
     float mean[TOGETHER];
     for (int r = 0; r < n; r++) sum[r] = squares[r] = (vec){0};
-    EACH(i, c, for (int r = 0; r < n; r++) sum[r] += get(x, half, r * c + i, count);)
+    EACH(i, c, for (int r = 0; r < n; r++) sum[r] += get_ahead(x, half, r * c + i, count);)
     for (int r = 0; r < n; r++) mean[r] = total(sum[r]) / c;
     EACH(i, c, for (int r = 0; r < n; r++) {
         vec v = get(x, half, r * c + i, count) - mean[r];
@@ -56,7 +57,7 @@ INLINE void normalize_gradient(int half, int out_half, idx n, idx c, const float
         float mean = total(sum) / c, slope = total(products) / c;
         EACH(i, c, {
             vec v = get(d, 0, r * c + i, count) - mean - slope * get(made, half, r * c + i, count);
-            put(out, out_half, r * c + i, count, v * scale[r]);
+            stream(at(out, out_half, r * c + i), out_half, count, v * scale[r]);
         })
     }
 }

@@ -117,7 +117,7 @@ INLINE void gelu(int half, idx n, idx c, const float *bias, const float *hidden,
 
 /* Where hidden and d are a vector of a row: GELU(hidden + bias), and in place of the result's gradient that of x. */
 INLINE vec gelu_gradient(int half, int hidden_half, const void *hidden, const float *d, vec bias, idx count, vec *dx) {
-    vec slope, x = get(hidden, hidden_half, 0, count) + bias, y = x * gelu_factor(half, x, &slope);
+    vec slope, x = get_ahead(hidden, hidden_half, 0, count) + bias, y = x * gelu_factor(half, x, &slope);
     *dx = get(d, 0, 0, count) * slope;
     return y;
 }
@@ -174,7 +174,8 @@ INLINE void add(const job *j, int residual_half, idx first, idx n, const float *
         EACH(i, c, {
             vec v = get(branch, 0, r * c + i, count) + get(j->bias2, 0, i, count);
             idx index = (first + r) * c + i;
-            stream(at(j->out, residual_half, index), residual_half, count, get(j->residual, residual_half, index, count) + v * factor);
+            vec old = get_ahead(j->residual, residual_half, index, count);
+            stream(at(j->out, residual_half, index), residual_half, count, old + v * factor);
         })
     }
 }
@@ -185,7 +186,7 @@ INLINE void scale_residual(const job *j, int half, int residual_half, idx first,
     for (idx r = 0; r < n; r++) {
         float factor = factor_of(j, first + r);
         EACH(i, c, {
-            vec v = get(j->residual, residual_half, (first + r) * c + i, count) * factor;
+            vec v = get_ahead(j->residual, residual_half, (first + r) * c + i, count) * factor;
             put(out, half, r * c + i, count, v);
             put(sums, 0, i, count, get(sums, 0, i, count) + v);
         })
@@ -301,6 +302,7 @@ static void backward_work(void *data) {
             }
         }
     }
+    streamed();
     free(start);
 }
 

@@ -102,6 +102,14 @@ INLINE void streamed(void) {
 #endif
 }
 
+#define AHEAD 4096 /* bytes: what is read there will be needed by the time that it has come from memory */
+
+/* Load as above from memory that is read in order, and have what is behind it brought into the cache. */
+INLINE vec load_ahead(const void *p, int half, idx count) {
+    if (!half || (uintptr_t)p % 64 < 32) __builtin_prefetch((const char *)p + AHEAD);
+    return load(p, half, count);
+}
+
 /* Two vectors' values as bfloat16 in turn. */
 INLINE uvec pairs_of(vec first, vec second) {
 #if defined(__AVX512BF16__)

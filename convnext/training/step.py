@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from convnext import distributed
 from convnext.config import RunSettings
+from convnext.data.loading.loader import seed_for
 from convnext.training import gradients
 from convnext.training.optimizers import WeightAverage, begin_momentum, set_learning_rate, step_where
 
@@ -113,6 +114,14 @@ class Stepper:
             begin_momentum(optimizers)
             if average is not None:
                 average.n_averaged = average.n_averaged.to(accelerator.device)
+
+    def seed(self, seed: int, step: int) -> None:
+        """Begin the numbers of step number ``step``, which depend on it, the ``seed`` and the process alone."""
+        number = seed_for(seed, step, self.accelerator.process_index, 0)
+        if self.accelerator.device.type == "cpu":  # without those of other devices, which takes ten times as long
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
 
     def take(
         self, settings: RunSettings, step: int, lr: float, batch: tuple[Tensor, Tensor, Tensor], count: int, total: int

@@ -216,7 +216,7 @@ class Trainer:
         (total,) = distributed.agreed(self.accelerator, count)
         self.state.step += 1
         if total:
-            torch.manual_seed(seed_for(settings.seed, step, self.accelerator.process_index, 0))
+            self.stepper.seed(settings.seed, step)
             lr = settings.learning_rate(step, self.steps_per_epoch)
             taken = self.stepper.take(settings, step + 1, lr, self.to_device(batch), count, total)
             self._under_way.append(taken)
