@@ -41,11 +41,11 @@ INLINE void put(void *p, int half, idx count, uvec bits) {
 INLINE void largest(const pooling *j, int half, idx side, const char *x, char *y, uint8_t *at) {
     idx size = half ? 2 : 4;
     EACH(i, j->c, {
-        uvec most = (uvec)load(x + i * size, half, count);
+        uvec most = (uvec)load_ahead(x + i * size, half, count);
         uvec position = {0};
         for (idx a = 0; a < side; a++)
             for (idx b = !a; b < side; b++) {
-                vec v = load(x + ((a * j->w + b) * j->c + i) * size, half, count);
+                vec v = load_ahead(x + ((a * j->w + b) * j->c + i) * size, half, count);
                 uvec larger = (uvec)((v > (vec)most) | (v != v));
                 most = ((uvec)v & larger) | (most & ~larger);
                 position = (((uvec){0} + (uint32_t)(a * side + b)) & larger) | (position & ~larger);
