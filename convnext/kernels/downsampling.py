@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from convnext.kernels.build import library
 from convnext.kernels.conditions import has_dtypes, is_half_with_gradient, is_listened_to, is_recorded
 from convnext.kernels.faster import Faster
+from convnext.kernels.held import HeldDownsampling
 from convnext.kernels.layer_norm import layer_norm_2d, layer_norm_patches
 from convnext.kernels.mlp import computed_in
 
@@ -45,14 +46,35 @@ class HalfLayerNorm2d(Faster, nn.LayerNorm):
 class HalfDownsampling(Faster, nn.Sequential):
     """A norm and a convolution: the norm gives what the convolution multiplies, in the order that it takes."""
 
+    _held: dict[torch.dtype, HeldDownsampling] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, D, H / stride, W / stride)``."""
+        if self._held is not None and not (torch.is_grad_enabled() or self.training):
+            held = self._held_for(x)
+            if held is not None:
+                return held(x)
         if not self._is_as_built() or not _is_computed(x, norm := cast(nn.LayerNorm, self[0])):
             return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
         conv, layer = cast(nn.Conv2d, self[1]), (norm.weight, norm.bias, norm.eps, computed_in(x))
         if type(conv) is PatchConv2d and conv.weight.requires_grad and _is_of_whole_patches(x, conv):
             return _multiply(layer_norm_patches(x, *layer, conv.stride[0]), conv)
         return cast(Tensor, conv(layer_norm_2d(x, *layer)))
+
+    def _held_for(self, x: Tensor) -> HeldDownsampling | None:
+        """What computes with weights in order; None where the kernels do not compute that."""
+        assert self._held is not None
+        if not self._is_as_built():
+            return None
+        norm, conv = cast(nn.LayerNorm, self[0]), cast(nn.Conv2d, self[1])
+        one_type = {p.dtype for p in self.parameters()} == {torch.float32}
+        patches = type(conv) is PatchConv2d and _is_of_whole_patches(x, conv)
+        if not (one_type and patches and _is_normalized(x, norm)):
+            return None
+        held = self._held.get(torch.bfloat16)
+        if held is None or not held.is_current():
+            held = self._held[torch.bfloat16] = HeldDownsampling(self)
+        return held
 
     def _is_as_built(self) -> bool:
         """Whether it is a norm and a convolution still, to which nobody listens."""
@@ -72,7 +94,13 @@ def _is_of_whole_patches(x: Tensor, conv: nn.Conv2d) -> bool:
 
 
 def _is_computed(x: Tensor, norm: nn.LayerNorm) -> bool:
-    """Whether the kernel computes the norm here and now; compiles it when it first does."""
+    """Whether the kernel computes the norm and its gradient here and now; compiles it when it first does."""
+    wanted = torch.is_grad_enabled() and norm.weight is not None and (x.requires_grad or norm.weight.requires_grad)
+    return wanted and _is_normalized(x, norm)
+
+
+def _is_normalized(x: Tensor, norm: nn.LayerNorm) -> bool:
+    """Whether the kernel can compute the norm of what is multiplied in bfloat16."""
     weight = norm.weight
     return (
         not is_recorded(x)
@@ -80,8 +108,6 @@ def _is_computed(x: Tensor, norm: nn.LayerNorm) -> bool:
         and weight is not None
         and norm.bias is not None
         and weight.is_cpu
-        and torch.is_grad_enabled()
-        and (x.requires_grad or weight.requires_grad)
         and computed_in(x) == torch.bfloat16
         and has_dtypes(x, weight)
         and x.ndim == 4

@@ -28,6 +28,15 @@ def layer_norm_patches(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtyp
     return y.view(n, h // patch, w // patch, -1)
 
 
+def normalized(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, patch: int) -> Tensor:
+    """The values of `layer_norm_patches` in one dimension, without gradient, of an ``x`` in channels_last."""
+    n, c, h, w = x.shape
+    y = x.new_empty(x.numel(), dtype=dtype)
+    sizes = is_half(x), is_half(y), n * h, w, c, patch, float(eps)
+    compiled()("layer_norm_forward", *sizes, x, _wide(weight), _wide(bias), y)
+    return y
+
+
 class _LayerNorm2d(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -37,9 +46,7 @@ class _LayerNorm2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         n, c, h, w = x.shape
         ctx.sizes, ctx.bias_dtype = (n * h, w, c, patch, float(eps)), bias.dtype
-        y = x.new_empty(x.numel(), dtype=dtype)
-        compiled()("layer_norm_forward", is_half(x), is_half(y), *ctx.sizes, x, _wide(weight), _wide(bias), y)
-        return y
+        return normalized(x, weight, bias, eps, dtype, patch)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -72,18 +72,19 @@ def installed(model: nn.Module) -> bool:
 
 
 def hold(model: nn.Module) -> None:
-    """Let the blocks with kernels compute by them without gradient, too, from a copy of their weights in order.
+    """Let the blocks with kernels compute by them without gradient, too, from a copy of their weights in order, and in
+    bfloat16 the downsampling.
 
     For a model in evaluation, until `release`. A weight that is written meanwhile is seen, unless through ``.data``.
     """
-    for block in _blocks(model):
-        block._held = {}
+    for module in _holding(model):
+        module._held = {}
 
 
 def release(model: nn.Module) -> None:
     """End `hold`, and give up the copies."""
-    for block in _blocks(model):
-        block._held = None
+    for module in _holding(model):
+        module._held = None
 
 
 @contextmanager
@@ -96,8 +97,8 @@ def held(model: nn.Module) -> Iterator[None]:
         release(model)
 
 
-def _blocks(model: nn.Module) -> "list[_Block]":
-    return [module for module in model.modules() if isinstance(module, _Block)]
+def _holding(model: nn.Module) -> "list[_Block | HalfDownsampling]":
+    return [module for module in model.modules() if isinstance(module, _Block | HalfDownsampling)]
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -167,7 +168,7 @@ class _Block(Faster):
         assert self._held is not None
         dtype = computed_in(x)
         held = self._held.get(dtype)
-        if held is None or not held.is_current(self):
+        if held is None or not held.is_current():
             one_type = {p.dtype for p in self.parameters()} == {torch.float32}
             if not (one_type and _computes(x, self.dwconv) and _is_as_built(self)):
                 return None

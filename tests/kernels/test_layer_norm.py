@@ -130,3 +130,38 @@ def test_before_a_convolution_it_is_left_alone_where_anybody_looks(monkeypatch: 
         assert torch.equal(layers(x), apart.relu())
         layers[0] = nn.Identity()
         assert torch.equal(layers(x), layers[1](x).relu())
+
+
+@pytest.mark.usefixtures("compiled")
+def test_held_before_a_convolution_it_computes_without_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(LayerNorm2d(8), nn.Conv2d(8, 12, 2, 2)).to(memory_format=torch.channels_last).eval()
+    kernels.install(layers)
+    x = torch.randn(2, 8, 4, 6).contiguous(memory_format=torch.channels_last)
+
+    def run(x: Tensor = x, autocast: bool = True) -> Tensor:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y: Tensor = layers(x)
+            return y.clone()
+
+    plain, wide = run(), run(autocast=False)
+    calls = counted(monkeypatch)
+    with kernels.held(layers):
+        held = run()
+        assert calls == ["layer_norm_forward"]
+        assert held.dtype == plain.dtype == torch.bfloat16
+        assert held.is_contiguous(memory_format=torch.channels_last)
+        assert errors([held], [wide.double()])[0] < 1.1 * errors([plain], [wide.double()])[0] + 1e-4
+        assert torch.equal(run(autocast=False), wide)
+        run(torch.randn(1, 8, 5, 6).contiguous(memory_format=torch.channels_last))  # a line is left over
+        assert calls == ["layer_norm_forward"]
+        with torch.no_grad():
+            for parameter in layers[1].parameters():
+                parameter.mul_(2)
+        torch.testing.assert_close(run(), 2 * held, rtol=1e-2, atol=1e-2)
+        layers[0] = LayerNorm2d(8)  # without kernels
+        run()
+        assert calls == ["layer_norm_forward"] * 2
+    with torch.no_grad():
+        assert not torch.equal(run(), held)
+    assert calls == ["layer_norm_forward"] * 2
