@@ -121,7 +121,8 @@ INLINE void outputs(const job *j, const vec *x, const vec *weight, vec bias, idx
 }
 
 /* The same from pairs of rows, where h is even: the kernel's rows are in pairs, too, and once more for the next row of
-   sums, which meets the same pairs of x one row later. */
+   sums, which meets the same pairs of x one row later. A row that only one of the two meets is times zero for the other,
+   which makes NaN of an infinity: the result is not finite in either case. */
 INLINE void dots(const job *j, const vec *x, const vec *weight, vec bias, idx h, idx w, int tile, int count, vec *sum) {
     idx k = j->k, first = -(k / 2 % 2), width = j->w + k - 1, half = (k + 1) / 2;
     for (int t = 0; t < count * tile; t++) sum[t] = bias;

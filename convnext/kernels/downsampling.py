@@ -50,7 +50,7 @@ class HalfDownsampling(Faster, nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, D, H / stride, W / stride)``."""
-        if self._held is not None and not (torch.is_grad_enabled() or self.training):
+        if self._held is not None and not (torch.is_grad_enabled() or self.training or is_recorded(x)):
             held = self._held_for(x)
             if held is not None:
                 return held(x)
@@ -68,7 +68,7 @@ class HalfDownsampling(Faster, nn.Sequential):
             return None
         norm, conv = cast(nn.LayerNorm, self[0]), cast(nn.Conv2d, self[1])
         one_type = {p.dtype for p in self.parameters()} == {torch.float32}
-        patches = type(conv) is PatchConv2d and _is_of_whole_patches(x, conv)
+        patches = type(conv) is PatchConv2d and conv.in_channels == x.shape[1] and _is_of_whole_patches(x, conv)
         if not (one_type and patches and _is_normalized(x, norm)):
             return None
         held = self._held.get(torch.bfloat16)
@@ -79,7 +79,8 @@ class HalfDownsampling(Faster, nn.Sequential):
     def _is_as_built(self) -> bool:
         """Whether it is a norm and a convolution still, to which nobody listens."""
         norm, conv = self if len(self) == 2 else (None, None)
-        return isinstance(norm, HalfLayerNorm2d) and isinstance(conv, nn.Conv2d) and not is_listened_to(self)
+        plain = isinstance(norm, HalfLayerNorm2d) and type(conv) in (nn.Conv2d, PatchConv2d)
+        return plain and not is_listened_to(self)
 
 
 def _multiply(patches: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -21,6 +21,8 @@ class Held:
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())
+        owned = [each for owner in modules for each in (owner._modules, owner._parameters)]
+        self._sizes = [(each, len(each)) for each in owned]
         self._modules = [(owner._modules, name, each) for owner in modules for name, each in owner._modules.items()]
         self._parameters = [
             (owner._parameters, name, parameter, _version(parameter))
@@ -30,6 +32,9 @@ class Held:
 
     def is_current(self) -> bool:
         """Whether they are those that were there. It is asked at each call, and so in few steps."""
+        for owned, size in self._sizes:
+            if len(owned) != size:
+                return False
         for owner, name, module in self._modules:
             if owner.get(name) is not module:
                 return False

@@ -97,7 +97,7 @@ INLINE void stream(void *p, int half, idx count, vec v) {
 
 /* What was streamed is there for other threads, too. */
 INLINE void streamed(void) {
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
     _mm_sfence();
 #endif
 }

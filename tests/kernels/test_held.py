@@ -86,10 +86,20 @@ def test_training_gradients_listeners_and_other_forwards_are_as_without(calls: l
     run(block, x.detach())
     assert calls
     block.act = nn.GELU("tanh")
-    expected = without_kernels(block, x)[0]
-    block.pwconv1.weight.requires_grad_(False).mul_(1)  # written: put in order anew
-    torch.testing.assert_close(run(block, x.detach()), expected)
+    torch.testing.assert_close(run(block, x.detach()), without_kernels(block, x)[0])
     assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_layer_scale_that_is_added_is_seen(calls: list[torch.dtype]) -> None:
+    block = Block(8, layer_scale=None).eval()
+    kernels.install(block)
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    with kernels.held(block):
+        assert not torch.equal(run(block, x), x)
+        block.gamma = nn.Parameter(torch.zeros(8), requires_grad=False)
+        assert torch.equal(run(block, x), x)
+    assert len(calls) == 2
 
 
 @pytest.mark.usefixtures("compiled")

@@ -144,7 +144,7 @@ def test_held_before_a_convolution_it_computes_without_gradient(monkeypatch: pyt
             y: Tensor = layers(x)
             return y.clone()
 
-    plain, wide = run(), run(autocast=False)
+    conv, plain, wide = layers[1], run(), run(autocast=False)
     calls = counted(monkeypatch)
     with kernels.held(layers):
         held = run()
@@ -159,9 +159,37 @@ def test_held_before_a_convolution_it_computes_without_gradient(monkeypatch: pyt
             for parameter in layers[1].parameters():
                 parameter.mul_(2)
         torch.testing.assert_close(run(), 2 * held, rtol=1e-2, atol=1e-2)
-        layers[0] = LayerNorm2d(8)  # without kernels
-        run()
-        assert calls == ["layer_norm_forward"] * 2
-    with torch.no_grad():
-        assert not torch.equal(run(), held)
-    assert calls == ["layer_norm_forward"] * 2
+        other = LayerNorm2d(8).requires_grad_(False)
+        other.weight.mul_(-1)
+        kernels.install(other)
+        layers[0] = other
+        negative = run()
+        assert calls == ["layer_norm_forward"] * 3
+        assert not torch.equal(negative, 2 * held)
+        assert torch.vmap(layers)(torch.randn(3, 2, 8, 8, 8)).shape == (3, 2, 12, 4, 4)
+        layers[1] = kernels.PatchConv2d(16, 12, 2, 2).to(memory_format=torch.channels_last)
+        with pytest.raises(RuntimeError, match="16 channels"):
+            run()
+        layers[1] = conv
+        assert torch.equal(run(), negative)
+    assert calls == ["layer_norm_forward"] * 4
+    torch.testing.assert_close(run(), negative, rtol=2e-2, atol=2e-2)
+    assert calls == ["layer_norm_forward"] * 4  # no longer held
+
+
+class Float32Conv2d(nn.Conv2d):
+    """One that does not want what it convolves in bfloat16."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert input.dtype == torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_convolution_of_your_own_gets_what_it_would_without_kernels() -> None:
+    layers = nn.Sequential(LayerNorm2d(8), nn.Conv2d(8, 12, 2, 2))
+    kernels.install(layers)
+    layers[1] = Float32Conv2d(8, 12, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers(torch.randn(2, 8, 4, 4)).dtype == torch.float32
