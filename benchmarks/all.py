@@ -64,7 +64,7 @@ class Measurement:
 
 def compared(times: Mapping[str, Times], ours: str, key: str, value: Callable[[float], Number]) -> Numbers:
     """The ``value`` of each contestant's seconds as ``<name>_<key>``, and our speed over each peer's."""
-    named = {"ours": times[ours]} | {name: each for name, each in times.items() if name not in (*ROWS, ours)}
+    named = {"ours": times[ours]} | {name: each for name, each in times.items() if name not in ROWS}
     ratios = {name: each.median / named["ours"].median for name, each in named.items() if name != "ours"}
     numbers: Numbers = {f"ratio_{name.replace('-', '_')}": round(ratio, 2) for name, ratio in ratios.items()}
     return numbers | {f"{name.replace('-', '_')}_{key}": value(each.median) for name, each in named.items()}

@@ -3,8 +3,8 @@
 First the machine's own peaks: the kernels' product of matrices and PyTorch's, and memory copied. Then the trainer's
 step under PyTorch's profiler. A part cannot be faster than its operations at the peak of its precision, nor than its
 bytes (inputs, results and gradients once each) at the memory's: its bound is the longer of the two, and the share how
-much of its time that is. A part that takes no time is left out. Written to
-``results/roofline/<machine>/``; leave the machine alone meanwhile, a minute each.
+much of its time that is. A part that takes no time is left out. Written to ``results/roofline/<machine>/``; leave the
+machine alone meanwhile, a minute each.
 
     python benchmarks/roofline.py
     python benchmarks/roofline.py --precision bf16

@@ -13,11 +13,7 @@ from convnext.kernels.mlp import kernel_sizes, ordered
 
 
 class Held:
-    """The modules and parameters of a module whose weights were copied.
-
-    Args:
-        module: of which nothing has another parent.
-    """
+    """Knows a module whose weights were copied by the modules and parameters in it."""
 
     def __init__(self, module: nn.Module) -> None:
         modules = list(module.modules())

@@ -13,11 +13,9 @@ _SECTIONS = 16  # groups of lines whose gradients are summed apart, for as many 
 def layer_norm_2d(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Normalize ``(N, C, H, W)`` over the channels: the same shape, of the type asked for.
 
-    Where `kernels.usable_norm` says so: ``x`` and ``dtype`` are float32 or bfloat16; sums are float32.
+    Where the library is compiled; ``x`` and ``dtype`` are float32 or bfloat16, and the sums are float32.
     """
-    n, c, h, w = x.shape
-    y: Tensor = _LayerNorm2d.apply(x, weight, bias, eps, dtype, 1)
-    return y.view(n, h, w, c).permute(0, 3, 1, 2)
+    return layer_norm_patches(x, weight, bias, eps, dtype, 1).permute(0, 3, 1, 2)
 
 
 def layer_norm_patches(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, patch: int) -> Tensor:
