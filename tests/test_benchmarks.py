@@ -25,6 +25,7 @@ import resident
 import roofline
 import training
 import turns
+import views
 from command import run_command
 from run_json import Machine, Run
 from turns import ContestantError, Times, take_turns
@@ -196,6 +197,7 @@ def test_an_epoch_is_measured_against_bare_steps(digits_images: Path, monkeypatc
         (kernels, ["--shapes", "16,96"], "kernels.py: error: argument --shapes: '16,96' is not images,dim,size"),
         (kernels, ["--shapes", "4,8,1"], "kernels.py: error: argument --shapes: '4,8,1' is not images,dim,size"),
         (kernels, ["--rounds", "0"], "kernels.py: error: argument --rounds: '0' is no whole number from 1"),
+        (views, ["--batch", "0"], "views.py: error: argument --batch: '0' is no whole number from 1"),
         (prediction, ["--rounds", "0"], "prediction.py: error: argument --rounds: '0' is no whole number from 1"),
         (training, ["--rounds", "none"], "training.py: error: argument --rounds: 'none' is no whole number from 1"),
         (training, ["--precision", "fp16", "--device", "cpu"], "training.py: error: precision fp16 "),
@@ -307,3 +309,11 @@ def test_a_part_of_a_step_without_time_has_no_row(
     numbers = roofline.numbers_of(training.Case(precision=precision))
     assert ("stem_downsampling_head_ms" in numbers) == listed
     assert (numbers["rest_ms"], numbers["step_ms"]) == (0.0, 6.0)
+
+
+def test_views_are_measured_only_where_both_make_the_same() -> None:
+    pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    for contestants in (views.areas(pixels), views.moved("Rotate", pixels)):
+        assert all(seconds > 0 for seconds in views.medians(contestants, 1))
+    with pytest.raises(UserError, match="other images"):
+        views.medians((lambda: pixels, lambda: 255 - pixels), 1)

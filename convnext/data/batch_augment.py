@@ -18,6 +18,7 @@ from convnext.data.batch_policy import BatchPolicy, Group
 from convnext.data.draws import integers, occurs, pick, quantiles, words_for
 from convnext.data.interpolation import torch_interpolate, windows
 from convnext.data.transforms import CROP_RATIO
+from convnext.kernels.views import Windows, can_view, resize_areas
 
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # area and height over width of a rectangle, as v2.RandomErasing
 _ATTEMPTS = 10  # at a rectangle that fits, as there and in RandomResizedCrop
@@ -35,7 +36,8 @@ class BatchAugment:
         mean: channel means on a scale of 0 to 1, the colour of erased rectangles.
         seed: of all draws.
         device: where the images are.
-        together: whether random areas are resized with an operation for all images of a batch; None for no on a CPU.
+        together: whether random areas are resized with an operation for all images of a batch, or one by one; None for
+            what is fastest there: on a CPU by our kernel, and without it one by one.
 
     Attributes:
         policy: what is done with the images besides, which `__call__` takes as its ``changes``; or None.
@@ -58,7 +60,6 @@ class BatchAugment:
             self.policy = BatchPolicy(settings, image_size, fill, seed, _POLICY, device)
         self._crop: _Padded | _Resized
         if settings.crop == "resized":
-            together = device.type != "cpu" if together is None else together
             self._crop = _Resized(settings.crop_scale, image_size, stored, device, together)
         else:
             self._crop = _Padded(settings.crop_padding if settings.crop == "padding" else 0, image_size, device)
@@ -181,7 +182,8 @@ class _Padded:
 class _Resized:
     """Crops of random areas of images of the size ``stored``, resized (bicubic, antialiased) as
     `convnext.data.images.Picture` does it: to the same bits, for that is arithmetic with integers. ``together`` with
-    an operation for all images, as a GPU needs it; or one by one, which takes a CPU a fraction of the time."""
+    an operation for all images, as a GPU needs it; or one by one, which takes a CPU a fraction of the time; None as of
+    `BatchAugment`."""
 
     attempts = _ATTEMPTS
 
@@ -191,7 +193,7 @@ class _Resized:
         image_size: int,
         stored: tuple[int, int],
         device: torch.device,
-        together: bool,
+        together: bool | None,
     ) -> None:
         self._together = together
         low, high = (1 / value for value in reversed(CROP_RATIO))
@@ -201,11 +203,11 @@ class _Resized:
         tables = [windows(length, image_size, length / image_size) for length in range(1, max(stored) + 1)]
         most = max(len(row) for _, weights, _ in tables for row in weights)
         padded = [[np.pad(row, (0, most - len(row))) for row in weights] for _, weights, _ in tables]
-        # By the length of the area, less 1: the first pixel that each of the result sees, weights from there on, and by
-        # how many binary digits those are too large.
-        self._first = torch.tensor([starts for starts, _, _ in tables], device=device)
-        self._weights = torch.from_numpy(np.array(padded)).int().to(device)
-        self._digits = torch.tensor([precision for _, _, precision in tables], dtype=torch.int32, device=device)
+        self._windows = Windows(
+            torch.tensor([starts for starts, _, _ in tables], device=device),
+            torch.from_numpy(np.array(padded)).int().to(device),
+            torch.tensor([precision for _, _, precision in tables], dtype=torch.int32, device=device),
+        )
 
     def draw(self, words: Tensor) -> Tensor:
         """Top, left, height and width in the stored image ``(n, 4)``, by words ``(n, attempts, 4)``."""
@@ -214,7 +216,9 @@ class _Resized:
 
     def __call__(self, pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor) -> Tensor:
         """See `BatchAugment.__call__`; ``areas`` ``(n, 4)``, ``flipped`` ``(n,)``."""
-        if not self._together:
+        if self._together is None and can_view(pixels):
+            return resize_areas(pixels, images, areas, flipped, self._windows)
+        if not self._together and pixels.is_cpu:
             return self._one_by_one(pixels, images, areas, flipped)
         rows = self._resampled(pixels[images], 2, areas[:, 1], areas[:, 3], _ordered(self._positions, flipped))
         return self._resampled(rows, 1, areas[:, 0], areas[:, 2], self._positions.expand(len(images), -1))
@@ -238,8 +242,8 @@ class _Resized:
         shape[dim] = len(self._positions)
         along = (-1, *(shape[dim] if d == dim else 1 for d in (1, 2, 3)))
         table = length[:, None] - 1
-        first, weights = start[:, None] + self._first[table, order], self._weights[table, order]
-        digits = self._digits[length - 1].view(-1, 1, 1, 1)
+        first, weights = start[:, None] + self._windows.first[table, order], self._windows.weights[table, order]
+        digits = self._windows.digits[length - 1].view(-1, 1, 1, 1)
         total = (1 << (digits - 1)).expand(shape)
         for number, weight in enumerate(weights.unbind(-1)):
             index = (first + number).clamp_(max=pixels.shape[dim] - 1)  # beyond the area weights are 0

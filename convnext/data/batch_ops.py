@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from convnext.kernels.views import can_view, move_images
+
 _FACTOR_BITS = 20  # of a factor behind the point
 FACTOR = 1 << _FACTOR_BITS  # 1, as the strength of an operation that blends
 _POSITION_BITS = 17  # of a position behind the point
@@ -157,6 +159,12 @@ class Affine:
 
     def __call__(self, pixels: Tensor, numbers: Tensor) -> Tensor:
         """Images ``(n, size, size, C)`` uint8, each by the strength with that number, ``(n,)``."""
+        if can_view(pixels):
+            return move_images(pixels, self._matrices[numbers], self._fill, self._across, self._down)
+        return self.by_operations(pixels, numbers)
+
+    def by_operations(self, pixels: Tensor, numbers: Tensor) -> Tensor:
+        """The same by PyTorch's operations, on any device."""
         by_x, by_y, offset = self._matrices[numbers].unbind(2)
         along_x = by_x[:, :, None] * self._middles
         along_y = by_y[:, :, None] * self._middles + offset[:, :, None]

@@ -13,6 +13,9 @@ Four things are slow there with PyTorch's own operations, and are replaced in a 
   converted and put in order for the convolution behind them: `convnext.kernels.downsampling` makes it as it is needed.
 - The gradient of max-pooling behind a convolution is written twice, and keeps positions of eight bytes: `max_pool2d`.
 
+Besides, views of a batch of 8-bit images that lies in memory are made by `convnext.kernels.views`, to the bits of the
+operations of `convnext.data.batch_augment`, in a fraction of their time: ``benchmarks/views.py`` measures it.
+
 The C (no header but the C library's, vectors by the compiler's extension) is compiled when it is first needed, by
 ``$CC`` or ``cc``, and kept in the cache folder. It runs in PyTorch's own threads. Wherever it does not apply, the model
 computes with PyTorch's operations alone: on other devices, under ``torch.compile``, export and tracing, without

@@ -5,8 +5,6 @@
 
 #include "vectors.h"
 
-typedef uint8_t bvec __attribute__((vector_size(LANES)));
-
 typedef struct {
     const void *from; /* x (n, h, w, c), or y's gradient */
     void *to;         /* y (n, h / side, w / side, c), or x's gradient */
@@ -51,7 +49,7 @@ INLINE void largest(const pooling *j, int half, idx side, const char *x, char *y
                 position = (((uvec){0} + (uint32_t)(a * side + b)) & larger) | (position & ~larger);
             }
         put(y + i * size, half, count, most);
-        bvec bytes = __builtin_convertvector(position, bvec);
+        bvec bytes = bytes_of((ivec)position);
         memcpy(at + i, &bytes, least(count, LANES));
     })
 }
@@ -65,14 +63,13 @@ INLINE void forward_row(const pooling *j, int half, idx side, idx row) {
 
 /* The gradients of those squares whose largest value is at this position, and zero for the others. */
 INLINE void where(int half, idx count, const uint8_t *at, int position, const char *dy, char *dx) {
-    bvec bytes = {0};
-    memcpy(&bytes, at, least(count, LANES));
+    bvec bytes = load_bytes(at, count);
     if (half) {
         hvec values = {0};
         memcpy(&values, dy, 2 * least(count, LANES));
         put_half(dx, count, values & (hvec)(__builtin_convertvector(bytes, hvec) == (uint16_t)position));
     } else {
-        uvec here = (uvec)(__builtin_convertvector(bytes, ivec) == position);
+        uvec here = (uvec)(numbers_of(bytes) == position);
         put(dx, 0, count, (uvec)load(dy, 0, count) & here);
     }
 }

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -23,6 +23,7 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+typedef uint8_t bvec __attribute__((vector_size(LANES)));
 typedef int64_t idx;
 
 INLINE uvec words_of(hvec h) {
@@ -31,6 +32,32 @@ INLINE uvec words_of(hvec h) {
 #else
     return __builtin_convertvector(h, uvec);
 #endif
+}
+
+/* A vector's bytes as whole numbers, and numbers from 0 to 255 as bytes. */
+INLINE ivec numbers_of(bvec b) {
+#if defined(__AVX512F__) /* in one instruction */
+    return (ivec)_mm512_cvtepu8_epi32((__m128i)b);
+#elif defined(__AVX2__)
+    return (ivec)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)b));
+#else
+    return __builtin_convertvector(b, ivec);
+#endif
+}
+
+INLINE bvec bytes_of(ivec v) {
+#if defined(__AVX512F__)
+    return (bvec)_mm512_cvtepi32_epi8((__m512i)v);
+#else
+    return __builtin_convertvector(__builtin_convertvector(v, hvec), bvec);
+#endif
+}
+
+/* LANES bytes from p on, of which the first `count` exist; the others are zero. */
+INLINE bvec load_bytes(const void *p, idx count) {
+    bvec b = {0};
+    memcpy(&b, p, count >= LANES ? LANES : count);
+    return b;
 }
 
 /* LANES values from p on, of which the first `count` exist; the others are zero. `half`: they are bfloat16. */
