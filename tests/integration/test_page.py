@@ -65,6 +65,8 @@ def page(browser: Browser, server: Served, options: dict[str, Any]) -> Iterator[
         page.on("console", note)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
+        # From the first: nothing waits for the browser to intercept choosers, and one that comes before is missed.
+        page.on("filechooser", lambda _: None)
         page.goto(server.url)
         expect(page.locator("#facts")).to_contain_text("10 classes")
         yield page
