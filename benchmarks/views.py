@@ -1,4 +1,4 @@
-"""What our kernels for views of batches on a CPU gain over PyTorch's operations: random areas, and affine transforms.
+"""What our kernels for views of batches on a CPU gain over PyTorch's operations: resized crops and affine transforms.
 
 Both make the same bits of the same images, in turns in one process, with the allocator's settings of our trainer, and
 each is judged by its median.
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 Make = Callable[[], Tensor]
 
 
-def areas(pixels: Tensor) -> tuple[Make, Make]:
+def resized_crops(pixels: Tensor) -> tuple[Make, Make]:
     """Random areas of the images, resized to their size: by our kernel, and by PyTorch one by one."""
     size, images = pixels.shape[1], torch.arange(len(pixels))
     augment = AugmentSettings(crop_scale=(0.25, 1.0))
@@ -41,13 +41,13 @@ def areas(pixels: Tensor) -> tuple[Make, Make]:
     return lambda: ours(pixels, images, views), lambda: theirs(pixels, images, views)
 
 
-def moved(name: str, pixels: Tensor) -> tuple[Make, Make]:
+def affine(name: str, pixels: Tensor) -> tuple[Make, Make]:
     """The images, each by another strength of an affine transform."""
     strongest = {"Rotate": 135.0, "TranslateX": 32.0, "TranslateY": 32.0}.get(name, 0.99)
     strengths = np.linspace(-strongest, strongest, len(pixels)).tolist()
-    affine = Affine(name, strengths, pixels.shape[1], (128, 128, 128), CPU)
+    transform = Affine(name, strengths, pixels.shape[1], (128, 128, 128), CPU)
     numbers = torch.arange(len(pixels))
-    return lambda: affine(pixels, numbers), lambda: affine.by_operations(pixels, numbers)
+    return lambda: transform(pixels, numbers), lambda: transform.by_operations(pixels, numbers)
 
 
 def medians(contestants: tuple[Make, Make], rounds: int) -> list[float]:
@@ -77,7 +77,7 @@ def main() -> None:
         raise UserError("the kernels are not there: `convnext env` says why")
     print(where("cpu"))
     keep_freed_memory()
-    cases = {"areas": areas(pixels)} | {name: moved(name, pixels) for name in MATRICES}
+    cases = {"crop": resized_crops(pixels)} | {name: affine(name, pixels) for name in MATRICES}
     for name, contestants in cases.items():
         ours, theirs = (1e6 * seconds / options.batch for seconds in medians(contestants, options.rounds))
         print(f"{name:10}  ours {ours:5.1f} us an image, PyTorch {theirs:5.1f} us, ratio {theirs / ours:.1f}")

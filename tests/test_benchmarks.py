@@ -313,7 +313,7 @@ def test_a_part_of_a_step_without_time_has_no_row(
 
 def test_views_are_measured_only_where_both_make_the_same() -> None:
     pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    for contestants in (views.areas(pixels), views.moved("Rotate", pixels)):
+    for contestants in (views.resized_crops(pixels), views.affine("Rotate", pixels)):
         assert all(seconds > 0 for seconds in views.medians(contestants, 1))
     with pytest.raises(UserError, match="other images"):
         views.medians((lambda: pixels, lambda: 255 - pixels), 1)

@@ -18,7 +18,7 @@ from convnext.data.batch_policy import BatchPolicy, Group
 from convnext.data.draws import integers, occurs, pick, quantiles, words_for
 from convnext.data.interpolation import torch_interpolate, windows
 from convnext.data.transforms import CROP_RATIO
-from convnext.kernels.views import Windows, can_view, resize_areas
+from convnext.kernels.views import Windows, can_view, resized_crops
 
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # area and height over width of a rectangle, as v2.RandomErasing
 _ATTEMPTS = 10  # at a rectangle that fits, as there and in RandomResizedCrop
@@ -217,7 +217,7 @@ class _Resized:
     def __call__(self, pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor) -> Tensor:
         """See `BatchAugment.__call__`; ``areas`` ``(n, 4)``, ``flipped`` ``(n,)``."""
         if self._together is None and can_view(pixels):
-            return resize_areas(pixels, images, areas, flipped, self._windows)
+            return resized_crops(pixels, images, areas, flipped, self._windows)
         if not self._together and pixels.is_cpu:
             return self._one_by_one(pixels, images, areas, flipped)
         rows = self._resampled(pixels[images], 2, areas[:, 1], areas[:, 3], _ordered(self._positions, flipped))

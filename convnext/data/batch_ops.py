@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from convnext.kernels.views import can_view, move_images
+from convnext.kernels.views import affine, can_view
 
 _FACTOR_BITS = 20  # of a factor behind the point
 FACTOR = 1 << _FACTOR_BITS  # 1, as the strength of an operation that blends
@@ -160,7 +160,7 @@ class Affine:
     def __call__(self, pixels: Tensor, numbers: Tensor) -> Tensor:
         """Images ``(n, size, size, C)`` uint8, each by the strength with that number, ``(n,)``."""
         if can_view(pixels):
-            return move_images(pixels, self._matrices[numbers], self._fill, self._across, self._down)
+            return affine(pixels, self._matrices[numbers], self._fill, self._across, self._down)
         return self.by_operations(pixels, numbers)
 
     def by_operations(self, pixels: Tensor, numbers: Tensor) -> Tensor:

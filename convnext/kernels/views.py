@@ -31,14 +31,14 @@ class Windows:
     digits: Tensor
 
 
-def resize_areas(pixels: Tensor, images: Tensor, areas: Tensor, turned: Tensor, windows: Windows) -> Tensor:
+def resized_crops(pixels: Tensor, images: Tensor, areas: Tensor, flipped: Tensor, windows: Windows) -> Tensor:
     """Resize areas of images, along rows and then along columns, rounded in between.
 
     Args:
         pixels: ``(N, H, W, C)`` uint8, for which `can_view` is true.
         images: ``(n,)`` int64, which of them.
         areas: ``(n, 4)`` int64, top, left, height and width of each, within the images.
-        turned: ``(n,)`` bool, whether the result is turned round, left to right.
+        flipped: ``(n,)`` bool, whether the result is flipped, left to right.
         windows: for all lengths of a height or width.
 
     Returns:
@@ -46,13 +46,13 @@ def resize_areas(pixels: Tensor, images: Tensor, areas: Tensor, turned: Tensor, 
     """
     size, taps = windows.weights.shape[1:]
     made = torch.empty(len(images), size, size, pixels.shape[-1], dtype=torch.uint8)
-    inputs = (pixels.contiguous(), images.contiguous(), areas.contiguous(), turned.contiguous())
+    inputs = (pixels.contiguous(), images.contiguous(), areas.contiguous(), flipped.contiguous())
     tables = windows.first, windows.weights, windows.digits
-    compiled()("resize_areas", *inputs, made, *tables, taps, len(images), *pixels.shape[1:], size)
+    compiled()("resized_crops", *inputs, made, *tables, taps, len(images), *pixels.shape[1:], size)
     return made
 
 
-def move_images(pixels: Tensor, matrices: Tensor, fill: Tensor, across: bool, down: bool) -> Tensor:
+def affine(pixels: Tensor, matrices: Tensor, fill: Tensor, across: bool, down: bool) -> Tensor:
     """An affine transform of each image, as `convnext.data.batch_ops.Affine` computes it.
 
     Args:
@@ -68,5 +68,5 @@ def move_images(pixels: Tensor, matrices: Tensor, fill: Tensor, across: bool, do
     """
     pixels, made = pixels.contiguous(), torch.empty(pixels.shape, dtype=torch.uint8)
     sizes = across, down, len(pixels), *pixels.shape[2:]
-    compiled()("move_images", pixels, matrices.contiguous(), fill, made, *sizes)
+    compiled()("affine", pixels, matrices.contiguous(), fill, made, *sizes)
     return made

@@ -1,9 +1,10 @@
 """The compiled library, or an empty cache folder for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from convnext import kernels
 from convnext.kernels import build
@@ -24,3 +25,11 @@ def compiled(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("fresh")
     if build.library() is None:
         pytest.skip(kernels.describe())
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets PyTorch's number of threads, which is afterwards what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,5 +1,6 @@
 """The depthwise convolution against PyTorch's in double precision."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,18 +70,16 @@ def test_under_autocast_what_is_in_float32_is_convolved_as_bfloat16(size: int) -
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_depthwise_convolution_does_not_depend_on_the_number_of_threads(precision: str) -> None:
+def test_depthwise_convolution_does_not_depend_on_the_number_of_threads(
+    precision: str, set_threads: Callable[[int], None]
+) -> None:
     conv = nn.Conv2d(40, 40, 7, padding=3, groups=40)
-    x, before = torch.randn(21, 40, 9, 9, requires_grad=True), torch.get_num_threads()
-    actual = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[precision]):
-                y = kernels.depthwise_conv2d(x, conv.weight, conv.bias)
-            actual.append(results(y, [x, conv.weight, conv.bias]))  # type: ignore[list-item]
-    finally:
-        torch.set_num_threads(before)
+    x, actual = torch.randn(21, 40, 9, 9, requires_grad=True), []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        with torch.autocast("cpu", torch.bfloat16, enabled=AUTOCAST[precision]):
+            y = kernels.depthwise_conv2d(x, conv.weight, conv.bias)
+        actual.append(results(y, [x, conv.weight, conv.bias]))  # type: ignore[list-item]
     for other in actual[1:]:
         assert all(map(torch.equal, actual[0], other))
 

@@ -1,5 +1,6 @@
 """Layer normalization against PyTorch's in double precision, alone and before a convolution."""
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
@@ -48,18 +49,15 @@ def expected(tensors: list[Tensor], patch: int) -> list[Tensor]:
     ],
 )
 def test_normalized_values_and_gradients_are_exact(
-    shape: tuple[int, ...], patch: int, dtype: torch.dtype, out: torch.dtype
+    shape: tuple[int, ...], patch: int, dtype: torch.dtype, out: torch.dtype, set_threads: Callable[[int], None]
 ) -> None:
-    before, actual = torch.get_num_threads(), []
+    actual = []
     x, weight, bias = tensors = inputs(shape, dtype)
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            y = layer_norm_patches(x, weight, bias, EPS, out, patch)
-            assert y.dtype == out
-            actual.append(results(y, tensors))
-    finally:
-        torch.set_num_threads(before)
+    for threads in (1, 3):
+        set_threads(threads)
+        y = layer_norm_patches(x, weight, bias, EPS, out, patch)
+        assert y.dtype == out
+        actual.append(results(y, tensors))
     assert all(map(torch.equal, *actual))
     bounds = 4e-3 if out == torch.bfloat16 else 2e-6, 4e-3 if dtype == torch.bfloat16 else 2e-6, 2e-6, 2e-6
     if shape[1] > 1:  # of one channel nothing is left but the bias

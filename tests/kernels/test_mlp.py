@@ -1,5 +1,7 @@
 """A block's linear layers, and whole blocks, against PyTorch's operations in double precision."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -50,33 +52,26 @@ def test_what_is_computed_is_the_same_each_time() -> None:
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_block_computes_the_same_in_any_number_of_threads(autocast: bool) -> None:
+def test_a_block_computes_the_same_in_any_number_of_threads(autocast: bool, set_threads: Callable[[int], None]) -> None:
     block, x = block_and_input(64, 67, 8)
-    before, actual = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            actual.append(run_block(block, x, autocast))
-    finally:
-        torch.set_num_threads(before)
+    actual = []
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        actual.append(run_block(block, x, autocast))
     for other in actual[1:]:
         assert max(errors(other, [t.double() for t in actual[0]])) < (3e-3 if autocast else 1e-5)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("autocast", [False, True])
-def test_threads_that_change_before_the_gradient(autocast: bool) -> None:
+def test_threads_that_change_before_the_gradient(autocast: bool, set_threads: Callable[[int], None]) -> None:
     block, x = block_and_input(144, 3, 20)
     expected = [t.double() for t in run_block(block, x, autocast)]
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(5)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = block(x)
-        torch.set_num_threads(1)
-        actual = results(y, [x, *block.parameters()])
-    finally:
-        torch.set_num_threads(before)
+    set_threads(5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = block(x)
+    set_threads(1)
+    actual = results(y, [x, *block.parameters()])
     assert max(errors(actual, expected)) < (3e-3 if autocast else 1e-5)
 
 

@@ -1,5 +1,7 @@
 """Max-pooling against PyTorch's, to the bit."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,16 +43,17 @@ def bits(tensors: list[Tensor]) -> list[Tensor]:
     ],
 )
 def test_the_same_bits_as_pytorch(
-    shape: tuple[int, ...], kernel_size: int, memory_format: torch.memory_format, dtype: torch.dtype
+    shape: tuple[int, ...],
+    kernel_size: int,
+    memory_format: torch.memory_format,
+    dtype: torch.dtype,
+    set_threads: Callable[[int], None],
 ) -> None:
     x = images(shape, dtype).contiguous(memory_format=memory_format).requires_grad_()
-    before, actual = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            actual.append(results(max_pool2d(x, kernel_size), [x]))
-    finally:
-        torch.set_num_threads(before)
+    actual = []
+    for threads in (1, 3):
+        set_threads(threads)
+        actual.append(results(max_pool2d(x, kernel_size), [x]))
     expected = results(F.max_pool2d(x, kernel_size), [x])
     for each in actual:
         assert [t.dtype for t in each] == [dtype] * 2

@@ -1,6 +1,6 @@
 """Random views of batches against PyTorch's operations, to the bit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -23,18 +23,11 @@ def noise(height: int, width: int, channels: int) -> Tensor:
     return torch.from_numpy(values.clip(0, 255).astype(np.uint8))
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("height", "width", "size"), [(64, 64, 64), (33, 18, 7), (20, 50, 41), (1, 1, 5), (9, 9, 1)])
-def test_areas_are_resized_as_pytorch_does(
-    height: int, width: int, size: int, channels: int, threads: Callable[[int], None]
+def test_crops_are_resized_as_pytorch_does(
+    height: int, width: int, size: int, channels: int, set_threads: Callable[[int], None]
 ) -> None:
     augment, mean = AugmentSettings(crop_scale=(0.01, 1.0)), (0.5,) * channels
     one_by_one, chosen = (
@@ -49,14 +42,16 @@ def test_areas_are_resized_as_pytorch_does(
     assert set(views[:, 4].tolist()) == {0, 1}
     expected = one_by_one(pixels, images, views)
     for number in (1, 3):
-        threads(number)
+        set_threads(number)
         assert torch.equal(chosen(pixels, images, views), expected)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", [*MATRICES])
-def test_images_are_moved_as_by_pytorchs_operations(name: str, channels: int, threads: Callable[[int], None]) -> None:
+def test_affine_transforms_are_those_of_pytorchs_operations(
+    name: str, channels: int, set_threads: Callable[[int], None]
+) -> None:
     size = 19
     pixels = noise(size, size, channels)
     strengths = np.linspace(-1, 1, COUNT) * {"Rotate": 180, "ShearX": 9, "ShearY": 9}.get(name, 40)
@@ -64,7 +59,7 @@ def test_images_are_moved_as_by_pytorchs_operations(name: str, channels: int, th
     numbers = torch.arange(COUNT).flip(0)
     expected = affine.by_operations(pixels, numbers)
     for number in (1, 3):
-        threads(number)
+        set_threads(number)
         assert torch.equal(affine(pixels, numbers), expected)
 
 
